@@ -1,0 +1,72 @@
+"""Typed configurations to and from plain dictionaries (JSON, YAML): unknown keys are errors that name the nearest key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from mcvd.errors import McvdError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> Any:
+    """A dataclass, with everything in it, as dictionaries and lists."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return [to_dict(item) for item in config] if isinstance(config, (tuple, list)) else config
+
+
+def from_dict(cls: type[T], data: Any, where: str) -> T:
+    """A dataclass of type `cls` from a dictionary; missing keys take their defaults.
+
+    where: what is being read (a file name, then the path of keys), named in errors.
+    Raises McvdError for an unknown key, a missing one without a default, or a value of the wrong type.
+    """
+    if not isinstance(data, dict):
+        raise McvdError(f"{where}: expected keys and values, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise McvdError(f"{where}: unknown key {key}; {hint}")
+    for name, field in fields.items():
+        if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise McvdError(f"{where}: {name} is missing")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise McvdError(f"{where} is {value!r}; it is one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise McvdError(f"{where}: expected a list, found {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise McvdError(f"{where}: expected {len(arguments)} values, found {len(value)}")
+        return tuple(_convert(arguments[0], item, where) for item in value)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            raise McvdError(f"{where}: expected a number, found {value!r}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and (type(value) is not hint):
+        raise McvdError(f"{where}: expected {hint.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,104 @@
+"""Files the library can bring by itself, and the folder they are kept in. A file is checked before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mcvd.errors import McvdError
+
+MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as ``progress(file name, bytes so far, bytes in all or None)``."""
+
+
+def cache_dir() -> Path:
+    """Folder for downloaded files: ``MCVD_CACHE``, else ``mcvd`` in the user's cache folder (not made here)."""
+    if own := os.environ.get("MCVD_CACHE"):
+        return Path(own).expanduser()
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "mcvd"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mcvd"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mcvd" / "cache"
+    return Path.home() / ".cache" / "mcvd"
+
+
+def fetch_mnist(
+    destination: Path | str | None = None, source: Path | str | None = None, progress: Progress | None = None
+) -> Path:
+    """Puts the four original MNIST files into a folder and returns it; files already there and whole are left alone.
+
+    destination: the folder; default ``cache_dir()/mnist``.
+    source: a folder that holds the files, or a URL they lie under; default: the public mirrors, in order.
+    Raises McvdError where no source gives a file with the right checksum; nothing half-written keeps its final name.
+    """
+    folder = Path(destination).expanduser() if destination is not None else cache_dir() / "mnist"
+    places = [str(source)] if source is not None else list(MNIST_MIRRORS)
+    for name, md5 in MNIST_MD5.items():
+        target = folder / name
+        if not (target.is_file() and _md5(target) == md5):
+            fetch_file([_join(place, name) for place in places], target, md5, progress)
+    return folder
+
+
+def fetch_file(places: Sequence[str], target: Path, md5: str, progress: Progress | None = None) -> None:
+    """Copies the first of ``places`` (URLs or local files) whose md5 is right to ``target``, atomically."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise McvdError(f"cannot make the folder {target.parent}: {error.strerror or error}") from error
+    problems = []
+    for place in places:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                found = _copy(place, out, target.name, progress)
+            if found == md5:
+                os.replace(temporary, target)
+                return
+            problems.append(f"{place}: checksum {found}, expected {md5}")
+        except OSError as error:  # urllib's errors and timeouts are OSErrors too
+            problems.append(f"{place}: {getattr(error, 'reason', None) or error.strerror or error}")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    raise McvdError(f"cannot get {target.name} ({'; '.join(problems)}); put the file into {target.parent} by hand")
+
+
+def _copy(place: str, out: object, name: str, progress: Progress | None) -> str:
+    """Streams ``place`` into ``out``; returns the md5 of what came."""
+    digest, done = hashlib.md5(usedforsecurity=False), 0
+    with urllib.request.urlopen(place, timeout=30) if "://" in place else open(place, "rb") as stream:
+        length = stream.headers.get("Content-Length") if hasattr(stream, "headers") else os.stat(place).st_size
+        while chunk := stream.read(1 << 18):
+            out.write(chunk)  # type: ignore[attr-defined]
+            digest.update(chunk)
+            done += len(chunk)
+            if progress is not None:
+                progress(name, done, int(length) if length is not None else None)
+    return digest.hexdigest()
+
+
+def _join(place: str, name: str) -> str:
+    return place.rstrip("/") + "/" + name if "://" in place else str(Path(place).expanduser() / name)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

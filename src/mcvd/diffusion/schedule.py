@@ -1,0 +1,51 @@
+"""Noise schedules: alpha_bar[t], t = 0 cleanest ... steps - 1 noisiest (DDPM section 2; cosine: arXiv 2102.09672)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The variances of the forward process q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), in float64."""
+
+    kind: str = "linear"
+    """`linear` in beta (DDPM, all published checkpoints) or `cosine` in alpha_bar."""
+    steps: int = 1000
+    """T, the number of noise levels."""
+    beta_first: float = 1e-4
+    """beta at t = 0 (linear only)."""
+    beta_last: float = 0.02
+    """beta at t = T - 1 (linear only)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "cosine"):
+            raise McvdError(f"noise schedule is {self.kind!r}; it is 'linear' or 'cosine'")
+        if self.steps < 1:
+            raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """``(T,)`` float64, descending; alpha_bar of "before t = 0" is 1."""
+        if self.kind == "linear":
+            beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
+            return torch.cumprod(1 - beta, dim=0)
+        u = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
+        return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+
+    @cached_property
+    def beta(self) -> Tensor:
+        """``(T,)`` float64: beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        return 1 - self.alpha_bar / before
+
+    def at(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha_bar of time numbers t ``(B,)``, shaped to broadcast over `like` ``(B, ...)``, on its device and dtype."""
+        return self.alpha_bar.to(t.device)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,227 @@
+"""Solvers as tables: every sampler here is linear in x, the network's outputs so far, and fresh noise.
+
+A row of a :class:`Table` is one network call. The call sees the state x at time t and yields x0_hat and, from it,
+eps_hat = (x - sqrt(alpha_bar) x0_hat) / sqrt(1 - alpha_bar). The next state is then
+
+    x' = base * x_base + sum over past calls j of (x0[j] * x0_hat_j + eps[j] * eps_hat_j) + noise * z,   z ~ N(0, I)
+
+where x_base is the state at the last row marked `anchor` (Runge-Kutta stages start again from it). All coefficients are
+float64; :func:`mcvd.diffusion.sampling.sample` runs any table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mcvd.diffusion.schedule import NoiseSchedule
+from mcvd.errors import McvdError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network call at time t, and how the next state is made from it and its predecessors."""
+
+    t: float
+    """Time number the network is called with (F-PNDM also calls between two training levels)."""
+    alpha_bar: float
+    """alpha_bar of the state that the network sees."""
+    base: float
+    """Weight of x_base."""
+    x0: tuple[float, ...] = ()
+    """Weights of x0_hat of this call, the call before, ..."""
+    eps: tuple[float, ...] = ()
+    """Weights of eps_hat of this call, the call before, ..."""
+    noise: float = 0.0
+    """Standard deviation of the fresh noise."""
+    anchor: bool = True
+    """Whether x at this call is the x_base of this and the following rows."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A solver for one schedule and number of steps."""
+
+    rows: tuple[Row, ...]
+    clip_eps: bool = False
+    """Whether eps_hat follows the clipped x0_hat (multistep in eps), or the raw one (DDIM as published)."""
+
+    @property
+    def memory(self) -> int:
+        """How many calls back a row reads, itself included."""
+        return max(max(len(row.x0), len(row.eps)) for row in self.rows)
+
+
+def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` time numbers from T - 1 down, evenly spaced: T - 1 - floor(i T / steps)."""
+    if not 1 <= steps <= schedule.steps:
+        raise McvdError(f"steps is {steps}; this model's noise schedule allows 1 to {schedule.steps}")
+    return [schedule.steps - 1 - i * schedule.steps // steps for i in range(steps)]
+
+
+def spaced_as_published(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """The published spacing: every (T // steps)-th time number from T - 1 down, so 7 of 1000 asked means 8 run."""
+    if not 1 <= steps <= schedule.steps:
+        raise McvdError(f"steps is {steps}; this model's noise schedule allows 1 to {schedule.steps}")
+    return list(range(schedule.steps - 1, -1, -(schedule.steps // steps)))
+
+
+def _levels(schedule: NoiseSchedule, times: list[int]) -> list[tuple[int, float, float]]:
+    """(t, alpha_bar at t, alpha_bar where the step ends) for every step; the last step ends at 1, the clean video."""
+    alpha_bar = schedule.alpha_bar
+    values = [float(alpha_bar[t]) for t in times]
+    return list(zip(times, values, [*values[1:], 1.0]))
+
+
+def _transfer(a: float, b: float) -> tuple[float, float]:
+    """DDIM's deterministic step from alpha_bar a to b: weights of x and of eps_hat (arXiv 2010.02502 eq. 12; PNDM eq. 11)."""
+    return math.sqrt(b / a), math.sqrt(1 - b) - math.sqrt(b * (1 - a) / a)
+
+
+def ddpm(schedule: NoiseSchedule, times: list[int]) -> Table:
+    """Ancestral sampling with the posterior's mean and variance (DDPM eqs. 6, 7 and 11, algorithm 2)."""
+    rows = []
+    for t, a, b in _levels(schedule, times):
+        alpha, beta = a / b, 1 - a / b
+        rows.append(
+            Row(
+                t,
+                a,
+                base=math.sqrt(alpha) * (1 - b) / (1 - a),
+                x0=(math.sqrt(b) * beta / (1 - a),),
+                noise=math.sqrt((1 - b) / (1 - a) * beta),
+            )
+        )
+    return Table(tuple(rows))
+
+
+def ddim(schedule: NoiseSchedule, times: list[int], eta: float = 0.0) -> Table:
+    """DDIM (arXiv 2010.02502 eq. 12): eta = 0 is deterministic, eta = 1 has the noise of DDPM."""
+    rows = []
+    for t, a, b in _levels(schedule, times):
+        sigma = eta * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+        rows.append(Row(t, a, base=0.0, x0=(math.sqrt(b),), eps=(math.sqrt(max(1 - b - sigma**2, 0.0)),), noise=sigma))
+    return Table(tuple(rows))
+
+
+def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
+    """F-PNDM (arXiv 2202.09778, algorithm 2): three pseudo Runge-Kutta steps, then linear multistep of order 4.
+
+    A Runge-Kutta step takes 4 calls, two of them half-way between two levels; so 4 or more steps are len(times) + 9
+    calls. With fewer, the last step, which ends at the clean video where no noise can be told, is first order. The
+    published code has the time axis of this solver reversed (docs/reference.md); these are the PNDM paper's equations.
+    """
+    rows: list[Row] = []
+    firsts: list[int] = []  # the row of the first call of each step: only these enter the multistep formula
+    for i, (t, a, b) in enumerate(_levels(schedule, times)):
+        full_x, full_eps = _transfer(a, b)
+        firsts.append(len(rows))
+        if i >= 3:
+            weights = [0.0] * (len(rows) - firsts[-4] + 1)
+            for first, weight in zip(firsts[-4:], (-9 / 24, 37 / 24, -59 / 24, 55 / 24)):
+                weights[len(rows) - first] = full_eps * weight
+            rows.append(Row(t, a, full_x, eps=tuple(weights)))
+        elif b == 1.0:
+            rows.append(Row(t, a, full_x, eps=(full_eps,)))
+        else:
+            end = times[i + 1]
+            middle = t - (t - end) // 2  # the training level nearest to half-way, as published weights know no others
+            m = float(schedule.alpha_bar[middle])
+            half_x, half_eps = _transfer(a, m)
+            sixth = full_eps / 6
+            rows += [
+                Row(t, a, half_x, eps=(half_eps,)),
+                Row(middle, m, half_x, eps=(half_eps,), anchor=False),
+                Row(middle, m, full_x, eps=(full_eps,), anchor=False),
+                Row(end, b, full_x, eps=(sixth, 2 * sixth, 2 * sixth, sixth), anchor=False),
+            ]
+    return Table(tuple(rows), clip_eps=True)
+
+
+def dpm_solver_pp(schedule: NoiseSchedule, times: list[int]) -> Table:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: x0-prediction, two calls of memory."""
+    half_log_snr = lambda a: 0.5 * math.log(a / (1 - a))  # noqa: E731 - lambda_t of the paper
+    levels = _levels(schedule, times)
+    rows = []
+    for i, (t, a, b) in enumerate(levels):
+        if b == 1.0:  # lambda is infinite at the clean end: the step ends at x0_hat itself
+            rows.append(Row(t, a, base=0.0, x0=(1.0,)))
+            continue
+        h = half_log_snr(b) - half_log_snr(a)
+        base = math.sqrt((1 - b) / (1 - a))
+        gain = -math.sqrt(b) * math.expm1(-h)
+        if i == 0:
+            rows.append(Row(t, a, base, x0=(gain,)))
+            continue
+        r = (half_log_snr(a) - half_log_snr(levels[i - 1][1])) / h
+        rows.append(Row(t, a, base, x0=(gain * (1 + 0.5 / r), -gain * 0.5 / r)))
+    return Table(tuple(rows))
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A named solver with its default number of steps."""
+
+    build: Callable[[NoiseSchedule, list[int]], Table]
+    steps: int
+    summary: str = field(default="")
+
+
+SOLVERS = {
+    "ddpm": Solver(ddpm, 100, "ancestral sampling, as in the paper's tables"),
+    "ddim": Solver(ddim, 50, "deterministic for a given start noise"),
+    "f-pndm": Solver(f_pndm, 20, "fourth-order multistep, 9 more calls than steps"),
+    "dpm++": Solver(dpm_solver_pp, 20, "DPM-Solver++(2M), second order"),
+}
+
+
+def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -> Table:
+    """The table of a solver by name, for `steps` steps (None: the solver's default)."""
+    if name not in SOLVERS:
+        raise McvdError(f"solver is {name!r}; it is one of {', '.join(SOLVERS)}")
+    solver = SOLVERS[name]
+    steps = min(solver.steps, schedule.steps) if steps is None else steps
+    return solver.build(schedule, spaced(schedule, steps))
+
+
+def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: bool = True) -> Table:
+    """DDPM or DDIM exactly as the published code ran them, defects included (docs/reference.md).
+
+    Its spacing differs when `steps` does not divide T, and `denoise` appends its last call: x - sqrt(1 - alpha_bar) eps
+    at the last level, but with the network told a time number near the noisy end (label L - 1, meant as an index of the
+    L steps): this pulls every video towards grey, by 4.3 % at 100 steps.
+    """
+    if name not in ("ddpm", "ddim"):
+        raise McvdError(f"the published results use ddpm and ddim, not {name!r}; leave out the reference mode for it")
+    times = spaced_as_published(schedule, steps)
+    table = SOLVERS[name].build(schedule, times)
+    rows = list(table.rows)
+    if name == "ddpm" and schedule.kind == "linear" and len(times) == schedule.steps:
+        # with all steps, the published code divides float32 tables that do not quite match: 0.99983 times x0_hat
+        gain = schedule.beta[0] / (1 - schedule.alpha_bar[0].to(torch.float32))
+        rows[-1] = Row(rows[-1].t, rows[-1].alpha_bar, base=0.0, x0=(float(gain),))
+    if denoise:
+        a = rows[-1].alpha_bar
+        rows.append(Row(schedule.steps - len(times), a, base=1.0, eps=(-math.sqrt(1 - a),)))
+    return Table(tuple(rows))
+
+
+def gains(table: Table) -> Tensor:
+    """For an exact predictor of a single clean video x0: how much of x0 is in the state after every row, ``(rows,)``.
+
+    A sound solver ends at 1; this is what the "gain" of a solver means in docs and tests.
+    """
+    out = []
+    state = base = math.sqrt(table.rows[0].alpha_bar)
+    history: list[float] = []
+    for row in table.rows:
+        base = state if row.anchor else base
+        eps = (state - math.sqrt(row.alpha_bar)) / math.sqrt(1 - row.alpha_bar)
+        history.insert(0, eps)
+        state = row.base * base + sum(row.x0) + sum(w * e for w, e in zip(row.eps, history))
+        out.append(state)
+    return torch.tensor(out, dtype=torch.float64)

@@ -1,0 +1,5 @@
+"""The one exception that means "the user can fix this": its text is one line (what was wrong, where, what to do)."""
+
+
+class McvdError(Exception):
+    """A problem in the input, the files or the options; the command line prints it alone and exits with 1."""

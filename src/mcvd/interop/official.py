@@ -1,0 +1,283 @@
+"""The authors' checkpoints: list files `checkpoint_<step>.pt` with a config.yml beside them, to and from our model.
+
+The only place that knows the published key names (`unet.all_modules.<i>. ...`), the direction of the published labels,
+and which of the published options no model of ours has. Facts: docs/reference.md.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from mcvd.diffusion.schedule import NoiseSchedule
+from mcvd.errors import McvdError
+from mcvd.layout import BlockLayout, Masking
+from mcvd.model import ModelConfig, VideoDiffusion, load_weights
+from mcvd.networks.attention import Attention
+from mcvd.networks.blocks import ModulatedNorm, ResidualBlock, Spatin
+from mcvd.networks.unet import UNet, UNetConfig
+
+PREFIX = "unet.all_modules."
+BUFFERS = ("betas", "alphas", "alphas_prev", "unet.sigmas", "k", "k_cum", "theta_t")
+
+# --- configuration ------------------------------------------------------------------------------------------------
+
+_MUST = object()
+# what a released config.yml may lack, with the value the published code then assumes
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "data": {
+        "channels": _MUST,
+        "image_size": _MUST,
+        "num_frames": _MUST,
+        "num_frames_cond": _MUST,
+        "num_frames_future": 0,
+        "prob_mask_cond": 0.0,
+        "prob_mask_future": 0.0,
+        "prob_mask_sync": False,
+        "rescaled": True,
+        "logit_transform": False,
+    },
+    "model": {
+        "arch": "unetmore",
+        "ngf": _MUST,
+        "ch_mult": _MUST,
+        "num_res_blocks": _MUST,
+        "attn_resolutions": _MUST,
+        "n_head_channels": _MUST,
+        "dropout": 0.0,
+        "spade": False,
+        "spade_dim": 128,
+        "time_conditional": True,
+        "cond_emb": False,
+        "noise_in_cond": False,
+        "output_all_frames": False,
+        "gamma": False,
+        "version": "DDPM",
+        "sigma_dist": "linear",
+        "sigma_begin": 0.02,
+        "sigma_end": 1e-4,
+        "num_classes": 1000,
+        "ema": True,
+    },
+}
+# options that a network of ours does not have: the only values that can be loaded
+_ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "data": {"rescaled": (True,), "logit_transform": (False,)},
+    "model": {
+        "arch": ("unetmore",),
+        "time_conditional": (True,),
+        "output_all_frames": (False,),
+        "version": ("DDPM", "DDIM", "FPNDM"),
+        "sigma_dist": ("linear", "cosine"),
+    },
+}
+
+
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """The `data` and `model` sections of a published config.yml, with the published defaults for missing keys."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise McvdError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from None
+    sections = {}
+    for section, defaults in _DEFAULTS.items():
+        found = raw.get(section) if isinstance(raw, dict) else None
+        if not isinstance(found, dict):
+            raise McvdError(f"{path} has no section {section}: it is not the config.yml of a published checkpoint")
+        values = {key: found.get(key, default) for key, default in defaults.items()}
+        for key, value in values.items():
+            if value is _MUST:
+                raise McvdError(f"{path}: {section}.{key} is missing, and the weights do not tell it")
+            allowed = _ONLY[section].get(key)
+            if allowed is not None and value not in allowed:
+                raise McvdError(f"{path}: {section}.{key} is {value!r}; only {', '.join(map(repr, allowed))} can be loaded")
+        sections[section] = values
+    return sections
+
+
+def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
+    """Our configuration for the sections that `read_config` gives."""
+    data, model = published["data"], published["model"]
+    together = bool(data["prob_mask_sync"]) and data["prob_mask_cond"] > 0
+    return ModelConfig(
+        network=UNetConfig(
+            size=(data["image_size"], data["image_size"]),
+            channels=data["channels"],
+            layout=BlockLayout(data["num_frames_cond"], data["num_frames"], data["num_frames_future"]),
+            width=model["ngf"],
+            multipliers=tuple(model["ch_mult"]),
+            blocks=model["num_res_blocks"],
+            attention=tuple(model["attn_resolutions"]),
+            head_channels=model["n_head_channels"],
+            dropout=float(model["dropout"]),
+            conditioning="spatin" if model["spade"] else "concat",
+            spatin_width=model["spade_dim"],
+            mask_embedding=bool(model["cond_emb"]),
+        ),
+        masking=Masking(float(data["prob_mask_cond"]), float(data["prob_mask_future"]), together),
+        schedule=NoiseSchedule(
+            model["sigma_dist"], model["num_classes"], float(model["sigma_end"]), float(model["sigma_begin"])
+        ),
+        noisy_condition=bool(model["noise_in_cond"]),
+        time_from_noise=True,
+    )
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def _layers(network: UNet) -> Iterator[nn.Module]:
+    """The layers in the order of the published flat list `all_modules`."""
+    yield network.time[0]
+    yield network.time[2]
+    if network.mask is not None:
+        yield network.mask
+    yield network.conv_in
+    for level in network.down:
+        for i, block in enumerate(level.blocks):
+            yield block
+            if level.attention:
+                yield level.attention[i]
+        if level.resample is not None:
+            yield level.resample
+    yield from network.middle
+    for level in network.up:
+        yield from level.blocks
+        yield from level.attention
+        if level.resample is not None:
+            yield level.resample
+    yield network.norm_out
+    yield network.conv_out
+
+
+def _leaf(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.weight", f"{ours}.weight"
+    yield f"{theirs}.bias", f"{ours}.bias"
+
+
+def _spatin(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    for published, name in (("mlp_shared.0", "shared"), ("mlp_gamma", "gamma"), ("mlp_beta", "beta")):
+        yield from _leaf(f"{ours}.{name}", f"{theirs}.{published}")
+
+
+def _names_of(layer: nn.Module, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
+    """(published name, our name) for every tensor of a layer, in the published order."""
+    if isinstance(layer, ResidualBlock):
+        for i in (0, 1):
+            norm: ModulatedNorm = getattr(layer, f"norm{i}")
+            yield from _leaf(f"{ours}.norm{i}.modulation", f"{theirs}.actnorm{i}.Dense_0")
+            if norm.spatin is not None:
+                yield from _spatin(f"{ours}.norm{i}.spatin", f"{theirs}.actnorm{i}.Norm_0")
+            yield from _leaf(f"{ours}.conv{i}", f"{theirs}.Conv_{i}")
+        if layer.shortcut is not None:
+            yield from _leaf(f"{ours}.shortcut", f"{theirs}.Conv_2")
+    elif isinstance(layer, Attention):
+        yield from _leaf(f"{ours}.norm", f"{theirs}.GroupNorm_0")
+        for i in range(3):  # one of ours holds three of theirs: a suffix says which third
+            yield f"{theirs}.NIN_{i}.W", f"{ours}.qkv.weight/{i}"
+            yield f"{theirs}.NIN_{i}.b", f"{ours}.qkv.bias/{i}"
+        yield f"{theirs}.NIN_3.W", f"{ours}.out.weight"
+        yield f"{theirs}.NIN_3.b", f"{ours}.out.bias"
+    elif isinstance(layer, Spatin):
+        yield from _spatin(ours, f"{theirs}.Norm_0")
+    elif isinstance(layer, nn.GroupNorm):
+        yield from _leaf(ours, f"{theirs}.Norm_0")
+    elif isinstance(layer, nn.Embedding):
+        yield f"{theirs}.weight", f"{ours}.weight"
+    else:
+        yield from _leaf(ours, theirs)
+
+
+def name_map(network: UNet) -> dict[str, str]:
+    """Published name -> our name, for every parameter, in the order of the published optimizer."""
+    ours = {id(module): name for name, module in network.named_modules()}
+    return {
+        theirs: name
+        for i, layer in enumerate(_layers(network))
+        for theirs, name in _names_of(layer, ours[id(layer)], f"{PREFIX}{i}")
+    }
+
+
+def to_official(network: UNet) -> dict[str, Tensor]:
+    """Our weights under the published names and in the published shapes."""
+    state = network.state_dict()
+    out = {}
+    for theirs, ours in name_map(network).items():
+        name, _, third = ours.partition("/")
+        value = state[name].chunk(3)[int(third)] if third else state[name]
+        out[theirs] = value.T.contiguous() if theirs.endswith(".W") else value  # NIN weights are (in, out)
+    return out
+
+
+def from_official(network: UNet, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Published weights (without `module.`) under our names; raises McvdError unless every name is used exactly once."""
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = {name: value for name, value in weights.items() if name not in BUFFERS}
+    names = name_map(network)
+    last = f"{PREFIX}{sum(1 for _ in _layers(network)) - 2}"
+    for leaf in ("weight", "bias"):  # files from before May 2022 name the last norm without the wrapper
+        if f"{last}.{leaf}" in weights:
+            weights[f"{last}.Norm_0.{leaf}"] = weights.pop(f"{last}.{leaf}")
+    for gone, what in ((names.keys() - weights.keys(), "lacks"), (weights.keys() - names.keys(), "has unknown")):
+        if gone:
+            first = min(gone)
+            raise McvdError(f"{where} {what} {first} ({len(gone)} such names): config.yml does not fit these weights")
+    out: dict[str, Any] = {}
+    for theirs, ours in names.items():
+        value = weights[theirs].T if theirs.endswith(".W") else weights[theirs]
+        name, _, third = ours.partition("/")
+        if third:
+            out.setdefault(name, [None] * 3)[int(third)] = value
+        else:
+            out[name] = value
+    return {name: torch.cat(value) if isinstance(value, list) else value for name, value in out.items()}
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: str | Path, ema: bool = True) -> VideoDiffusion:
+    """A published `checkpoint_<step>.pt`, with the config.yml of its folder, as a model in evaluation mode.
+
+    ema: use the averaged weights (what the published results use); False gives the raw ones.
+    Raises McvdError for a file that is not such a checkpoint, an option that cannot be reproduced, or weights that do
+    not fit the configuration: nothing is ever loaded in part.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise McvdError(f"{path} is not there")
+    config_path = path.parent / "config.yml"
+    if not config_path.is_file():
+        raise McvdError(f"{path} needs the config.yml it was published with in the same folder; {config_path} is missing")
+    published = read_config(config_path)
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise McvdError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again") from None
+    if not isinstance(states, list) or len(states) < 4 or not isinstance(states[0], dict):
+        raise McvdError(f"{path} is not a published checkpoint: a list of weights, optimizer, epoch, step and EMA is expected")
+    use_ema = ema and published["model"]["ema"]
+    if use_ema and len(states) < 5:
+        raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
+
+    model = VideoDiffusion(model_config(published))
+    _check_tables(model.config.schedule, states[0], str(path))
+    weights = from_official(model.network, states[4] if use_ema else states[0], str(path))
+    load_weights(model.network, weights, str(path))
+    return model.eval()
+
+
+def _check_tables(schedule: NoiseSchedule, state: dict[str, Tensor], where: str) -> None:
+    """The noise schedule is computed anew, in float64; this makes sure that it is the one the file was trained with."""
+    stored = state.get("module.alphas", state.get("alphas"))
+    if stored is None:
+        raise McvdError(f"{where} holds no noise schedule (module.alphas); it is not a published checkpoint")
+    ours = schedule.alpha_bar.flip(0)  # published tables run from noisy to clean
+    if stored.shape != ours.shape or not torch.allclose(stored.double(), ours, rtol=1e-5, atol=1e-7):
+        raise McvdError(f"{where}: its noise schedule is not the one that config.yml describes")

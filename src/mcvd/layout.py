@@ -1,0 +1,126 @@
+"""What one network call sees and makes, and how its past and future are hidden in training (MCVD, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Consecutive frames of one network call, in time order: `past` seen, `current` made, `future` seen.
+
+    Raises McvdError when `current` < 1 or another count is negative.
+    """
+
+    past: int
+    current: int
+    future: int = 0
+
+    def __post_init__(self) -> None:
+        if self.current < 1:
+            raise McvdError(f"a block makes at least 1 frame, not current={self.current}")
+        if self.past < 0 or self.future < 0:
+            raise McvdError(f"past={self.past} and future={self.future} count frames and cannot be negative")
+
+    @property
+    def frames(self) -> int:
+        """Frames of one training clip."""
+        return self.past + self.current + self.future
+
+    @property
+    def condition_frames(self) -> int:
+        """Frames of the condition: past, then future."""
+        return self.past + self.future
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How past and future were hidden in training: each whole group, for each clip, with these probabilities.
+
+    past, future: probability in [0, 1] that the group is hidden (the paper trains with 1/2).
+    together: one draw for both, the published `prob_mask_sync`; needs equal probabilities above 0.
+    """
+
+    past: float = 0.0
+    future: float = 0.0
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        for name, probability in (("past", self.past), ("future", self.future)):
+            if not 0.0 <= probability <= 1.0:
+                raise McvdError(f"masking {name}={probability} is a probability and must be between 0 and 1")
+        if self.together and not self.past == self.future > 0.0:
+            raise McvdError(
+                f"masking past={self.past} and future={self.future} together needs two equal probabilities above 0"
+            )
+
+    def allows(self, past_seen: bool, future_seen: bool) -> bool:
+        """Whether training ever showed this combination, for a layout that has both groups."""
+        if self.together and past_seen != future_seen:
+            return False
+        return all(
+            probability < 1.0 if seen else probability > 0.0
+            for seen, probability in ((past_seen, self.past), (future_seen, self.future))
+        )
+
+    def combinations(self, layout: BlockLayout) -> frozenset[tuple[bool, bool]]:
+        """The (past seen, future seen) pairs of training; a group that the layout lacks counts as not seen."""
+        return frozenset(
+            (past and layout.past > 0, future and layout.future > 0)
+            for past in (False, True)
+            for future in (False, True)
+            if self.allows(past, future)
+        )
+
+    def draw(
+        self,
+        batch: int,
+        *,
+        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draws (past_seen, future_seen), two bool tensors (batch,).
+
+        uniforms: (2, batch) in [0, 1), row 0 for the past, row 1 for the future; drawn with `generator` if not given.
+        The published rule is `seen = uniform > probability`, so probability 1 hides every group. Probability 0 is
+        not compared at all (as published), or a uniform of exactly 0 would hide a group that is always seen.
+        """
+        if uniforms is None:
+            home = generator.device if generator is not None else device
+            uniforms = torch.rand(2, batch, generator=generator, device=home)
+        if uniforms.shape != (2, batch):
+            raise McvdError(f"uniforms must have shape (2, {batch}), not {tuple(uniforms.shape)}")
+        if device is not None:
+            uniforms = uniforms.to(device)
+        past_seen = (uniforms[0] > self.past) | (self.past == 0.0)
+        if self.together:
+            return past_seen, past_seen.clone()
+        return past_seen, (uniforms[1] > self.future) | (self.future == 0.0)
+
+
+def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts one training clip (B, T, C, H, W), T == layout.frames, into past, current and future frames (views).
+
+    Raises McvdError when the shape is another.
+    """
+    if video.ndim != 5 or video.shape[1] != layout.frames:
+        raise McvdError(
+            f"a clip of {layout.past} past, {layout.current} current and {layout.future} future frames has shape "
+            f"(B, {layout.frames}, C, H, W), not {tuple(video.shape)}"
+        )
+    past, current, future = video.split([layout.past, layout.current, layout.future], dim=1)
+    return past, current, future
+
+
+def hide(frames: Tensor, seen: Tensor) -> Tensor:
+    """Hides the frames (B, T, C, H, W) of each clip whose `seen` (B,) is False.
+
+    Hidden frames are all 0, as the published code multiplies by the flag: mid-grey in the network's range [-1, 1].
+    """
+    return frames * seen.to(frames).reshape(-1, *[1] * (frames.ndim - 1))

@@ -1,0 +1,337 @@
+"""VideoDiffusion: a network, its noise schedule and its block layout; the loss, and filling in frames."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mcvd.config import from_dict, to_dict
+from mcvd.diffusion import gaussian
+from mcvd.diffusion.loss import squared_error
+from mcvd.diffusion.sampling import Denoiser
+from mcvd.diffusion.schedule import NoiseSchedule
+from mcvd.diffusion.solvers import published_table, solver_table
+from mcvd.errors import McvdError
+from mcvd.layout import BlockLayout, Masking, hide, split
+from mcvd.networks.blocks import Condition
+from mcvd.networks.unet import UNet, UNetConfig
+from mcvd.plan import plan
+from mcvd.rollout import Progress, rollout
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json of a model folder holds."""
+
+    network: UNetConfig = field(default_factory=UNetConfig)
+    masking: Masking = field(default_factory=Masking)
+    """How past and future were hidden in training; what the model can be asked for follows from it."""
+    schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    prediction: str = "eps"
+    """What the network puts out: `eps` (the paper), `x0` or `v`."""
+    noisy_condition: bool = False
+    """Past and future get the noise of the current frames' level before the network sees them (old checkpoints)."""
+    time_from_noise: bool = False
+    """The network counts time from the noisiest level (published checkpoints), not from the cleanest."""
+    fps: float = 10.0
+    """Frame rate that written videos get, frames per second."""
+
+
+class VideoDiffusion(nn.Module):
+    """A masked conditional video diffusion model.
+
+    All public methods take video ``(T, C, H, W)`` or ``(B, T, C, H, W)``, uint8 or float in [0, 1], and return float in
+    [0, 1] of shape ``(B * samples, T, C, H, W)``, the samples of a clip one after another. Inside, values are in [-1, 1].
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.prediction not in gaussian.PREDICTIONS:
+            raise McvdError(f"prediction is {config.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
+        self.config = config
+        self.network = UNet(config.network)
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Past, current and future frames of a block."""
+        return self.config.network.layout
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
+        return self.config.network.size
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self.config.network.channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def loss(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The training loss of each clip, ``(B,)``.
+
+        video: ``(B, p + k + f, C, H, W)`` consecutive frames in [-1, 1].
+        generator: source of the random masks, time numbers and noise, in this order; on the CPU or the video's device.
+        """
+        past, current, future = split(video, self.layout)
+        past_seen, future_seen = self.config.masking.draw(len(video), generator=generator)
+        t = torch.randint(self.config.schedule.steps, (len(video),), generator=generator, device=_of(generator))
+        eps = torch.randn(current.shape, generator=generator, device=_of(generator))
+        past_seen, future_seen, t, eps = (x.to(video.device, non_blocking=True) for x in (past_seen, future_seen, t, eps))
+        return self.loss_at(current, hide(past, past_seen), hide(future, future_seen), t, eps, past_seen)
+
+    def loss_at(
+        self,
+        current: Tensor,
+        past: Tensor,
+        future: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        past_seen: Tensor | None = None,
+        condition_noise: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each clip at time numbers t ``(B,)`` with noise eps (DDPM algorithm 1); frames in [-1, 1]."""
+        alpha_bar = self.config.schedule.at(t, current)
+        x_t = gaussian.add_noise(current, eps, alpha_bar)
+        if self.config.noisy_condition:
+            past, future = self._with_noise(past, future, alpha_bar, condition_noise)
+        condition = self.network.encode(past, future, past_seen)
+        output = self.network(x_t, self._network_time(t), condition)
+        target = gaussian.target(self.config.prediction, current, eps, alpha_bar)
+        return squared_error(output.float(), target)
+
+    # --- denoising ----------------------------------------------------------------------------------------------
+
+    def _network_time(self, t: Tensor) -> Tensor:
+        return self.config.schedule.steps - 1 - t if self.config.time_from_noise else t
+
+    @staticmethod
+    def _with_noise(past: Tensor, future: Tensor, alpha_bar: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        frames = torch.cat([past, future], dim=1)
+        noise = torch.randn_like(frames) if noise is None else noise
+        return gaussian.add_noise(frames, noise, alpha_bar).split([past.shape[1], future.shape[1]], dim=1)  # type: ignore
+
+    def denoiser(self, past: Tensor, future: Tensor, past_seen: Tensor, rows: Tensor, guidance: float = 1.0) -> Denoiser:
+        """(x_t, t, alpha_bar) -> x0_hat for trajectories that share conditions.
+
+        past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1] with hidden frames 0, past_seen ``(b,)`` bool: one
+        entry for each distinct condition; rows ``(B,)``: which of them each trajectory has. The condition is encoded
+        once, here. guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance
+        (arXiv 2207.12598) against the same network with everything hidden.
+        """
+        conditions = [self.network.encode(past, future, past_seen).take(rows)]
+        if guidance != 1.0:
+            nothing = self.network.encode(torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False)
+            conditions.append(nothing.take(torch.zeros_like(rows)))
+        prediction = self.config.prediction
+
+        def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
+            time = self._network_time(torch.full((len(x),), t, device=x.device))
+            here = conditions
+            if self.config.noisy_condition:
+                noisy = self._with_noise(past[rows], future[rows], torch.tensor(alpha_bar, device=x.device), None)
+                here = [self.network.encode(*noisy, past_seen[rows]), *conditions[1:]]
+            outputs = [self.network(x, time, condition).float() for condition in here]
+            output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
+            return gaussian.x0_from(prediction, x, output, torch.tensor(alpha_bar, dtype=x.dtype, device=x.device))
+
+        return denoise
+
+    # --- filling in ---------------------------------------------------------------------------------------------
+
+    def fill(
+        self,
+        video: Tensor,
+        known: Sequence[bool] | Tensor,
+        *,
+        samples: int = 1,
+        solver: str = "ddpm",
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float = 1.0,
+        batch_size: int = 32,
+        reference: bool = False,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Makes every frame that is not known; every task is a call of this.
+
+        video: all T frames; what stands where `known` is False is ignored.
+        known: ``(T,)`` bool, the frames that are given; they come back bit for bit (as float in [0, 1]).
+        samples: how many different fillings of each clip.
+        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; steps None is the solver's default.
+        seed: same seed, same result, however the work is split into batches. Clip i, sample j of a seed is always the
+            same trajectory.
+        guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
+        batch_size: trajectories in one network call.
+        reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
+        progress: called with (steps done, steps in all).
+
+        Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
+        or a task that it was not trained for.
+        """
+        given = self._prepare(video)
+        known = [bool(k) for k in known]
+        if len(known) != given.shape[1]:
+            raise McvdError(f"known has {len(known)} entries, the video {given.shape[1]} frames")
+        if samples < 1:
+            raise McvdError(f"samples is {samples}; ask for at least 1")
+        if guidance != 1.0 and not self.config.masking.allows(False, False):
+            raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
+        blocks = plan(known, self.layout, self.config.masking)
+        schedule = self.config.schedule
+        table = published_table(solver, schedule, steps or 100) if reference else solver_table(solver, schedule, steps)
+        return rollout(
+            self,
+            given,
+            known,
+            blocks,
+            table,
+            samples=samples,
+            seed=seed,
+            guidance=guidance,
+            batch_size=batch_size,
+            clip_made=not reference,
+            progress=progress,
+        )
+
+    def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: object) -> Tensor:
+        """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
+
+        Returns the new frames only, in time order, ``(B * samples, frames, C, H, W)``.
+        """
+        past, n = self._prepare(past), _count(frames)
+        blank = past.new_zeros(len(past), n, *past.shape[2:])
+        context = [True] * past.shape[1]
+        if backward:
+            return self.fill(torch.cat([blank, past], 1), [False] * n + context, **options)[:, :n]  # type: ignore
+        return self.fill(torch.cat([past, blank], 1), context + [False] * n, **options)[:, -n:]  # type: ignore
+
+    def interpolate(self, past: Tensor, future: Tensor, *, frames: int | None = None, **options: object) -> Tensor:
+        """What happened between: `frames` new frames (None: a block's) after past and before future; options as in `fill`.
+
+        Returns the new frames only, ``(B * samples, frames, C, H, W)``.
+        """
+        past, future = self._prepare(past), self._prepare(future)
+        n = self.layout.current if frames is None else _count(frames)
+        if len(past) != len(future):
+            raise McvdError(f"{len(past)} clips before the gap, but {len(future)} after it")
+        video = torch.cat([past, past.new_zeros(len(past), n, *past.shape[2:]), future], 1)
+        known = [True] * past.shape[1] + [False] * n + [True] * future.shape[1]
+        return self.fill(video, known, **options)[:, past.shape[1] : past.shape[1] + n]  # type: ignore
+
+    def generate(self, frames: int, *, samples: int = 1, **options: object) -> Tensor:
+        """New videos from nothing, ``(samples, frames, C, H, W)``; options as in `fill`."""
+        n = _count(frames)
+        return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, samples=samples, **options)  # type: ignore
+
+    def _prepare(self, video: Tensor) -> Tensor:
+        """Checks a public video; -> ``(B, T, C, H, W)`` float in [0, 1], on the model's device, in the model's colours."""
+        if video.dim() not in (4, 5):
+            raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
+        video = video if video.dim() == 5 else video[None]
+        if video.dtype == torch.uint8:
+            video = video.to(self.device).float() / 255
+        elif video.is_floating_point():
+            low, high = (float(video.min()), float(video.max())) if video.numel() else (0.0, 1.0)
+            if not (low >= -1e-4 and high <= 1 + 1e-4):
+                raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
+            video = video.to(self.device, torch.float32)
+        else:
+            raise McvdError(f"a video is uint8 or float, not {video.dtype}")
+        if video.shape[2] != self.channels:
+            if {video.shape[2], self.channels} != {1, 3}:
+                raise McvdError(f"the video has {video.shape[2]} channels, the model {self.channels}")
+            if self.channels == 3:
+                video = video.expand(-1, -1, 3, -1, -1)
+            else:  # ITU-R 601 luma
+                video = (video * video.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(2, keepdim=True)
+        if tuple(video.shape[3:]) != self.size:
+            have, want = "x".join(map(str, video.shape[3:])), "x".join(map(str, self.size))
+            raise McvdError(f"frames are {have}, the model's are {want}; read the video with size=model.size")
+        return video
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, notes: dict | None = None) -> Path:
+        """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
+        text = json.dumps({"format": "mcvd-1", **to_dict(self.config)} | ({"notes": notes} if notes else {}), indent=2)
+        for name, write in (
+            ("model.safetensors", lambda path: save_file(weights, path, {"format": "pt"})),
+            ("config.json", lambda path: path.write_text(text + "\n")),
+        ):
+            partial = folder / f".{name}.partial"
+            write(partial)
+            os.replace(partial, folder / name)
+        return folder
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> VideoDiffusion:
+        """The model that `save` wrote; in evaluation mode."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise McvdError(f"{folder} is not a model folder: it has no {name}")
+        data = json.loads((folder / "config.json").read_text())
+        if data.pop("format", None) != "mcvd-1":
+            raise McvdError(f"{folder / 'config.json'} is not of an mcvd model (format mcvd-1)")
+        data.pop("notes", None)
+        model = cls(from_dict(ModelConfig, data, str(folder / "config.json")))
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            raise McvdError(f"{folder / 'model.safetensors'} cannot be read ({error}); fetch or save it again") from None
+        load_weights(model, weights, str(folder / "model.safetensors"))
+        return model.eval()
+
+    def push_to_hub(self, repo_id: str, **options: object) -> str:
+        """Saves the model and uploads the folder to a hub repository; returns its address. options: of `upload_folder`."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            return str(api.upload_folder(repo_id=repo_id, folder_path=self.save(folder), **options))  # type: ignore
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Strict loading with a one-line error: names what is missing, left over or of another shape."""
+    own = model.state_dict()
+    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (sorted(wrong), "has another shape of")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise McvdError(f"{where} {what} {names[0]}{more}: it does not belong to this configuration")
+    model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
+
+
+def _count(frames: int) -> int:
+    if frames < 1:
+        raise McvdError(f"frames is {frames}; ask for at least 1")
+    return frames
+
+
+def _of(generator: torch.Generator | None) -> torch.device | None:
+    return None if generator is None else generator.device

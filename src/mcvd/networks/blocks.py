@@ -1,0 +1,161 @@
+"""The parts of the paper's U-Net: groups, time-modulated norms, SPATIN, residual blocks.
+
+All parts take features ``(B, C, H, W)`` or, in the 3-D variants, ``(B, C, N, H, W)``: what depends on the frame axis is
+chosen by a :class:`FrameOps`, everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled by
+the average of fan-in and fan-out; the last convolution of every residual branch starts near zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcvd.networks.resample import downsample, upsample
+
+NEAR_ZERO = 1e-10  # the init scale of layers that should start silent; not exactly 0, as in the published code
+RESIDUAL = 1 / math.sqrt(2)
+
+
+def group_count(channels: int) -> int:
+    """Groups of a GroupNorm: at most 32, at least 4 channels each, the largest number that divides `channels`."""
+    groups = min(channels // 4, 32)
+    while channels % groups:
+        groups -= 1
+    return groups
+
+
+def scaled_uniform_(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """U(-b, b) with b = sqrt(3 scale / mean(fan_in, fan_out)), in place; `weight` is ``(out, in, *kernel)``."""
+    taps = math.prod(weight.shape[2:])
+    bound = math.sqrt(3 * scale / (taps * (weight.shape[0] + weight.shape[1]) / 2))
+    return nn.init.uniform_(weight, -bound, bound)
+
+
+def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
+    """Initialises every convolution and linear layer inside `layer`; biases start at 0. Returns the layer."""
+    for part in layer.modules():
+        if isinstance(part, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            scaled_uniform_(part.weight, scale)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    return layer
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """``(B, C)`` -> ``(B, C, 1, 1[, 1])``, so that it broadcasts over the pixels (and frames) of `like`."""
+    return values.reshape(*values.shape, *[1] * (like.dim() - 2))
+
+
+@dataclass(frozen=True)
+class FrameOps:
+    """How the layers see the frames of a block: `conv(c_in, c_out, kernel)` and `attention(channels, heads)`."""
+
+    conv: Callable[[int, int, int], nn.Module]
+    attention: Callable[[int, int], nn.Module]
+    spatin: Callable[[int, int, int, int], nn.Module]
+
+
+@dataclass
+class Condition:
+    """What past and future frames become, once per block; the same for every step and every sample of a clip.
+
+    frames: condition frames folded for the first convolution (what they add to its output for the concat network in
+        2-D, the frames themselves in 3-D), or None for SPATIN.
+    maps: one (gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
+    past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
+    """
+
+    frames: Tensor | None
+    maps: list[tuple[Tensor, Tensor]]
+    past_seen: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Condition:
+        """The conditions of these rows ``(B,)``, repeated as often as they are named."""
+        return Condition(
+            None if self.frames is None else self.frames[rows],
+            [(gamma[rows], beta[rows]) for gamma, beta in self.maps],
+            None if self.past_seen is None else self.past_seen[rows],
+        )
+
+
+class Spatin(nn.Module):
+    """Space-time adaptive normalisation: maps from the condition scale and shift a plain GroupNorm (paper, section 2.4).
+
+    `maps` is everything that depends on the condition alone; it leaves the sampling loop. `scale` is the factor between
+    the video's resolution and the features' (nearest-neighbour: every scale-th pixel).
+    """
+
+    def __init__(self, channels: int, condition_channels: int, width: int, scale: int):
+        super().__init__()
+        self.scale = scale
+        self.groups = group_count(channels)
+        self.shared = initialise(nn.Conv2d(condition_channels, width, 3, padding=1))
+        self.gamma = initialise(nn.Conv2d(width, channels, 3, padding=1))
+        self.beta = initialise(nn.Conv2d(width, channels, 3, padding=1))
+        self.slot = -1  # its place in Condition.maps, given by the network
+
+    def maps(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)``."""
+        hidden = F.silu(self.shared(condition[..., :: self.scale, :: self.scale]))
+        return self.gamma(hidden), self.beta(hidden)
+
+    def forward(self, x: Tensor, condition: Condition) -> Tensor:
+        gamma, beta = condition.maps[self.slot]
+        return torch.addcmul(beta, F.group_norm(x, self.groups, eps=1e-6), 1 + gamma)
+
+
+class ModulatedNorm(nn.Module):
+    """silu(norm(x) * (1 + scale) + shift), where scale and shift come from the time embedding; norm is GroupNorm or SPATIN."""
+
+    def __init__(self, channels: int, embedding: int, spatin: nn.Module | None):
+        super().__init__()
+        self.modulation = initialise(nn.Linear(embedding, 2 * channels))
+        self.spatin = spatin
+        self.groups = group_count(channels)
+
+    def forward(self, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
+        # eps differs between the two in the published networks: 1e-5 here, 1e-6 inside SPATIN
+        x = F.group_norm(x, self.groups, eps=1e-5) if self.spatin is None else self.spatin(x, condition)
+        scale, shift = self.modulation(embedding).chunk(2, dim=1)
+        return F.silu(torch.addcmul(per_channel(shift, x), x, per_channel(1 + scale, x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two modulated norms and convolutions (BigGAN order), optionally resampling by 2; the sum is divided by sqrt(2)."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        embedding: int,
+        dropout: float,
+        ops: FrameOps,
+        spatin: Callable[[int, int], nn.Module | None],
+        level: int,
+        resample: str = "",
+    ):
+        super().__init__()
+        self.resample = {"": None, "down": downsample, "up": upsample}[resample]
+        after = level + {"": 0, "down": 1, "up": -1}[resample]
+        self.norm0 = ModulatedNorm(c_in, embedding, spatin(c_in, level))
+        self.conv0 = initialise(ops.conv(c_in, c_out, 3))
+        self.norm1 = ModulatedNorm(c_out, embedding, spatin(c_out, after))
+        self.dropout = dropout
+        self.conv1 = initialise(ops.conv(c_out, c_out, 3), NEAR_ZERO)
+        self.shortcut = initialise(ops.conv(c_in, c_out, 1)) if c_in != c_out or resample else None
+
+    def forward(self, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
+        h = self.norm0(x, embedding, condition)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv0(h)
+        h = F.dropout(self.norm1(h, embedding, condition), self.dropout, self.training)
+        h = self.conv1(h)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return (x + h) * RESIDUAL

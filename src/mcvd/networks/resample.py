@@ -1,0 +1,31 @@
+"""Factor-2 resampling with the FIR kernel [1, 3, 3, 1] (StyleGAN2's choice, used by the published network).
+
+Plain convolutions of fixed weights: no custom kernel is needed.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+
+
+def downsample(x: Tensor) -> Tensor:
+    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] H/2, W/2)``: depthwise FIR with zero padding 1, stride 2."""
+    maps = x.flatten(1, -3)
+    taps = TAPS.to(x)
+    kernel = torch.outer(taps, taps).expand(maps.shape[1], 1, 4, 4)
+    return F.conv2d(maps, kernel, stride=2, padding=1, groups=maps.shape[1]).unflatten(1, x.shape[1:-2])
+
+
+def upsample(x: Tensor) -> Tensor:
+    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] 2H, 2W)``: the transposed FIR, four times as strong.
+
+    With these taps it is bilinear interpolation at half-pixel centres over zero padding, which every backend has as
+    one fast kernel (a depthwise transposed convolution is several times slower on CPUs).
+    """
+    padded = F.pad(x.flatten(1, -3), (1, 1, 1, 1))
+    doubled = F.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)
+    return doubled[..., 2:-2, 2:-2].unflatten(1, x.shape[1:-2])

@@ -1,0 +1,137 @@
+"""Runs a plan: block after block, with one denoiser and one solver, for every sample of every clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcvd.diffusion.sampling import sample
+from mcvd.diffusion.solvers import Table
+from mcvd.plan import Block
+
+if TYPE_CHECKING:
+    from mcvd.model import VideoDiffusion
+
+Progress = Callable[[int, int], None]
+Noise = Callable[[list[tuple[int, int]], tuple[int, ...]], Tensor]
+"""(trajectories, shape of one) -> fresh N(0, I) noise ``(len(trajectories), *shape)``."""
+
+
+class SeededNoise:
+    """Noise for each trajectory (clip, sample) from a generator of its own, so that batching changes nothing."""
+
+    def __init__(self, seed: int, device: torch.device):
+        self.seed, self.device = seed, device
+        self.generators: dict[tuple[int, int], torch.Generator] = {}
+
+    def __call__(self, trajectories: list[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
+        noise = torch.empty(len(trajectories), *shape, device=self.device)
+        for row, trajectory in zip(noise, trajectories):
+            row.normal_(generator=self._generator(trajectory))
+        return noise
+
+    def _generator(self, trajectory: tuple[int, int]) -> torch.Generator:
+        if trajectory not in self.generators:
+            state = np.random.SeedSequence([self.seed, *trajectory]).generate_state(1, np.uint64)
+            self.generators[trajectory] = torch.Generator(self.device).manual_seed(int(state[0] >> np.uint64(1)))
+        return self.generators[trajectory]
+
+
+@torch.inference_mode()
+def rollout(
+    model: VideoDiffusion,
+    video: Tensor,
+    known: Sequence[bool],
+    blocks: Sequence[Block],
+    table: Table,
+    *,
+    samples: int,
+    seed: int = 0,
+    guidance: float = 1.0,
+    batch_size: int = 32,
+    clip_made: bool = True,
+    noise: Noise | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Fills in the frames of video ``(B, T, C, H, W)`` in [0, 1] that are not known -> ``(B * samples, T, C, H, W)``.
+
+    Given frames are returned bit for bit. noise: where noise comes from (None: :class:`SeededNoise` of `seed`).
+    clip_made: limit made frames to the range of a video before later blocks read them (the published code does not).
+    """
+    noise = SeededNoise(seed, video.device) if noise is None else noise
+    trajectories = [(clip, i) for clip in range(len(video)) for i in range(samples)]
+    chunks = [trajectories[i : i + batch_size] for i in range(0, len(trajectories), batch_size)]
+    done, total = 0, len(chunks) * len(blocks) * len(table.rows)
+    given = torch.tensor([bool(k) for k in known], device=video.device)
+    out = []
+    for chunk in chunks:
+        clips = torch.tensor([clip for clip, _ in chunk], device=video.device)
+        frames = (video[clips] * 2 - 1) * given.view(-1, 1, 1, 1)
+        for block in blocks:
+
+            def step(row: int, state: Tensor, before: int = done) -> None:
+                if progress is not None:
+                    progress(before + row + 1, total)
+
+            shared = all(known[i] for i in (*block.past, *block.future) if i is not None)
+            made = _run_block(model, frames, block, clips if shared else None, table, chunk, noise, guidance, step)
+            keep = [i for i, makes in enumerate(block.made) if makes]
+            frames[:, [block.current[i] for i in keep]] = made[:, keep].clamp(-1, 1) if clip_made else made[:, keep]
+            done += len(table.rows)
+        out.append(torch.where(given.view(-1, 1, 1, 1), video[clips], ((frames + 1) / 2).clamp(0, 1)))
+    return torch.cat(out)
+
+
+def _run_block(
+    model: VideoDiffusion,
+    frames: Tensor,
+    block: Block,
+    clips: Tensor | None,
+    table: Table,
+    chunk: list[tuple[int, int]],
+    noise: Noise,
+    guidance: float,
+    on_step: Callable[[int, Tensor], None],
+) -> Tensor:
+    """Samples the current frames of one block -> ``(B, k, C, H, W)`` in [-1, 1].
+
+    clips: which clip each trajectory belongs to, if all frames that the block sees are given ones: then the condition
+    is encoded once a clip. None: every trajectory has a condition of its own.
+    """
+    if clips is None:
+        rows = torch.arange(len(frames), device=frames.device)
+        sources = frames
+    else:
+        _, first, rows = np.unique(clips.cpu().numpy(), return_index=True, return_inverse=True)
+        rows = torch.as_tensor(rows, device=frames.device)
+        sources = frames[torch.as_tensor(first, device=frames.device)]
+    past, future = _gather(sources, block.past), _gather(sources, block.future)
+    past_seen = torch.full((len(sources),), block.past_seen, device=frames.device)
+    denoise = model.denoiser(past, future, past_seen, rows, guidance)
+
+    imposed = [i for i, known in enumerate(block.imposed) if known]
+    if imposed:
+        # frames of the block that are known already: whatever the network thinks, they are what they are
+        truth = frames[:, [block.current[i] for i in imposed]]
+        network = denoise
+
+        def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
+            x0 = network(x, t, alpha_bar)
+            x0[:, imposed] = truth
+            return x0
+
+    shape = (len(block.current), *frames.shape[2:])
+    return sample(denoise, table, noise(chunk, shape), lambda: noise(chunk, shape), on_step=on_step)
+
+
+def _gather(frames: Tensor, indices: Sequence[int | None]) -> Tensor:
+    """The frames at these indices; hidden ones (None) are 0."""
+    picked = frames.new_zeros(len(frames), len(indices), *frames.shape[2:])
+    for place, index in enumerate(indices):
+        if index is not None:
+            picked[:, place] = frames[:, index]
+    return picked
