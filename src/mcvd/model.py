@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +89,9 @@ class VideoDiffusion(nn.Module):
         past_seen, future_seen = self.config.masking.draw(len(video), generator=generator)
         t = torch.randint(self.config.schedule.steps, (len(video),), generator=generator, device=_of(generator))
         eps = torch.randn(current.shape, generator=generator, device=_of(generator))
-        past_seen, future_seen, t, eps = (x.to(video.device, non_blocking=True) for x in (past_seen, future_seen, t, eps))
+        past_seen, future_seen, t, eps = (
+            x.to(video.device, non_blocking=True) for x in (past_seen, future_seen, t, eps)
+        )
         return self.loss_at(current, hide(past, past_seen), hide(future, future_seen), t, eps, past_seen)
 
     def loss_at(
@@ -123,17 +125,28 @@ class VideoDiffusion(nn.Module):
         noise = torch.randn_like(frames) if noise is None else noise
         return gaussian.add_noise(frames, noise, alpha_bar).split([past.shape[1], future.shape[1]], dim=1)  # type: ignore
 
-    def denoiser(self, past: Tensor, future: Tensor, past_seen: Tensor, rows: Tensor, guidance: float = 1.0) -> Denoiser:
+    def denoiser(
+        self,
+        past: Tensor,
+        future: Tensor,
+        past_seen: Tensor,
+        rows: Tensor,
+        guidance: float = 1.0,
+        condition_noise: Callable[[], Tensor] | None = None,
+    ) -> Denoiser:
         """(x_t, t, alpha_bar) -> x0_hat for trajectories that share conditions.
 
         past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1] with hidden frames 0, past_seen ``(b,)`` bool: one
         entry for each distinct condition; rows ``(B,)``: which of them each trajectory has. The condition is encoded
         once, here. guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance
-        (arXiv 2207.12598) against the same network with everything hidden.
+        (arXiv 2207.12598) against the same network with everything hidden. condition_noise: fresh N(0, I) noise
+        ``(B, p + f, C, H, W)`` for every call, read only by a model with `noisy_condition` (None: torch's own).
         """
         conditions = [self.network.encode(past, future, past_seen).take(rows)]
         if guidance != 1.0:
-            nothing = self.network.encode(torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False)
+            nothing = self.network.encode(
+                torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
+            )
             conditions.append(nothing.take(torch.zeros_like(rows)))
         prediction = self.config.prediction
 
@@ -141,7 +154,8 @@ class VideoDiffusion(nn.Module):
             time = self._network_time(torch.full((len(x),), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
-                noisy = self._with_noise(past[rows], future[rows], torch.tensor(alpha_bar, device=x.device), None)
+                level, fresh = torch.tensor(alpha_bar, device=x.device), condition_noise and condition_noise()
+                noisy = self._with_noise(past[rows], future[rows], level, fresh)
                 here = [self.network.encode(*noisy, past_seen[rows]), *conditions[1:]]
             outputs = [self.network(x, time, condition).float() for condition in here]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
@@ -299,7 +313,9 @@ class VideoDiffusion(nn.Module):
         try:
             weights = load_file(folder / "model.safetensors")
         except SafetensorError as error:
-            raise McvdError(f"{folder / 'model.safetensors'} cannot be read ({error}); fetch or save it again") from None
+            raise McvdError(
+                f"{folder / 'model.safetensors'} cannot be read ({error}); fetch or save it again"
+            ) from None
         load_weights(model, weights, str(folder / "model.safetensors"))
         return model.eval()
 

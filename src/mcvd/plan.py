@@ -194,10 +194,10 @@ def _cannot(have: Sequence[bool], layout: BlockLayout, combinations: frozenset[t
         remedy += f" right before each and {layout.future} right behind"
     elif needs_past:
         saw = _count(layout.past, "past frame")
-        remedy = f"give at least {_count(layout.past, 'known frame')} in a row before {missing}"
+        remedy = f"give at least {_count(layout.past, 'known frame')} in a row before that"
     else:
         saw = _count(layout.future, "future frame")
-        remedy = f"give at least {_count(layout.future, 'known frame')} in a row behind {missing}"
+        remedy = f"give at least {_count(layout.future, 'known frame')} in a row behind that"
     return (
         f"this model always saw its {saw} in training, so it cannot make {missing}: {remedy}, "
         "or use a model trained with them hidden at random"

@@ -111,7 +111,8 @@ def _run_block(
         sources = frames[torch.as_tensor(first, device=frames.device)]
     past, future = _gather(sources, block.past), _gather(sources, block.future)
     past_seen = torch.full((len(sources),), block.past_seen, device=frames.device)
-    denoise = model.denoiser(past, future, past_seen, rows, guidance)
+    condition_shape = (past.shape[1] + future.shape[1], *frames.shape[2:])
+    denoise = model.denoiser(past, future, past_seen, rows, guidance, lambda: noise(chunk, condition_shape))
 
     imposed = [i for i, known in enumerate(block.imposed) if known]
     if imposed:

@@ -201,27 +201,50 @@ def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: boo
     table = SOLVERS[name].build(schedule, times)
     rows = list(table.rows)
     if name == "ddpm" and schedule.kind == "linear" and len(times) == schedule.steps:
-        # with all steps, the published code divides float32 tables that do not quite match: 0.99983 times x0_hat
-        gain = schedule.beta[0] / (1 - schedule.alpha_bar[0].to(torch.float32))
-        rows[-1] = Row(rows[-1].t, rows[-1].alpha_bar, base=0.0, x0=(float(gain),))
+        rows = _ddpm_rows_in_float32(schedule)
     if denoise:
         a = rows[-1].alpha_bar
         rows.append(Row(schedule.steps - len(times), a, base=1.0, eps=(-math.sqrt(1 - a),)))
     return Table(tuple(rows))
 
 
-def gains(table: Table) -> Tensor:
+def _ddpm_rows_in_float32(schedule: NoiseSchedule) -> list[Row]:
+    """DDPM's rows for all T steps, as published: from float32 tables of beta and alpha_bar that do not quite match.
+
+    (1 - alpha_bar loses digits near the clean end; the last step returns 0.99983 x0_hat. With fewer steps the published
+    code takes beta from alpha_bar, and the rows of `ddpm` fit.)
+    """
+    beta = torch.linspace(schedule.beta_last, schedule.beta_first, schedule.steps).flip(0)
+    alpha_bar = torch.cumprod(1 - beta, dim=0)
+    before = torch.cat([torch.ones(1), alpha_bar[:-1]])
+    var, var_to, beta, a, b = (x.tolist() for x in (1 - alpha_bar, 1 - before, beta, alpha_bar, before))
+    return [
+        Row(
+            t,
+            a[t],
+            base=math.sqrt(1 - beta[t]) * var_to[t] / var[t],
+            x0=(math.sqrt(b[t]) * beta[t] / var[t],),
+            noise=math.sqrt(var_to[t] / var[t] * beta[t]),
+        )
+        for t in range(schedule.steps - 1, -1, -1)
+    ]
+
+
+def gains(table: Table, schedule: NoiseSchedule) -> Tensor:
     """For an exact predictor of a single clean video x0: how much of x0 is in the state after every row, ``(rows,)``.
 
-    A sound solver ends at 1; this is what the "gain" of a solver means in docs and tests.
+    The predictor knows the noise level by the time number alone, as a network does. A sound solver ends at 1; this is
+    what the "gain" of a solver means in docs and tests.
     """
     out = []
     state = base = math.sqrt(table.rows[0].alpha_bar)
-    history: list[float] = []
+    x0s: list[float] = []
+    eps_s: list[float] = []
     for row in table.rows:
         base = state if row.anchor else base
-        eps = (state - math.sqrt(row.alpha_bar)) / math.sqrt(1 - row.alpha_bar)
-        history.insert(0, eps)
-        state = row.base * base + sum(row.x0) + sum(w * e for w, e in zip(row.eps, history))
+        told = float(schedule.alpha_bar[int(row.t)])
+        eps_s.insert(0, (state - math.sqrt(told)) / math.sqrt(1 - told))
+        x0s.insert(0, (state - math.sqrt(1 - row.alpha_bar) * eps_s[0]) / math.sqrt(row.alpha_bar))
+        state = row.base * base + sum(w * x for w, x in zip(row.x0, x0s)) + sum(w * e for w, e in zip(row.eps, eps_s))
         out.append(state)
     return torch.tensor(out, dtype=torch.float64)

@@ -21,6 +21,7 @@ from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion, load_weights
 from mcvd.networks.attention import Attention
 from mcvd.networks.blocks import ModulatedNorm, ResidualBlock, Spatin
+from mcvd.networks.frames3d import PseudoConv3d, SpaceTimeAttention, Spatin3d
 from mcvd.networks.unet import UNet, UNetConfig
 
 PREFIX = "unet.all_modules."
@@ -66,12 +67,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "ema": True,
     },
 }
+# where the frames of a block are (`UNetConfig.frames`)
+_ARCH = {"unetmore": "channels", "unetmore3d": "3d", "unetmorepseudo3d": "pseudo3d"}
 # options that a network of ours does not have: the only values that can be loaded
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "data": {"rescaled": (True,), "logit_transform": (False,)},
     "model": {
-        "arch": ("unetmore",),
-        "time_conditional": (True,),
+        "arch": tuple(_ARCH),
         "output_all_frames": (False,),
         "version": ("DDPM", "DDIM", "FPNDM"),
         "sigma_dist": ("linear", "cosine"),
@@ -96,7 +98,9 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
                 raise McvdError(f"{path}: {section}.{key} is missing, and the weights do not tell it")
             allowed = _ONLY[section].get(key)
             if allowed is not None and value not in allowed:
-                raise McvdError(f"{path}: {section}.{key} is {value!r}; only {', '.join(map(repr, allowed))} can be loaded")
+                raise McvdError(
+                    f"{path}: {section}.{key} is {value!r}; only {', '.join(map(repr, allowed))} can be loaded"
+                )
         sections[section] = values
     return sections
 
@@ -119,6 +123,8 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
             conditioning="spatin" if model["spade"] else "concat",
             spatin_width=model["spade_dim"],
             mask_embedding=bool(model["cond_emb"]),
+            time_embedding=bool(model["time_conditional"]),
+            frames=_ARCH[model["arch"]],
         ),
         masking=Masking(float(data["prob_mask_cond"]), float(data["prob_mask_future"]), together),
         schedule=NoiseSchedule(
@@ -132,10 +138,10 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
 # --- weights ------------------------------------------------------------------------------------------------------
 
 
-def _layers(network: UNet) -> Iterator[nn.Module]:
+def layers(network: UNet) -> Iterator[nn.Module]:
     """The layers in the order of the published flat list `all_modules`."""
-    yield network.time[0]
-    yield network.time[2]
+    if network.time is not None:
+        yield from (network.time[0], network.time[2])
     if network.mask is not None:
         yield network.mask
     yield network.conv_in
@@ -146,9 +152,12 @@ def _layers(network: UNet) -> Iterator[nn.Module]:
                 yield level.attention[i]
         if level.resample is not None:
             yield level.resample
-    yield from network.middle
+    yield from (layer for layer in network.middle if not isinstance(layer, nn.Identity))
     for level in network.up:
-        yield from level.blocks
+        for merge, block in zip(level.merges, level.blocks):
+            if not isinstance(merge, nn.Identity):
+                yield merge
+            yield block
         yield from level.attention
         if level.resample is not None:
             yield level.resample
@@ -156,42 +165,41 @@ def _layers(network: UNet) -> Iterator[nn.Module]:
     yield network.conv_out
 
 
-def _leaf(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    yield f"{theirs}.weight", f"{ours}.weight"
-    yield f"{theirs}.bias", f"{ours}.bias"
-
-
-def _spatin(ours: str, theirs: str) -> Iterator[tuple[str, str]]:
-    for published, name in (("mlp_shared.0", "shared"), ("mlp_gamma", "gamma"), ("mlp_beta", "beta")):
-        yield from _leaf(f"{ours}.{name}", f"{theirs}.{published}")
+# for every kind of layer: (published name, our name) of its parts, in the published order; what it lacks is left out
+_PARTS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    ResidualBlock: (
+        ("actnorm0", "norm0"),
+        ("Conv_0", "conv0"),
+        ("actnorm1", "norm1"),
+        ("Conv_1", "conv1"),
+        ("Conv_2", "shortcut"),
+    ),
+    ModulatedNorm: (("Dense_0", "modulation"), ("Norm_0", "norm"), ("Norm_0", "spatin")),
+    Spatin: (("mlp_shared.0", "shared"), ("mlp_gamma", "gamma"), ("mlp_beta", "beta")),
+    Spatin3d: (("converter", "converter"), ("mlp_shared.0", "shared"), ("mlp_gamma", "gamma"), ("mlp_beta", "beta")),
+    PseudoConv3d: (("space_conv", "space"), ("time_conv", "time")),
+    SpaceTimeAttention: (("space_att", "space"), ("time_att", "time")),
+}
 
 
 def _names_of(layer: nn.Module, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
     """(published name, our name) for every tensor of a layer, in the published order."""
-    if isinstance(layer, ResidualBlock):
-        for i in (0, 1):
-            norm: ModulatedNorm = getattr(layer, f"norm{i}")
-            yield from _leaf(f"{ours}.norm{i}.modulation", f"{theirs}.actnorm{i}.Dense_0")
-            if norm.spatin is not None:
-                yield from _spatin(f"{ours}.norm{i}.spatin", f"{theirs}.actnorm{i}.Norm_0")
-            yield from _leaf(f"{ours}.conv{i}", f"{theirs}.Conv_{i}")
-        if layer.shortcut is not None:
-            yield from _leaf(f"{ours}.shortcut", f"{theirs}.Conv_2")
-    elif isinstance(layer, Attention):
-        yield from _leaf(f"{ours}.norm", f"{theirs}.GroupNorm_0")
+    if isinstance(layer, Attention):
+        yield from _names_of(layer.norm, f"{ours}.norm", f"{theirs}.GroupNorm_0")
         for i in range(3):  # one of ours holds three of theirs: a suffix says which third
             yield f"{theirs}.NIN_{i}.W", f"{ours}.qkv.weight/{i}"
             yield f"{theirs}.NIN_{i}.b", f"{ours}.qkv.bias/{i}"
         yield f"{theirs}.NIN_3.W", f"{ours}.out.weight"
         yield f"{theirs}.NIN_3.b", f"{ours}.out.bias"
-    elif isinstance(layer, Spatin):
-        yield from _spatin(ours, f"{theirs}.Norm_0")
-    elif isinstance(layer, nn.GroupNorm):
-        yield from _leaf(ours, f"{theirs}.Norm_0")
-    elif isinstance(layer, nn.Embedding):
-        yield f"{theirs}.weight", f"{ours}.weight"
+    elif type(layer) in _PARTS:
+        for published, name in _PARTS[type(layer)]:
+            part = getattr(layer, name)
+            if part is not None:
+                yield from _names_of(part, f"{ours}.{name}", f"{theirs}.{published}")
     else:
-        yield from _leaf(ours, theirs)
+        wrapped = ".conv" if isinstance(layer, nn.Conv3d) else ""
+        for name, _ in layer.named_parameters():
+            yield f"{theirs}{wrapped}.{name}", f"{ours}.{name}"
 
 
 def name_map(network: UNet) -> dict[str, str]:
@@ -199,8 +207,10 @@ def name_map(network: UNet) -> dict[str, str]:
     ours = {id(module): name for name, module in network.named_modules()}
     return {
         theirs: name
-        for i, layer in enumerate(_layers(network))
-        for theirs, name in _names_of(layer, ours[id(layer)], f"{PREFIX}{i}")
+        for i, layer in enumerate(layers(network))
+        for theirs, name in _names_of(
+            layer, ours[id(layer)], f"{PREFIX}{i}{'.Norm_0' if layer is network.norm_out else ''}"
+        )
     }
 
 
@@ -220,7 +230,7 @@ def from_official(network: UNet, weights: dict[str, Tensor], where: str) -> dict
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name not in BUFFERS}
     names = name_map(network)
-    last = f"{PREFIX}{sum(1 for _ in _layers(network)) - 2}"
+    last = f"{PREFIX}{sum(1 for _ in layers(network)) - 2}"
     for leaf in ("weight", "bias"):  # files from before May 2022 name the last norm without the wrapper
         if f"{last}.{leaf}" in weights:
             weights[f"{last}.Norm_0.{leaf}"] = weights.pop(f"{last}.{leaf}")
@@ -254,22 +264,34 @@ def load_checkpoint(path: str | Path, ema: bool = True) -> VideoDiffusion:
         raise McvdError(f"{path} is not there")
     config_path = path.parent / "config.yml"
     if not config_path.is_file():
-        raise McvdError(f"{path} needs the config.yml it was published with in the same folder; {config_path} is missing")
+        raise McvdError(
+            f"{path} needs the config.yml it was published with in the same folder; {config_path} is missing"
+        )
     published = read_config(config_path)
     try:
         states = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise McvdError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again") from None
+        raise McvdError(
+            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again"
+        ) from None
     if not isinstance(states, list) or len(states) < 4 or not isinstance(states[0], dict):
-        raise McvdError(f"{path} is not a published checkpoint: a list of weights, optimizer, epoch, step and EMA is expected")
+        raise McvdError(
+            f"{path} is not a published checkpoint: a list of weights, optimizer, epoch, step and EMA is expected"
+        )
     use_ema = ema and published["model"]["ema"]
     if use_ema and len(states) < 5:
         raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
 
+    return build(published, states[0], states[4] if use_ema else states[0], str(path))
+
+
+def build(
+    published: dict[str, dict[str, Any]], state: dict[str, Tensor], weights: dict[str, Tensor], where: str
+) -> VideoDiffusion:
+    """The model of the configuration that `read_config` gives, with the tables of `state` checked and `weights` loaded."""
     model = VideoDiffusion(model_config(published))
-    _check_tables(model.config.schedule, states[0], str(path))
-    weights = from_official(model.network, states[4] if use_ema else states[0], str(path))
-    load_weights(model.network, weights, str(path))
+    _check_tables(model.config.schedule, state, where)
+    load_weights(model.network, from_official(model.network, weights, where), where)
     return model.eval()
 
 

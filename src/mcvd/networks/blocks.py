@@ -1,15 +1,15 @@
 """The parts of the paper's U-Net: groups, time-modulated norms, SPATIN, residual blocks.
 
 All parts take features ``(B, C, H, W)`` or, in the 3-D variants, ``(B, C, N, H, W)``: what depends on the frame axis is
-chosen by a :class:`FrameOps`, everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled by
+chosen by a :class:`FrameOps`; everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled by
 the average of fan-in and fan-out; the last convolution of every residual branch starts near zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,33 +51,57 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (like.dim() - 2))
 
 
-@dataclass(frozen=True)
-class FrameOps:
-    """How the layers see the frames of a block: `conv(c_in, c_out, kernel)` and `attention(channels, heads)`."""
+class FrameOps(Protocol):
+    """How the layers of a network see the frames of a block: as channels, or along an axis of their own."""
 
-    conv: Callable[[int, int, int], nn.Module]
-    attention: Callable[[int, int], nn.Module]
-    spatin: Callable[[int, int, int, int], nn.Module]
+    frames: int
+    """Frames in units of which the time embedding is as wide as the first level; 1 where frames are channels."""
+
+    def maps(self, frames: int) -> int:
+        """Channels of so many folded frames."""
+
+    def fold(self, frames: Tensor) -> Tensor:
+        """``(B, frames, C, H, W)`` -> what convolutions take."""
+
+    def unfold(self, maps: Tensor) -> Tensor:
+        """The inverse of `fold`, for the current frames."""
+
+    def conv(self, c_in: int, c_out: int, kernel: int) -> nn.Module:
+        """A convolution that keeps the size."""
+
+    def attention(self, channels: int, heads: int) -> nn.Module:
+        """Self-attention, with its residual sum."""
+
+    def spatin(self, channels: int, level: int) -> nn.Module | None:
+        """The SPATIN norm of this level; None for concat."""
+
+    def merge(self) -> nn.Module:
+        """From the frames on the way down to those on the way up."""
+
+    def share(self, conv_in: nn.Module, condition: Tensor) -> Tensor:
+        """What can be computed once of the first convolution, for a folded condition."""
+
+    def first(self, conv_in: nn.Module, x: Tensor, share: Tensor | None) -> Tensor:
+        """The first convolution, of folded current frames x and the condition's share (None: there is no condition)."""
 
 
 @dataclass
 class Condition:
     """What past and future frames become, once per block; the same for every step and every sample of a clip.
 
-    frames: condition frames folded for the first convolution (what they add to its output for the concat network in
-        2-D, the frames themselves in 3-D), or None for SPATIN.
+    share: what the condition adds to the first convolution of a concat network (`FrameOps.share`), or None.
     maps: one (gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
     past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
     """
 
-    frames: Tensor | None
+    share: Tensor | None
     maps: list[tuple[Tensor, Tensor]]
     past_seen: Tensor | None = None
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named."""
         return Condition(
-            None if self.frames is None else self.frames[rows],
+            None if self.share is None else self.share[rows],
             [(gamma[rows], beta[rows]) for gamma, beta in self.maps],
             None if self.past_seen is None else self.past_seen[rows],
         )
@@ -90,17 +114,17 @@ class Spatin(nn.Module):
     the video's resolution and the features' (nearest-neighbour: every scale-th pixel).
     """
 
-    def __init__(self, channels: int, condition_channels: int, width: int, scale: int):
+    def __init__(self, channels: int, condition_channels: int, width: int, scale: int, ops: FrameOps):
         super().__init__()
         self.scale = scale
         self.groups = group_count(channels)
-        self.shared = initialise(nn.Conv2d(condition_channels, width, 3, padding=1))
-        self.gamma = initialise(nn.Conv2d(width, channels, 3, padding=1))
-        self.beta = initialise(nn.Conv2d(width, channels, 3, padding=1))
+        self.shared = initialise(ops.conv(condition_channels, width, 3))
+        self.gamma = initialise(ops.conv(width, channels, 3))
+        self.beta = initialise(ops.conv(width, channels, 3))
         self.slot = -1  # its place in Condition.maps, given by the network
 
     def maps(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)``."""
+        """condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)`` (3-D: with frame axes)."""
         hidden = F.silu(self.shared(condition[..., :: self.scale, :: self.scale]))
         return self.gamma(hidden), self.beta(hidden)
 
@@ -110,19 +134,26 @@ class Spatin(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """silu(norm(x) * (1 + scale) + shift), where scale and shift come from the time embedding; norm is GroupNorm or SPATIN."""
+    """silu(norm(x) * (1 + scale) + shift), where scale and shift come from the time embedding; norm is GroupNorm or SPATIN.
+
+    embedding 0: nothing modulates; a GroupNorm then has a learned scale and shift of its own.
+    """
 
     def __init__(self, channels: int, embedding: int, spatin: nn.Module | None):
         super().__init__()
-        self.modulation = initialise(nn.Linear(embedding, 2 * channels))
-        self.spatin = spatin
-        self.groups = group_count(channels)
-
-    def forward(self, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
+        self.modulation = initialise(nn.Linear(embedding, 2 * channels)) if embedding else None
         # eps differs between the two in the published networks: 1e-5 here, 1e-6 inside SPATIN
-        x = F.group_norm(x, self.groups, eps=1e-5) if self.spatin is None else self.spatin(x, condition)
-        scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        return F.silu(torch.addcmul(per_channel(shift, x), x, per_channel(1 + scale, x)))
+        self.spatin = spatin
+        self.norm = (
+            nn.GroupNorm(group_count(channels), channels, 1e-5, affine=not embedding) if spatin is None else None
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor | None, condition: Condition) -> Tensor:
+        x = self.spatin(x, condition) if self.norm is None else self.norm(x)  # type: ignore[misc]
+        if self.modulation is not None:
+            scale, shift = self.modulation(embedding).chunk(2, dim=1)
+            x = torch.addcmul(per_channel(shift, x), x, per_channel(1 + scale, x))
+        return F.silu(x)
 
 
 class ResidualBlock(nn.Module):
@@ -135,21 +166,20 @@ class ResidualBlock(nn.Module):
         embedding: int,
         dropout: float,
         ops: FrameOps,
-        spatin: Callable[[int, int], nn.Module | None],
         level: int,
         resample: str = "",
     ):
         super().__init__()
         self.resample = {"": None, "down": downsample, "up": upsample}[resample]
         after = level + {"": 0, "down": 1, "up": -1}[resample]
-        self.norm0 = ModulatedNorm(c_in, embedding, spatin(c_in, level))
+        self.norm0 = ModulatedNorm(c_in, embedding, ops.spatin(c_in, level))
         self.conv0 = initialise(ops.conv(c_in, c_out, 3))
-        self.norm1 = ModulatedNorm(c_out, embedding, spatin(c_out, after))
+        self.norm1 = ModulatedNorm(c_out, embedding, ops.spatin(c_out, after))
         self.dropout = dropout
         self.conv1 = initialise(ops.conv(c_out, c_out, 3), NEAR_ZERO)
         self.shortcut = initialise(ops.conv(c_in, c_out, 1)) if c_in != c_out or resample else None
 
-    def forward(self, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None, condition: Condition) -> Tensor:
         h = self.norm0(x, embedding, condition)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)

@@ -26,6 +26,7 @@ from mcvd.networks.blocks import (
     group_count,
     initialise,
 )
+from mcvd.networks.frames3d import AxisFrames
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,21 @@ class UNetConfig:
     """Hidden channels of SPATIN's modulation."""
     mask_embedding: bool = False
     """Tell the network by an embedding whether the past was hidden."""
+    time_embedding: bool = True
+    """Tell the network the noise level; False exists for published checkpoints only."""
+    frames: str = "channels"
+    """Where the frames of a block are: in the `channels` (the paper), or along an axis of their own, with 3-D
+    convolutions (`3d`) or convolutions over space, then time (`pseudo3d`); attention is then over space, then time."""
 
     def __post_init__(self) -> None:
         if self.conditioning not in ("concat", "spatin"):
             raise McvdError(f"conditioning is {self.conditioning!r}; it is 'concat' or 'spatin'")
         if self.conditioning == "spatin" and not self.layout.condition_frames:
             raise McvdError("a SPATIN network needs past or future frames; this layout has none: use concat")
+        if self.frames not in ("channels", "3d", "pseudo3d"):
+            raise McvdError(f"frames is {self.frames!r}; it is 'channels', '3d' or 'pseudo3d'")
+        if self.mask_embedding and not self.time_embedding:
+            raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
         step = 2 ** (len(self.multipliers) - 1)
         if any(side % step for side in self.size):
             raise McvdError(
@@ -84,14 +94,68 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([phase.sin(), phase.cos()], dim=1), (0, dim % 2))
 
 
+class ChannelFrames:
+    """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's."""
+
+    frames = 1
+
+    def __init__(self, config: UNetConfig):
+        self.config = config
+
+    def maps(self, frames: int) -> int:
+        return frames * self.config.channels
+
+    def fold(self, frames: Tensor) -> Tensor:
+        return frames.flatten(1, 2)
+
+    def unfold(self, maps: Tensor) -> Tensor:
+        return maps.unflatten(1, (-1, self.config.channels))
+
+    def conv(self, c_in: int, c_out: int, kernel: int) -> nn.Module:
+        return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+
+    def attention(self, channels: int, heads: int) -> nn.Module:
+        return Attention(channels, heads)
+
+    def spatin(self, channels: int, level: int) -> nn.Module | None:
+        c = self.config
+        if c.conditioning == "concat":
+            return None
+        return Spatin(channels, self.maps(c.layout.condition_frames), c.spatin_width, 2**level, self)
+
+    def merge(self) -> nn.Module:
+        return nn.Identity()
+
+    def share(self, conv_in: nn.Module, condition: Tensor) -> Tensor:
+        # a convolution is linear in its input channels
+        return F.conv2d(condition, conv_in.weight[:, -condition.shape[1] :], padding=1)  # type: ignore[index]
+
+    def first(self, conv_in: nn.Module, x: Tensor, share: Tensor | None) -> Tensor:
+        h = F.conv2d(x, conv_in.weight[:, : x.shape[1]], conv_in.bias, padding=1)  # type: ignore[index,arg-type]
+        return h if share is None else h + share
+
+
+def frame_ops(config: UNetConfig) -> FrameOps:
+    """The layers for `config.frames`."""
+    return ChannelFrames(config) if config.frames == "channels" else AxisFrames(config)
+
+
 class Level(nn.Module):
     """One resolution of one side of the U-Net: residual blocks with their attention, then a change of resolution.
 
-    On the way down every block may be followed by attention; on the way up only the last one is.
+    On the way down every block may be followed by attention; on the way up only the last one is. `merges` fit the skip
+    of each block on the way up to its frames.
     """
 
-    def __init__(self, blocks: list[ResidualBlock], attention: list[nn.Module], resample: ResidualBlock | None):
+    def __init__(
+        self,
+        blocks: list[ResidualBlock],
+        attention: list[nn.Module],
+        resample: ResidualBlock | None,
+        merges: list[nn.Module] | None = None,
+    ):
         super().__init__()
+        self.merges = nn.ModuleList(merges or [])
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
         self.resample = resample
@@ -104,29 +168,30 @@ class UNet(nn.Module):
         super().__init__()
         self.config = c = config
         layout = c.layout
-        condition_channels = layout.condition_frames * c.channels
         self.concat = c.conditioning == "concat"
+        self.ops = ops = frame_ops(c)
 
-        def spatin(channels: int, level: int) -> nn.Module | None:
-            return None if self.concat else Spatin(channels, condition_channels, c.spatin_width, 2**level)
-
-        ops = FrameOps(lambda i, o, k: nn.Conv2d(i, o, k, padding=k // 2), Attention, Spatin)
-        embedding = 4 * c.width
-        self.time = nn.Sequential(
-            initialise(nn.Linear(c.width, embedding)), nn.SiLU(), initialise(nn.Linear(embedding, embedding))
-        )
-        self.mask = nn.Embedding(2, c.width // 2) if c.mask_embedding else None
-        if self.mask is not None:
-            embedding += c.width // 2
+        self.time_width = c.width * ops.frames
+        embedding = 4 * self.time_width if c.time_embedding else 0
+        self.time = self.mask = None
+        if c.time_embedding:
+            self.time = nn.Sequential(
+                initialise(nn.Linear(self.time_width, embedding)),
+                nn.SiLU(),
+                initialise(nn.Linear(embedding, embedding)),
+            )
+        if c.mask_embedding:
+            self.mask = nn.Embedding(2, self.time_width // 2)
+            embedding += self.time_width // 2
 
         def block(c_in: int, c_out: int, level: int, resample: str = "") -> ResidualBlock:
-            return ResidualBlock(c_in, c_out, embedding, c.dropout, ops, spatin, level, resample)
+            return ResidualBlock(c_in, c_out, embedding, c.dropout, ops, level, resample)
 
         def attention(channels: int) -> nn.Module:
             return ops.attention(channels, c.heads(channels))
 
-        frames = layout.current + (layout.condition_frames if self.concat else 0)
-        self.conv_in = initialise(ops.conv(frames * c.channels, c.width, 3))
+        seen = layout.current + (layout.condition_frames if self.concat else 0)
+        self.conv_in = initialise(ops.conv(ops.maps(seen), c.width, 3))
         last = len(c.multipliers) - 1
         attends = [min(c.size) // 2**level in c.attention for level in range(last + 1)]
         here, skips = c.width, [c.width]  # channels now, and of every feature map that the way up will read
@@ -147,7 +212,7 @@ class UNet(nn.Module):
             down.append(Level(blocks, attentions, resample))
         self.down = nn.ModuleList(down)
 
-        self.middle = nn.ModuleList([block(here, here, last), attention(here), block(here, here, last)])
+        self.middle = nn.ModuleList([block(here, here, last), attention(here), ops.merge(), block(here, here, last)])
 
         up = []
         for level in range(last, -1, -1):
@@ -156,14 +221,15 @@ class UNet(nn.Module):
                 blocks.append(block(here + skips.pop(), out, level))
                 here = out
             attentions = [attention(here)] if attends[level] else []
-            up.append(Level(blocks, attentions, block(here, here, level, "up") if level else None))
+            resample = block(here, here, level, "up") if level else None
+            up.append(Level(blocks, attentions, resample, [ops.merge() for _ in blocks]))
         self.up = nn.ModuleList(up)
 
         if self.concat:
             self.norm_out: nn.Module = nn.GroupNorm(group_count(here), here, eps=1e-5)
         else:
-            self.norm_out = Spatin(here, condition_channels, c.spatin_width, 1)
-        self.conv_out = initialise(ops.conv(here, layout.current * c.channels, 3), NEAR_ZERO)
+            self.norm_out = ops.spatin(here, 0)  # type: ignore[assignment]
+        self.conv_out = initialise(ops.conv(here, ops.maps(layout.current), 3), NEAR_ZERO)
         for slot, norm in enumerate(self.spatin_norms()):
             norm.slot = slot
 
@@ -174,33 +240,29 @@ class UNet(nn.Module):
     def encode(self, past: Tensor, future: Tensor, past_seen: Tensor | None = None) -> Condition:
         """What past ``(B, p, C, H, W)`` and future ``(B, f, C, H, W)`` become; hidden frames are all 0.
 
-        Runs once per block. For concat it is their share of the first convolution (a convolution is linear in its input
-        channels), for SPATIN the modulation maps of every norm.
+        Runs once per block. For concat it is their share of the first convolution, for SPATIN the modulation maps of
+        every norm.
         """
-        condition = torch.cat([past, future], dim=1).flatten(1, 2)
-        if condition.is_cuda or self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
-            condition = condition.contiguous(memory_format=torch.channels_last)
+        condition = self.ops.fold(torch.cat([past, future], dim=1))
         if not self.concat:
             return Condition(None, [norm.maps(condition) for norm in self.spatin_norms()], past_seen)
-        if not condition.shape[1]:
-            return Condition(None, [], past_seen)
-        share = F.conv2d(condition, self.conv_in.weight[:, -condition.shape[1] :], padding=1)
+        share = self.ops.share(self.conv_in, condition) if self.config.layout.condition_frames else None
         return Condition(share, [], past_seen)
 
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x ``(B, k, C, H, W)`` in the model's range [-1, 1] plus noise; time ``(B,)``, whatever the weights count in."""
-        c = self.config
-        embedding = self.time(time_embedding(time, c.width).to(x.dtype))
+    def _embed(self, time: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor | None:
+        if self.time is None:
+            return None
+        embedding = self.time(time_embedding(time, self.time_width).to(dtype))
         if self.mask is not None:
             seen = condition.past_seen
             seen = torch.ones_like(time, dtype=torch.long) if seen is None else seen.long()
             embedding = torch.cat([embedding, self.mask(seen)], dim=1)
-        embedding = F.silu(embedding)  # every norm reads it through this activation
+        return F.silu(embedding)  # every norm reads it through this activation
 
-        x = x.flatten(1, 2)
-        h = F.conv2d(x, self.conv_in.weight[:, : x.shape[1]], self.conv_in.bias, padding=1)
-        if condition.frames is not None:
-            h = h + condition.frames
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """x ``(B, k, C, H, W)`` in the model's range [-1, 1] plus noise; time ``(B,)``, whatever the weights count in."""
+        embedding = self._embed(time, condition, x.dtype)
+        h = self.ops.first(self.conv_in, self.ops.fold(x), condition.share)
         skips = [h]
         for level in self.down:
             for i, block in enumerate(level.blocks):
@@ -212,16 +274,16 @@ class UNet(nn.Module):
                 h = level.resample(h, embedding, condition)
                 skips.append(h)
 
-        first, attention, second = self.middle
-        h = second(attention(first(h, embedding, condition)), embedding, condition)
+        first, attention, merge, second = self.middle
+        h = second(merge(attention(first(h, embedding, condition))), embedding, condition)
 
         for level in self.up:
-            for block in level.blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding, condition)
+            for block, merge in zip(level.blocks, level.merges):
+                h = block(torch.cat([h, merge(skips.pop())], dim=1), embedding, condition)
             for attend in level.attention:
                 h = attend(h)
             if level.resample is not None:
                 h = level.resample(h, embedding, condition)
 
         h = self.norm_out(h) if self.concat else self.norm_out(h, condition)
-        return self.conv_out(F.silu(h)).unflatten(1, (c.layout.current, c.channels))
+        return self.ops.unfold(self.conv_out(F.silu(h)))

@@ -1,0 +1,373 @@
+"""Videos in and out: every format made here and read back, frame by frame; and what a user sees when a file is bad."""
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mcvd.data.sheet import GIVEN, MADE, contact_sheet
+from mcvd.data.video import read_video, video_info, write_video
+from mcvd.errors import McvdError
+
+
+def numbered(frames: int = 12, channels: int = 3, height: int = 48, width: int = 64) -> Tensor:
+    """A smooth moving picture; frame i carries its number as the brightness of a block at the top left (20 + 15 i)."""
+    t = torch.arange(frames).view(-1, 1, 1, 1)
+    c = torch.arange(channels).view(1, -1, 1, 1)
+    y, x = torch.arange(height).view(1, 1, -1, 1), torch.arange(width).view(1, 1, 1, -1)
+    video = 127 + 90 * torch.sin((x + 2 * t) / 14 + 2 * c) * torch.cos((y - t) / 11 + c)
+    video[..., :16, :16] = 20 + 15 * t
+    return video.round().to(torch.uint8)
+
+
+def numbers(video: Tensor, block: int = 12) -> list[int]:
+    return ((video[:, 0, 2:block, 2:block].float().mean((1, 2)) - 20) / 15).round().int().tolist()
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(20 * torch.log10(255 / (a.double() - b.double()).pow(2).mean().sqrt()))
+
+
+# ---------------------------------------------------------------------------------------------------- round trips
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["a.npz", "frames", "a.mkv"])
+def test_lossless(tmp_path: Path, name: str, channels: int) -> None:
+    video = numbered(11, channels, 15, 21)
+    path = write_video(tmp_path / "new/folder" / name, video)
+    assert torch.equal(read_video(path, channels=channels), video)
+    if name != "a.mkv":  # containers hold colour; images and arrays say when they are grey
+        assert torch.equal(read_video(path), video)
+    assert [entry.name for entry in path.parent.iterdir()] == [name]
+    info = video_info(path)
+    assert (info.frames, info.height, info.width) == (11, 15, 21)
+    assert info.fps == (10 if name == "a.mkv" else None)
+
+
+def test_gif_keeps_greys_and_equal_frames(tmp_path: Path) -> None:
+    video = numbered(9, 1)
+    video[4] = video[3]
+    video[5] = video[3]
+    path = write_video(tmp_path / "a.gif", video, scale=1)
+    assert torch.equal(read_video(path, channels=1), video)
+    assert read_video(path).shape == (9, 3, 48, 64)
+    assert video_info(path).frames == 9
+    assert video_info(path).fps == 10
+
+
+def test_gif_colours(tmp_path: Path) -> None:
+    video = numbered(6)
+    back = read_video(write_video(tmp_path / "a.gif", video, scale=1))
+    assert numbers(back) == list(range(6))
+    assert psnr(back, video) > 28
+
+
+@pytest.mark.parametrize(("name", "floor"), [("a.mp4", 38), ("a.mov", 38), ("a.webm", 33), ("a.avi", 33)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossy(tmp_path: Path, name: str, floor: float, channels: int) -> None:
+    video = numbered(13, channels)
+    path = write_video(tmp_path / name, video, fps=12.5, scale=2)
+    info = video_info(path)
+    assert (info.frames, info.fps, info.height, info.width) == (13, 12.5, 96, 128)
+    back = read_video(path, size=(48, 64), channels=channels)
+    assert numbers(back) == list(range(13))
+    assert psnr(back, video) > floor
+    assert abs(back.double().mean() - video.double().mean()) < 0.8  # no shift of range or matrix
+    for c in range(channels):
+        assert abs(back[:, c].double().mean() - video[:, c].double().mean()) < 1.5
+
+
+def test_defaults_enlarge_what_is_for_eyes(tmp_path: Path) -> None:
+    video = torch.rand(2, 1, 20, 31, generator=torch.Generator().manual_seed(0))
+    info = video_info(write_video(tmp_path / "a.mp4", video))
+    assert (info.height, info.width) == (260, 404)  # 13 x, then one column more: H.264 wants even sizes
+    info = video_info(write_video(tmp_path / "b.mp4", video, scale=1))
+    assert (info.height, info.width) == (20, 32)
+    assert torch.equal(read_video(write_video(tmp_path / "a.npz", video)), (video * 255).round().to(torch.uint8))
+    assert read_video(write_video(tmp_path / "c.gif", video), size=(20, 31), channels=1).shape == (2, 1, 20, 31)
+
+
+def test_enlarged_clip_comes_back(tmp_path: Path) -> None:
+    """What predict writes (64 px shown at 256) is read at 64 px as what it was."""
+    video = numbered(5, 1, 64, 64)
+    back = read_video(write_video(tmp_path / "a.mp4", video), size=64, channels=1)
+    assert psnr(back, video) > 40
+
+
+def test_a_folder_of_ours_is_replaced_and_no_other(tmp_path: Path) -> None:
+    write_video(tmp_path / "out", numbered(5))
+    write_video(tmp_path / "out", numbered(3))
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(McvdError, match="other files"):
+        write_video(tmp_path / "out", numbered(3))
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+
+
+# --------------------------------------------------------------------------------------------- choice of frames, size
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.npz", "frames", "a.gif"])
+def test_start_stride_frames(tmp_path: Path, name: str) -> None:
+    path = write_video(tmp_path / name, numbered(12), scale=1)
+    assert numbers(read_video(path, start=3)) == list(range(3, 12))
+    assert numbers(read_video(path, start=1, stride=4)) == [1, 5, 9]
+    assert numbers(read_video(path, start=1, stride=4, frames=2)) == [1, 5]
+    assert numbers(read_video(path, start=11, frames=1)) == [11]
+    with pytest.raises(McvdError, match="only 2 of the 3"):
+        read_video(path, start=10, frames=3)
+    with pytest.raises(McvdError, match="no frame 12"):
+        read_video(path, start=12)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.npz", "frames"])
+def test_crop_keeps_the_middle_and_stretch_everything(tmp_path: Path, name: str) -> None:
+    video = torch.zeros(2, 3, 40, 80, dtype=torch.uint8)
+    video[..., 20:60] = 200  # the middle square
+    path = write_video(tmp_path / name, video)
+    cropped = read_video(path, size=20)
+    assert cropped.shape == (2, 3, 20, 20)
+    assert (cropped == 200).all()
+    assert torch.equal(read_video(path, size=(20, 40)), video[..., ::2, ::2])
+    stretched = read_video(path, size=20, fit="stretch")
+    assert stretched[0, 0, 0].tolist() == [0] * 5 + [200] * 10 + [0] * 5
+    assert read_video(path, size=(100, 50)).shape == (2, 3, 100, 50)
+    tall = write_video(tmp_path / f"tall_{name}", video.transpose(2, 3))
+    assert (read_video(tall, size=20) == 200).all()
+
+
+def test_grey_is_luma(tmp_path: Path) -> None:
+    video = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path = write_video(tmp_path / "frames", video)
+    pillow = [np.asarray(Image.open(file).convert("L")) for file in sorted(path.iterdir())]
+    for file in (path, write_video(tmp_path / "a.npz", video), write_video(tmp_path / "a.mkv", video)):
+        assert np.array_equal(read_video(file, channels=1)[:, 0].numpy(), np.stack(pillow))
+    grey = write_video(tmp_path / "grey", video[:, :1])
+    assert torch.equal(read_video(grey, channels=3), video[:, :1].expand(-1, 3, -1, -1))
+
+
+def test_phone_rotation_is_obeyed(tmp_path: Path) -> None:
+    video = numbered(4, 3, 48, 64)
+    path = write_video(tmp_path / "a.mp4", video, scale=1)
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)  # a quarter turn clockwise
+    path.write_bytes(data)
+    upright = read_video(path)
+    assert upright.shape == (4, 3, 64, 48)
+    assert psnr(upright, video.rot90(-1, (2, 3))) > 38
+    assert read_video(path, size=(32, 24)).shape == (4, 3, 32, 24)
+
+
+# -------------------------------------------------------------------------------------------------------- sources
+
+
+def test_folder_in_natural_order_of_mixed_images(tmp_path: Path) -> None:
+    for i in (10, 2, 1, 9):
+        Image.new("L", (16, 16), 20 + 15 * i).save(tmp_path / f"Shot{i}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert numbers(read_video(tmp_path)) == [1, 2, 9, 10]
+    assert read_video(tmp_path).shape == (4, 1, 16, 16)
+    Image.new("RGB", (16, 16), (185, 0, 0)).save(tmp_path / "Shot11.jpg", quality=95, subsampling=0)
+    assert read_video(tmp_path).shape == (5, 3, 16, 16)
+    assert numbers(read_video(tmp_path, frames=4)) == [1, 2, 9, 10]
+    Image.new("L", (18, 16)).save(tmp_path / "Shot12.png")
+    with pytest.raises(McvdError, match="differ in size"):
+        read_video(tmp_path)
+    assert read_video(tmp_path, size=8).shape == (6, 3, 8, 8)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])
+def test_animated_images(tmp_path: Path, suffix: str) -> None:
+    pictures = [Image.fromarray(frame) for frame in numbered(7).permute(0, 2, 3, 1).contiguous().numpy()]
+    options = {} if suffix == ".tif" else {"duration": 40, "lossless": True} if suffix == ".webp" else {"duration": 40}
+    pictures[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pictures[1:], **options)
+    assert torch.equal(read_video(tmp_path / f"a{suffix}"), numbered(7))
+    assert video_info(tmp_path / f"a{suffix}").frames == 7
+
+
+def test_single_images_and_16_bit(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
+    assert torch.equal(read_video(tmp_path / "deep.png").flatten(), torch.arange(256).to(torch.uint8))
+    Image.new("RGB", (6, 4), (9, 8, 7)).save(tmp_path / "one.bmp")
+    assert read_video(tmp_path / "one.bmp").shape == (1, 3, 4, 6)
+
+
+def test_arrays(tmp_path: Path) -> None:
+    video = numbered(5)
+    array = video.numpy()
+
+    def stored(value: np.ndarray) -> Path:
+        np.save(tmp_path / "a.npy", value)
+        return tmp_path / "a.npy"
+
+    assert torch.equal(read_video(stored(array)), video)
+    assert torch.equal(read_video(stored(array.transpose(0, 2, 3, 1))), video)
+    assert torch.equal(read_video(stored(array[:, 0])), video[:, :1])
+    assert torch.equal(read_video(stored(array.astype(np.float32) / 255)), video)
+    assert read_video(stored(array > 100)).unique().tolist() == [0, 255]
+    for bad, reason in (
+        (array[0, 0], r"\(48, 64\) uint8"),
+        (np.zeros((4, 3, 8, 3), np.uint8), "axis 1 or 3"),
+        (np.zeros((4, 5, 8, 8), np.uint8), "no axis has 1 or 3"),
+        (array.astype(np.float32), "values 20 .. 217"),
+        (np.full((2, 8, 8), np.nan), "nan"),
+        (array.astype(np.int32), "int32"),
+        (array[:0], "no frame"),
+        (np.array([{}], dtype=object), "damaged"),
+    ):
+        with pytest.raises(McvdError, match=reason):
+            read_video(stored(bad))
+    np.savez(tmp_path / "two.npz", a=array, b=array)
+    with pytest.raises(McvdError, match=r"2 arrays \(a, b\)"):
+        read_video(tmp_path / "two.npz")
+    np.savez(tmp_path / "two.npz", a=array[:1], video=array)
+    assert torch.equal(read_video(tmp_path / "two.npz"), video)
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+def one_line(path: Path, **options: object) -> str:
+    with pytest.raises(McvdError) as caught:
+        read_video(path, **options)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert "\n" not in text
+    assert path.name in text
+    return text
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".gif", ".npz", ".npy", ".png", ".webm"])
+def test_missing_empty_and_nonsense(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    assert "does not exist" in one_line(path)
+    path.write_bytes(b"")
+    assert "is empty" in one_line(path)
+    path.write_bytes(b"<html>404 Not Found</html>\n" * 20)
+    one_line(path)
+    with pytest.raises(McvdError, match=path.name):
+        video_info(path)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".gif", ".npz"])
+def test_cut_files_are_never_short_in_silence(tmp_path: Path, suffix: str) -> None:
+    path = write_video(tmp_path / f"a{suffix}", numbered(60), fps=10, scale=1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if suffix == ".mkv":
+        with pytest.warns(UserWarning, match="may be cut short"):
+            assert len(read_video(path)) < 60
+        return
+    text = one_line(path)
+    if "reads" in text:  # the first frames are whole, and the message says how to get them
+        whole = int(text.split("frames=")[1].split()[0])
+        assert 10 < whole < 50
+        assert numbers(read_video(path, frames=whole))[:10] == list(range(10))
+
+
+def test_noise_in_the_middle(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered(60), scale=1)
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).bytes(3000)
+    path.write_bytes(data[: path.stat().st_size])
+    one_line(path)
+
+
+def test_no_video_in_it(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    assert "no video" in one_line(tmp_path / "a.wav")
+    (tmp_path / "nothing").mkdir()
+    assert "no image" in one_line(tmp_path / "nothing")
+
+
+def test_bad_options(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.npz", numbered(3))
+    for options in ({"start": -1}, {"stride": 0}, {"frames": 0}, {"channels": 2}, {"fit": "pad"}, {"size": 0}):
+        with pytest.raises(McvdError, match=next(iter(options))):
+            read_video(path, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("video", "options", "reason"),
+    [
+        (torch.zeros(3, 8, 8), {}, r"\(3, 8, 8\)"),
+        (torch.zeros(3, 2, 8, 8), {}, "C 1 or 3"),
+        (torch.full((3, 1, 8, 8), -1.0), {}, r"\[0, 1\]"),
+        (torch.full((3, 1, 8, 8), torch.nan), {}, r"\[0, 1\]"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.int64), {}, "int64"),
+        (torch.zeros(3, 1, 8, 8), {"fps": 0}, "fps"),
+        (torch.zeros(3, 1, 8, 8), {"scale": 0}, "scale"),
+        (torch.zeros(3, 1, 8, 8), {"name": "a.xyz"}, r"\.mp4"),
+        (torch.zeros(3, 1, 8, 8), {"name": "file/a.mp4"}, "cannot write"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, video: Tensor, options: dict, reason: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    name = options.pop("name", "a.mp4")
+    with pytest.raises(McvdError, match=reason):
+        write_video(tmp_path / name, video, **options)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+# ---------------------------------------------------------------------------------------------------------- sheet
+
+
+def test_contact_sheet_marks_frames(tmp_path: Path) -> None:
+    video = torch.full((6, 1, 64, 64), 0.5)
+    made = torch.tensor([False, False, True, True, False, True])
+    sheet = contact_sheet([("true", video), ("made", video[:5])], made, path=tmp_path / "new/sheet.png")
+    pixels = np.asarray(sheet)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "new/sheet.png")), pixels)
+
+    def area(colour: tuple[int, int, int]) -> int:
+        return int((pixels == colour).all(-1).sum())
+
+    edge = 68 * 68 - 64 * 64
+    assert abs(area(MADE) - 5 * edge) < 0.3 * edge  # three and two frames, and the square of the legend
+    assert abs(area(GIVEN) - 6 * edge) < 0.3 * edge
+    assert area((128, 128, 128)) >= 11 * 64 * 64
+    narrow = contact_sheet([("true", video)], columns=2)
+    assert narrow.height > 3 * 64
+    assert narrow.width < 3 * 64 + 40
+    for rows, marks in (([], None), ([("a", video), ("b", video[..., :32])], None), ([("a", video)], made[:3])):
+        with pytest.raises(McvdError):
+            contact_sheet(rows, marks)
+
+
+def test_png_shows_the_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.png", numbered(5, 3, 16, 16))
+    assert Image.open(path).width > 5 * 64  # small frames are enlarged
+
+
+# ----------------------------------------------------------------------------------------------------- real clips
+
+
+def test_real_clips(assets_dir: Path) -> None:
+    clips = sorted((assets_dir / "clips").glob("*.*")) + sorted((assets_dir / "clips/gestures").glob("y*.mkv"))
+    assert len(clips) >= 6
+    for clip in clips:
+        info = video_info(clip)
+        video = read_video(clip, size=64, frames=30)
+        assert video.shape == (30, 3, 64, 64)
+        assert info.fps is not None
+        assert 20 < info.fps < 61
+        assert info.frames >= 40
+        assert 5 < video.float().std() < 120
+        assert (video[1:].float() - video[:-1].float()).abs().mean() > 0.05  # it moves
+
+
+def test_whole_real_clips(assets_dir: Path) -> None:
+    """Counts in headers may be off by one (the avi of HMDB says 49 and holds 48); that is no damage."""
+    for name, frames in (("TrumanShow_wave_f_nm_np1_fr_med_26.avi", 48), ("gestures/yes.mkv", 65)):
+        assert len(read_video(assets_dir / "clips" / name, size=(60, 80), channels=1)) == frames
