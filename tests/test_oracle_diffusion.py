@@ -6,14 +6,19 @@ import re
 
 import pytest
 import torch
-from oracle_cases import apart, case_model, condition, each, frames, report, tensors, time_of
 
 from mcvd.diffusion import gaussian
 from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import gains, published_table
+from mcvd.interop import official
+from mcvd.model import Draw, load_weights
 from mcvd.plan import plan
 from mcvd.rollout import rollout
+from mcvd.training import trainer as training
+from mcvd.training.ema import Ema
+from mcvd.training.recipe import OptimizerConfig, Recipe
+from oracle_cases import apart, case_model, condition, each, frames, report, tensors, time_of
 
 pytestmark = pytest.mark.oracle
 TIMES_FLOOR = 20  # tolerance in units of the published code's own float32 error (the oracle's README)
@@ -176,7 +181,7 @@ def test_samplers_on_a_closed_form(oracle_dir):
 
 
 def test_gain_of_the_published_samplers(oracle_dir):
-    """A perfect predictor of one video should give it back; the published last call pulls it to grey, by 4.3 % at 100."""
+    """A perfect predictor of one video should give it back; the published last call pulls it to grey (100: 4.3 %)."""
     facts = json.loads((oracle_dir / "sampler_analytic.json").read_text())
     for key, fact in facts.items():
         match = CLOSED_FORM.fullmatch(key)
@@ -217,3 +222,68 @@ def test_rollout(folder, monkeypatch):
     for i, seen in enumerate(conditions):
         assert apart(seen, case[f"cond{i}"]) < tolerance
     assert apart(out[:, past.shape[1] :], case["pred01"]) < tolerance
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+class Clips:
+    """A clip source that plays the oracle's clips, already in the model's range."""
+
+    def __init__(self, steps):
+        self.steps = iter(steps)
+
+    def batch(self, indices):
+        return next(self.steps)
+
+
+@each(having="train6.safetensors")
+def test_six_training_steps(folder, oracle_dir, monkeypatch):
+    """The trainer's own step on the recorded clips, times and noise: losses, gradients, rates, weights and averages."""
+    case, facts = tensors(folder / "train6.safetensors"), report(folder)["train6"]
+    published = official.read_config(folder / "train_config.json")
+    optim = facts["optim"]
+    recipe = Recipe(
+        model=official.model_config(published),
+        optimizer=OptimizerConfig(lr=optim["lr"], warmup=optim["warmup"], eps=optim["eps"], clip=optim["grad_clip"]),
+        batch=len(case["step0.t"]),
+        ema=facts["ema_rate"],
+    )
+    trainer = training.Trainer(recipe, training.Processes(0, 1, torch.device("cpu")), Clips([]))
+    model = trainer.model
+    start = {name.removeprefix("param0."): value for name, value in case.items() if name.startswith("param0.")}
+    load_weights(model.network, official.from_official(model.network, start, str(folder)), str(folder))
+    trainer.ema = Ema(model, recipe.ema)
+
+    def clip(i):
+        past, future = (frames(part, model) for part in (case[f"step{i}.cond"], case[f"step{i}.x0"][:, :0]))
+        return torch.cat([past, frames(case[f"step{i}.x0"], model), future], dim=1)
+
+    def draw(i):
+        seen = torch.ones(recipe.batch, dtype=torch.bool)
+        return Draw(seen, seen, time_of(case[f"step{i}.t"], model), frames(case[f"step{i}.randn"], model))
+
+    trainer.source = Clips(clip(i) for i in range(6))
+    draws = iter(draw(i) for i in range(6))
+    monkeypatch.setattr(model, "draw", lambda *_: next(draws))
+    monkeypatch.setattr(training, "to_model_range", lambda clips, device: clips)
+
+    # the gradient of step 0 before clipping, by name
+    model.loss(clip(0), draw(0)).mean().backward()
+    gradients = {name: p.grad for name, p in model.network.named_parameters()}
+    for name, theirs in official.from_official(
+        model.network, {name[6:]: value for name, value in case.items() if name.startswith("grad0.")}, str(folder)
+    ).items():
+        assert apart(gradients[name], theirs) < 1e-5 * max(1.0, float(theirs.norm())), name
+
+    for expected in facts["history"]:
+        loss, norm = trainer.train_step()
+        assert float(loss) == pytest.approx(expected["loss"], rel=1e-5)
+        assert float(norm) == pytest.approx(expected["grad_norm"], rel=1e-5)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(expected["lr_used"], rel=1e-9)
+
+    path = oracle_dir / f"checkpoint_{folder.name}" / "logs" / "checkpoint.pt"
+    for ours, ema in ((model, False), (trainer.averaged(), True)):
+        theirs = official.load_checkpoint(path, ema=ema).state_dict()
+        # six steps move a weight by up to 7e-4; Adam divides by the gradient's own size, so tiny ones carry noise
+        assert max(apart(value, theirs[name]) for name, value in ours.state_dict().items()) < 1e-5

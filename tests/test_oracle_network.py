@@ -8,14 +8,14 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle_cases import REFUSED_CASES, apart, case_model, condition, each, frames, tensors, time_of
 
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
 from mcvd.interop import official
-from mcvd.networks.blocks import Spatin, group_count
+from mcvd.networks.blocks import group_count
 from mcvd.networks.resample import downsample, upsample
 from mcvd.networks.unet import time_embedding
+from oracle_cases import REFUSED_CASES, apart, case_model, condition, each, frames, tensors, time_of
 
 pytestmark = pytest.mark.oracle
 EPS_TOLERANCE = 5e-6
@@ -99,19 +99,3 @@ def test_time_embedding(oracle_dir):
 def test_group_counts(oracle_dir):
     for channels, groups in json.loads((oracle_dir / "num_groups.json").read_text()).items():
         assert group_count(int(channels)) == groups
-
-
-def test_spatin_norm_is_published_spade(oracle_dir):
-    """One SPATIN norm alone, against its definition: GroupNorm (eps 1e-6), nearest-neighbour condition, three convolutions."""
-    torch.manual_seed(0)
-    norm = Spatin(8, 2, 6, scale=4)
-    frames_seen, x = torch.randn(2, 2, 16, 16), torch.randn(2, 8, 4, 4)
-    small = F.interpolate(frames_seen, size=(4, 4), mode="nearest")
-    hidden = F.silu(norm.shared(small))
-    expected = F.group_norm(x, 2, eps=1e-6) * (1 + norm.gamma(hidden)) + norm.beta(hidden)
-
-    class Maps:
-        maps = (norm.maps(frames_seen),)
-
-    norm.slot = 0
-    assert apart(norm(x, Maps), expected) < 1e-6

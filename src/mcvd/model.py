@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import published_table, solver_table
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
-from mcvd.networks.blocks import Condition
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
@@ -43,11 +43,24 @@ class ModelConfig:
     """Frame rate that written videos get, frames per second."""
 
 
+class Draw(NamedTuple):
+    """The random part of the loss of B clips."""
+
+    past_seen: Tensor
+    """``(B,)`` bool"""
+    future_seen: Tensor
+    """``(B,)`` bool"""
+    t: Tensor
+    """``(B,)`` long, time numbers"""
+    eps: Tensor
+    """``(B, k, C, H, W)``, the noise added to the current frames"""
+
+
 class VideoDiffusion(nn.Module):
     """A masked conditional video diffusion model.
 
     All public methods take video ``(T, C, H, W)`` or ``(B, T, C, H, W)``, uint8 or float in [0, 1], and return float in
-    [0, 1] of shape ``(B * samples, T, C, H, W)``, the samples of a clip one after another. Inside, values are in [-1, 1].
+    [0, 1] of shape ``(B * samples, T, C, H, W)``, the samples of a clip one after another. Inside, values are [-1, 1].
     """
 
     def __init__(self, config: ModelConfig):
@@ -79,20 +92,28 @@ class VideoDiffusion(nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def loss(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The training loss of each clip, ``(B,)``.
+    def draw(self, clips: int, generator: torch.Generator | None = None) -> Draw:
+        """Everything random in the loss of this many clips; on the generator's device."""
+        home = None if generator is None else generator.device
+        shape = (clips, self.layout.current, self.channels, *self.size)
+        return Draw(
+            *self.config.masking.draw(clips, generator=generator),
+            torch.randint(self.config.schedule.steps, (clips,), generator=generator, device=home),
+            torch.randn(shape, generator=generator, device=home),
+        )
+
+    def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
+        """The training loss of each clip, ``(B,)``; also what calling the model does.
 
         video: ``(B, p + k + f, C, H, W)`` consecutive frames in [-1, 1].
-        generator: source of the random masks, time numbers and noise, in this order; on the CPU or the video's device.
+        draw: its random masks, time numbers and noise; None draws them from torch's global generator.
         """
+        draw = self.draw(len(video)) if draw is None else draw
+        past_seen, future_seen, t, eps = (x.to(video.device, non_blocking=True) for x in draw)
         past, current, future = split(video, self.layout)
-        past_seen, future_seen = self.config.masking.draw(len(video), generator=generator)
-        t = torch.randint(self.config.schedule.steps, (len(video),), generator=generator, device=_of(generator))
-        eps = torch.randn(current.shape, generator=generator, device=_of(generator))
-        past_seen, future_seen, t, eps = (
-            x.to(video.device, non_blocking=True) for x in (past_seen, future_seen, t, eps)
-        )
         return self.loss_at(current, hide(past, past_seen), hide(future, future_seen), t, eps, past_seen)
+
+    forward = loss
 
     def loss_at(
         self,
@@ -123,7 +144,7 @@ class VideoDiffusion(nn.Module):
     def _with_noise(past: Tensor, future: Tensor, alpha_bar: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         frames = torch.cat([past, future], dim=1)
         noise = torch.randn_like(frames) if noise is None else noise
-        return gaussian.add_noise(frames, noise, alpha_bar).split([past.shape[1], future.shape[1]], dim=1)  # type: ignore
+        return gaussian.add_noise(frames, noise, alpha_bar).split([past.shape[1], future.shape[1]], dim=1)
 
     def denoiser(
         self,
@@ -136,7 +157,7 @@ class VideoDiffusion(nn.Module):
     ) -> Denoiser:
         """(x_t, t, alpha_bar) -> x0_hat for trajectories that share conditions.
 
-        past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1] with hidden frames 0, past_seen ``(b,)`` bool: one
+        past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1], hidden frames 0, past_seen ``(b,)`` bool: one
         entry for each distinct condition; rows ``(B,)``: which of them each trajectory has. The condition is encoded
         once, here. guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance
         (arXiv 2207.12598) against the same network with everything hidden. condition_noise: fresh N(0, I) noise
@@ -233,7 +254,7 @@ class VideoDiffusion(nn.Module):
         return self.fill(torch.cat([past, blank], 1), context + [False] * n, **options)[:, -n:]  # type: ignore
 
     def interpolate(self, past: Tensor, future: Tensor, *, frames: int | None = None, **options: object) -> Tensor:
-        """What happened between: `frames` new frames (None: a block's) after past and before future; options as in `fill`.
+        """What happened between: `frames` new frames (None: a block's) between past and future; options as in `fill`.
 
         Returns the new frames only, ``(B * samples, frames, C, H, W)``.
         """
@@ -251,7 +272,7 @@ class VideoDiffusion(nn.Module):
         return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, samples=samples, **options)  # type: ignore
 
     def _prepare(self, video: Tensor) -> Tensor:
-        """Checks a public video; -> ``(B, T, C, H, W)`` float in [0, 1], on the model's device, in the model's colours."""
+        """Checks a public video; -> ``(B, T, C, H, W)`` float in [0, 1], with the model's device and colours."""
         if video.dim() not in (4, 5):
             raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
         video = video if video.dim() == 5 else video[None]
@@ -320,7 +341,7 @@ class VideoDiffusion(nn.Module):
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:
-        """Saves the model and uploads the folder to a hub repository; returns its address. options: of `upload_folder`."""
+        """Saves the model, uploads the folder to a hub repository (options: of `upload_folder`); returns its address."""
         import tempfile
 
         from huggingface_hub import HfApi
@@ -347,7 +368,3 @@ def _count(frames: int) -> int:
     if frames < 1:
         raise McvdError(f"frames is {frames}; ask for at least 1")
     return frames
-
-
-def _of(generator: torch.Generator | None) -> torch.device | None:
-    return None if generator is None else generator.device

@@ -106,8 +106,8 @@ def _run_block(
         rows = torch.arange(len(frames), device=frames.device)
         sources = frames
     else:
-        _, first, rows = np.unique(clips.cpu().numpy(), return_index=True, return_inverse=True)
-        rows = torch.as_tensor(rows, device=frames.device)
+        _, first, inverse = np.unique(clips.cpu().numpy(), return_index=True, return_inverse=True)
+        rows = torch.as_tensor(inverse, device=frames.device)
         sources = frames[torch.as_tensor(first, device=frames.device)]
     past, future = _gather(sources, block.past), _gather(sources, block.future)
     past_seen = torch.full((len(sources),), block.past_seen, device=frames.device)

@@ -47,5 +47,5 @@ class NoiseSchedule:
         return 1 - self.alpha_bar / before
 
     def at(self, t: Tensor, like: Tensor) -> Tensor:
-        """alpha_bar of time numbers t ``(B,)``, shaped to broadcast over `like` ``(B, ...)``, on its device and dtype."""
+        """alpha_bar of time numbers t ``(B,)``, to broadcast over `like` ``(B, ...)``, on its device and dtype."""
         return self.alpha_bar.to(t.device)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -78,7 +78,7 @@ def _levels(schedule: NoiseSchedule, times: list[int]) -> list[tuple[int, float,
 
 
 def _transfer(a: float, b: float) -> tuple[float, float]:
-    """DDIM's deterministic step from alpha_bar a to b: weights of x and of eps_hat (arXiv 2010.02502 eq. 12; PNDM eq. 11)."""
+    """DDIM's step from alpha_bar a to b, without noise: weights of x, eps_hat (arXiv 2010.02502 eq. 12; PNDM eq. 11)."""
     return math.sqrt(b / a), math.sqrt(1 - b) - math.sqrt(b * (1 - a) / a)
 
 
@@ -143,7 +143,7 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
 
 
 def dpm_solver_pp(schedule: NoiseSchedule, times: list[int]) -> Table:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: x0-prediction, two calls of memory."""
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: predicts x0, remembers 2 calls."""
     half_log_snr = lambda a: 0.5 * math.log(a / (1 - a))  # noqa: E731 - lambda_t of the paper
     levels = _levels(schedule, times)
     rows = []
@@ -214,10 +214,10 @@ def _ddpm_rows_in_float32(schedule: NoiseSchedule) -> list[Row]:
     (1 - alpha_bar loses digits near the clean end; the last step returns 0.99983 x0_hat. With fewer steps the published
     code takes beta from alpha_bar, and the rows of `ddpm` fit.)
     """
-    beta = torch.linspace(schedule.beta_last, schedule.beta_first, schedule.steps).flip(0)
-    alpha_bar = torch.cumprod(1 - beta, dim=0)
+    betas = torch.linspace(schedule.beta_last, schedule.beta_first, schedule.steps).flip(0)
+    alpha_bar = torch.cumprod(1 - betas, dim=0)
     before = torch.cat([torch.ones(1), alpha_bar[:-1]])
-    var, var_to, beta, a, b = (x.tolist() for x in (1 - alpha_bar, 1 - before, beta, alpha_bar, before))
+    var, var_to, beta, a, b = (x.tolist() for x in (1 - alpha_bar, 1 - before, betas, alpha_bar, before))
     return [
         Row(
             t,

@@ -6,7 +6,9 @@ and which of the published options no model of ours has. Facts: docs/reference.m
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,11 @@ def layers(network: UNet) -> Iterator[nn.Module]:
                 yield level.attention[i]
         if level.resample is not None:
             yield level.resample
-    yield from (layer for layer in network.middle if not isinstance(layer, nn.Identity))
+    first, attention, second = network.middle
+    yield from (first, attention)
+    if not isinstance(network.merge, nn.Identity):
+        yield network.merge
+    yield second
     for level in network.up:
         for merge, block in zip(level.merges, level.blocks):
             if not isinstance(merge, nn.Identity):
@@ -205,13 +211,11 @@ def _names_of(layer: nn.Module, ours: str, theirs: str) -> Iterator[tuple[str, s
 def name_map(network: UNet) -> dict[str, str]:
     """Published name -> our name, for every parameter, in the order of the published optimizer."""
     ours = {id(module): name for name, module in network.named_modules()}
-    return {
-        theirs: name
-        for i, layer in enumerate(layers(network))
-        for theirs, name in _names_of(
-            layer, ours[id(layer)], f"{PREFIX}{i}{'.Norm_0' if layer is network.norm_out else ''}"
-        )
-    }
+    names: dict[str, str] = {}
+    for i, layer in enumerate(layers(network)):
+        wrapper = ".Norm_0" if layer is network.norm_out else ""
+        names.update(_names_of(layer, ours[id(layer)], f"{PREFIX}{i}{wrapper}"))
+    return names
 
 
 def to_official(network: UNet) -> dict[str, Tensor]:
@@ -226,7 +230,7 @@ def to_official(network: UNet) -> dict[str, Tensor]:
 
 
 def from_official(network: UNet, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Published weights (without `module.`) under our names; raises McvdError unless every name is used exactly once."""
+    """Published weights under our names; raises McvdError unless every name is used exactly once."""
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name not in BUFFERS}
     names = name_map(network)
@@ -259,36 +263,58 @@ def load_checkpoint(path: str | Path, ema: bool = True) -> VideoDiffusion:
     Raises McvdError for a file that is not such a checkpoint, an option that cannot be reproduced, or weights that do
     not fit the configuration: nothing is ever loaded in part.
     """
+    return _load(Path(path), ema)[0]
+
+
+def import_checkpoint(
+    path: str | Path, folder: str | Path, ema: bool = True, dtype: torch.dtype = torch.float32
+) -> VideoDiffusion:
+    """Writes a published checkpoint as a model folder (weights as `dtype`), a quarter of its size; returns the model.
+
+    The notes in config.json say where it came from: file name, SHA-256, training step, averaged weights or raw ones.
+    """
     path = Path(path)
+    model, notes = _load(path, ema)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    model.save(folder, dtype, {"source": path.name, "sha256": digest, **notes})
+    return model
+
+
+def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     if not path.is_file():
         raise McvdError(f"{path} is not there")
     config_path = path.parent / "config.yml"
     if not config_path.is_file():
-        raise McvdError(
-            f"{path} needs the config.yml it was published with in the same folder; {config_path} is missing"
-        )
+        raise McvdError(f"{path} needs the config.yml it was published with in the same folder; there is none")
     published = read_config(config_path)
-    try:
-        states = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise McvdError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); download it again"
-        ) from None
-    if not isinstance(states, list) or len(states) < 4 or not isinstance(states[0], dict):
-        raise McvdError(
-            f"{path} is not a published checkpoint: a list of weights, optimizer, epoch, step and EMA is expected"
-        )
-    use_ema = ema and published["model"]["ema"]
+    states = _read(path)
+    use_ema = bool(ema and published["model"]["ema"])
     if use_ema and len(states) < 5:
         raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
+    model = build(published, states[0], states[4] if use_ema else states[0], str(path))
+    return model, {"step": states[3], "ema": use_ema}
 
-    return build(published, states[0], states[4] if use_ema else states[0], str(path))
+
+def _read(path: Path) -> list[Any]:
+    """The list in the file; nothing but tensors and plain values is ever unpickled."""
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        # PyTorch's text for pickled code is about its own options; the person only needs to know that it was refused
+        code = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
+        why = "it holds code, which is never run" if code else (str(error).splitlines() or [type(error).__name__])[0]
+        raise McvdError(f"{path} cannot be read as a checkpoint ({why}); download it again") from None
+    weights = states[:1] + states[4:] if isinstance(states, list) and len(states) > 3 else [None]
+    if not all(isinstance(state, dict) for state in weights):
+        raise McvdError(f"{path} is not a published checkpoint, a list of weights, optimizer, epoch, step and EMA")
+    return states
 
 
 def build(
     published: dict[str, dict[str, Any]], state: dict[str, Tensor], weights: dict[str, Tensor], where: str
 ) -> VideoDiffusion:
-    """The model of the configuration that `read_config` gives, with the tables of `state` checked and `weights` loaded."""
+    """The model for what `read_config` gives, in evaluation mode: `weights` loaded, the tables of `state` checked."""
     model = VideoDiffusion(model_config(published))
     _check_tables(model.config.schedule, state, where)
     load_weights(model.network, from_official(model.network, weights, where), where)

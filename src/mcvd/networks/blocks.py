@@ -1,8 +1,8 @@
 """The parts of the paper's U-Net: groups, time-modulated norms, SPATIN, residual blocks.
 
 All parts take features ``(B, C, H, W)`` or, in the 3-D variants, ``(B, C, N, H, W)``: what depends on the frame axis is
-chosen by a :class:`FrameOps`; everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled by
-the average of fan-in and fan-out; the last convolution of every residual branch starts near zero.
+chosen by a :class:`FrameOps`; everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled
+by the average of fan-in and fan-out; the last convolution of every residual branch starts near zero.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Condition:
 
 
 class Spatin(nn.Module):
-    """Space-time adaptive normalisation: maps from the condition scale and shift a plain GroupNorm (paper, section 2.4).
+    """Space-time adaptive normalisation: maps from the condition scale and shift a GroupNorm (paper, section 2.4).
 
     `maps` is everything that depends on the condition alone; it leaves the sampling loop. `scale` is the factor between
     the video's resolution and the features' (nearest-neighbour: every scale-th pixel).
@@ -124,7 +124,7 @@ class Spatin(nn.Module):
         self.slot = -1  # its place in Condition.maps, given by the network
 
     def maps(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)`` (3-D: with frame axes)."""
+        """Folded condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)``."""
         hidden = F.silu(self.shared(condition[..., :: self.scale, :: self.scale]))
         return self.gamma(hidden), self.beta(hidden)
 
@@ -134,9 +134,9 @@ class Spatin(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """silu(norm(x) * (1 + scale) + shift), where scale and shift come from the time embedding; norm is GroupNorm or SPATIN.
+    """silu(norm(x) * (1 + scale) + shift): scale and shift from the time embedding, norm is GroupNorm or SPATIN.
 
-    embedding 0: nothing modulates; a GroupNorm then has a learned scale and shift of its own.
+    embedding: its width; at 0 nothing modulates, and a GroupNorm has a learned scale and shift of its own.
     """
 
     def __init__(self, channels: int, embedding: int, spatin: nn.Module | None):
@@ -157,7 +157,7 @@ class ModulatedNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two modulated norms and convolutions (BigGAN order), optionally resampling by 2; the sum is divided by sqrt(2)."""
+    """Two modulated norms and convolutions (BigGAN order), maybe resampling by 2; the sum is divided by sqrt(2)."""
 
     def __init__(
         self,

@@ -7,8 +7,8 @@ per current frame. `encode` turns past and future into the condition once; `forw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class UNetConfig:
     """Height and width in pixels; each a multiple of 2 ** (levels - 1)."""
     channels: int = 1
     """Colours of a frame: 1 grey, 3 RGB."""
-    layout: BlockLayout = BlockLayout(5, 5, 5)
+    layout: BlockLayout = field(default_factory=lambda: BlockLayout(5, 5, 5))
     """Past, current and future frames of a block."""
     width: int = 64
     """Channels of the first level."""
@@ -73,8 +73,9 @@ class UNetConfig:
             raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
         step = 2 ** (len(self.multipliers) - 1)
         if any(side % step for side in self.size):
+            height, width = self.size
             raise McvdError(
-                f"size {self.size[0]}x{self.size[1]} is not a multiple of {step}, which {len(self.multipliers)} levels need"
+                f"size {height}x{width} is not a multiple of {step}, as {len(self.multipliers)} levels need"
             )
 
     def heads(self, channels: int) -> int:
@@ -210,9 +211,10 @@ class UNet(nn.Module):
                 resample = block(here, here, level, "down")
                 skips.append(here)
             down.append(Level(blocks, attentions, resample))
-        self.down = nn.ModuleList(down)
+        self.down: Iterable[Level] = nn.ModuleList(down)  # type: ignore[assignment]
 
-        self.middle = nn.ModuleList([block(here, here, last), attention(here), ops.merge(), block(here, here, last)])
+        self.middle = nn.ModuleList([block(here, here, last), attention(here), block(here, here, last)])
+        self.merge = ops.merge()
 
         up = []
         for level in range(last, -1, -1):
@@ -223,7 +225,7 @@ class UNet(nn.Module):
             attentions = [attention(here)] if attends[level] else []
             resample = block(here, here, level, "up") if level else None
             up.append(Level(blocks, attentions, resample, [ops.merge() for _ in blocks]))
-        self.up = nn.ModuleList(up)
+        self.up: Iterable[Level] = nn.ModuleList(up)  # type: ignore[assignment]
 
         if self.concat:
             self.norm_out: nn.Module = nn.GroupNorm(group_count(here), here, eps=1e-5)
@@ -260,7 +262,7 @@ class UNet(nn.Module):
         return F.silu(embedding)  # every norm reads it through this activation
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x ``(B, k, C, H, W)`` in the model's range [-1, 1] plus noise; time ``(B,)``, whatever the weights count in."""
+        """x ``(B, k, C, H, W)``: frames in [-1, 1] plus noise; time ``(B,)``, counted as these weights count it."""
         embedding = self._embed(time, condition, x.dtype)
         h = self.ops.first(self.conv_in, self.ops.fold(x), condition.share)
         skips = [h]
@@ -274,8 +276,8 @@ class UNet(nn.Module):
                 h = level.resample(h, embedding, condition)
                 skips.append(h)
 
-        first, attention, merge, second = self.middle
-        h = second(merge(attention(first(h, embedding, condition))), embedding, condition)
+        first, attention, second = self.middle
+        h = second(self.merge(attention(first(h, embedding, condition))), embedding, condition)
 
         for level in self.up:
             for block, merge in zip(level.blocks, level.merges):

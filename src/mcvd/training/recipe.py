@@ -1,0 +1,101 @@
+"""A recipe: everything a training run depends on, from YAML, with errors that name the nearest key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from mcvd.config import from_dict
+from mcvd.errors import McvdError
+from mcvd.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from."""
+
+    kind: Literal["moving-mnist", "videos"] = "videos"
+    """`moving-mnist`: made on the fly from the MNIST digits; `videos`: a folder of video files and image folders."""
+    path: str | None = None
+    """Folder; for Moving MNIST None means the cache, where `mcvd fetch mnist` puts it."""
+    stride: int = 1
+    """Take every stride-th frame of a video."""
+    flip: bool = False
+    """Mirror half of the clips left to right."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, as published."""
+
+    lr: float = 2e-4
+    """Learning rate after warm-up."""
+    warmup: int = 1000
+    """Steps of linear warm-up; the first step has rate 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What the rate does after warm-up: `cosine` falls to 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's averages."""
+    eps: float = 1e-8
+    """Added to Adam's denominator."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient (of the summed loss, as published); larger ones are scaled down."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 700_000
+    """Optimizer steps."""
+    batch: int = 64
+    """Clips per step, over all processes."""
+    ema: float = 0.999
+    """Decay of the averaged weights."""
+    ema_warmup: bool = False
+    """Let the average follow faster at the start (short runs)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32."""
+    compile: bool = False
+    """Compile the network with torch.compile (minutes at the start, faster after)."""
+    seed: int = 0
+    """Seed of everything random."""
+    log_every: int = 50
+    """Steps between log lines."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    sample_every: int = 5000
+    """Steps between sample sheets and validation."""
+
+
+def read_recipe(name: str | Path) -> Recipe:
+    """A recipe by bundled name (`digits`) or path of a YAML file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise McvdError(f"{path} is not there")
+        text = path.read_text()
+    else:
+        bundled = recipe_names()
+        if str(name) not in bundled:
+            raise McvdError(f"no recipe {name}; bundled ones: {', '.join(bundled)}, or give the path of a .yaml file")
+        text = files("mcvd.recipes").joinpath(f"{name}.yaml").read_text()
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise McvdError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    return from_dict(Recipe, data, str(path))
+
+
+def recipe_names() -> list[str]:
+    """The bundled recipes."""
+    return sorted(item.name.removesuffix(".yaml") for item in files("mcvd.recipes").iterdir() if item.name.endswith(".yaml"))

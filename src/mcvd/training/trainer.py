@@ -1,0 +1,258 @@
+"""The training loop: one process or many (torchrun), restartable at any step with the same result.
+
+Everything random at step s is a function of (seed, s): the clips, masks, times and noise of the whole batch, of which
+each process takes its rows. So a run that was killed continues exactly, and a run on 8 processes sees what one sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mcvd.config import to_dict
+from mcvd.errors import McvdError
+from mcvd.model import Draw, VideoDiffusion
+from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mcvd.training.ema import Ema
+from mcvd.training.log import RunLog
+from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.samples import sample_sheet
+from mcvd.training.source import ClipSource, clip_source
+
+VALIDATION_CLIPS = 64
+
+
+def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
+    """The rate of step `step` (0 is the first): linear warm-up from 0, then constant or a cosine to 0 at `steps`."""
+    rate = config.lr * min(step / config.warmup, 1.0) if config.warmup else config.lr
+    if config.decay == "cosine" and step >= config.warmup:
+        done = (step - config.warmup) / max(steps - config.warmup, 1)
+        rate *= 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return rate
+
+
+def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
+    """A generator that depends on (seed, step, stream) alone."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)
+
+
+@dataclass
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @staticmethod
+    @contextlib.contextmanager
+    def join(device: str | None) -> Iterator[Processes]:
+        """Joins the group that torchrun made, if any; leaves it at the end."""
+        grouped = dist.is_torchelastic_launched()
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if grouped:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            if device == "cuda":
+                device = f"cuda:{dist.get_node_local_rank()}"
+                torch.cuda.set_device(device)
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size(), torch.device(device)) if grouped else Processes(
+                0, 1, torch.device(device)
+            )
+        finally:
+            if grouped:
+                dist.destroy_process_group()
+
+
+class Trainer:
+    """The state of a run, and its step. `train` drives it."""
+
+    def __init__(self, recipe: Recipe, processes: Processes, source: ClipSource):
+        if recipe.batch % processes.count:
+            raise McvdError(f"batch {recipe.batch} does not divide among {processes.count} processes")
+        self.recipe, self.processes, self.source = recipe, processes, source
+        device = processes.device
+        torch.manual_seed(recipe.seed)
+        self.model = VideoDiffusion(recipe.model).to(device)
+        self.model.network.to(memory_format=torch.channels_last)
+        config = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+        self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup)
+        self.step = 0
+        if recipe.compile:
+            self.model.network.compile()
+        self.network: nn.Module = DistributedDataParallel(self.model) if processes.count > 1 else self.model
+        bf16 = device.type == "cuda" and recipe.precision != "fp32" and torch.cuda.is_bf16_supported()
+        if recipe.precision == "bf16" and not bf16:
+            raise McvdError(f"{device} has no fast bf16; leave precision at auto")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
+        recipe, rank, count, device = self.recipe, self.processes.rank, self.processes.count, self.processes.device
+        size = recipe.batch // count
+        rows = slice(rank * size, (rank + 1) * size)
+        positions = torch.arange(self.step * recipe.batch, (self.step + 1) * recipe.batch)[rows]
+        clips = to_model_range(self.source.batch(positions), device)
+        draw = self.model.draw(recipe.batch, generator_at(recipe.seed, self.step, device))
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step * count + rank)  # dropout
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, recipe.optimizer, recipe.steps)
+        with self.autocast:
+            loss = self.network(clips, Draw(*(x[rows] for x in draw))).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
+        self.optimizer.step()
+        self.ema.update()
+        self.step += 1
+        return loss.detach(), norm
+
+    def state_dict(self) -> dict[str, object]:
+        """All that a restart needs; random numbers need no state."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "config": to_dict(self.recipe.model),
+        }
+
+    def load_state_dict(self, state: dict, where: str) -> None:
+        """Takes over what `state_dict` gave; the model must have the same configuration."""
+        if state["config"] != to_dict(self.recipe.model):
+            raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.step = state["step"]
+
+    def averaged(self) -> VideoDiffusion:
+        """A model with the averaged weights, in evaluation mode."""
+        model = VideoDiffusion(self.recipe.model).to(self.processes.device)
+        model.load_state_dict(self.ema.weights())
+        model.network.to(memory_format=torch.channels_last)
+        return model.eval()
+
+
+def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
+    """uint8 clips -> float in [-1, 1] on the device."""
+    return clips.to(device, non_blocking=True).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def validation_error(model: VideoDiffusion, clips: Tensor, seed: int = 0) -> float:
+    """Mean squared error of the network's output per element, over fixed clips (uint8), times and noise."""
+    draw = model.draw(len(clips), generator_at(seed, 0, model.device, stream=1))
+    total = 0.0
+    for i in range(0, len(clips), 16):
+        part = Draw(*(x[i : i + 16] for x in draw))
+        total += float(model.loss(to_model_range(clips[i : i + 16], model.device), part).sum())
+    return 2 * total / draw.eps.numel()
+
+
+def train(
+    recipe: Recipe,
+    output: Path,
+    *,
+    device: str | None = None,
+    minutes: float | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
+
+    output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), log.jsonl,
+    TensorBoard events and samples/. Nothing in it is ever deleted but older checkpoints. SIGTERM and Ctrl-C save first.
+
+    Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
+    """
+    with Processes.join(device) as processes:
+        trainer = Trainer(recipe, processes, clip_source(recipe, "train", processes.device))
+        state = load_checkpoint(output, processes.device)
+        if state is not None:
+            trainer.load_state_dict(state, str(output))
+            report(f"continuing {output} at step {trainer.step}")
+        del state
+        with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:
+            _loop(trainer, log, output, None if minutes is None else time.monotonic() + 60 * minutes)
+        return output / "model"
+
+
+def _loop(trainer: Trainer, log: RunLog, output: Path, deadline: float | None) -> None:
+    recipe, first = trainer.recipe, trainer.processes.rank == 0
+    test = clip_source(recipe, "test", trainer.processes.device).batch(range(VALIDATION_CLIPS)) if first else None
+    per_element = 2 / (math.prod(recipe.model.network.size) * recipe.model.network.channels * trainer.model.layout.current)
+    saved = trainer.step if checkpoints(output) else -1
+    with _stop_signals() as stop:
+        while trainer.step < recipe.steps and not stop:
+            loss, norm = trainer.train_step()
+            step, last = trainer.step, trainer.step == recipe.steps
+            if step % recipe.log_every == 0 or last or step == 1:
+                value = float(loss)
+                if not math.isfinite(value):
+                    found = checkpoints(output)
+                    raise McvdError(
+                        f"the loss is {value} at step {step}; the last good checkpoint is {found[-1] if found else 'none'}: "
+                        "lower the learning rate and run again"
+                    )
+                log.step(step, loss=value, error=value * per_element, gradient=float(norm), rate=_rate(trainer))
+            if deadline is not None and time.monotonic() > deadline:
+                stop.append("time is up")
+            if _agree(trainer, bool(stop)):
+                stop.append("asked to stop")
+            if first and test is not None and (step % recipe.sample_every == 0 or last):
+                model = trainer.averaged()
+                log.step(step, validation=validation_error(model, test))
+                log.picture(step, sample_sheet(model, test))
+            if (step % recipe.save_every == 0 or last or stop) and saved != step:
+                saved = step
+                if first:
+                    save_checkpoint(output, step, trainer.state_dict())
+                    trainer.averaged().save(output / "model", notes={"steps": step, "clips_seen": step * recipe.batch})
+    if stop:
+        log.say(f"stopped at step {trainer.step} ({stop[0]}); run the same command again to continue")
+
+
+def _rate(trainer: Trainer) -> float:
+    return float(trainer.optimizer.param_groups[0]["lr"])
+
+
+def _agree(trainer: Trainer, stop: bool) -> bool:
+    """Whether any process wants to stop: all must leave at the same step, or the others would wait for ever."""
+    if trainer.processes.count == 1:
+        return stop
+    flag = torch.tensor(float(stop), device=trainer.processes.device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """A list that SIGTERM, SIGUSR1 and Ctrl-C put their name into, instead of ending the process."""
+    stop: list[str] = []
+    names = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    old = {name: signal.signal(name, lambda number, _: stop.append(signal.Signals(number).name)) for name in names}
+    try:
+        yield stop
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)

@@ -1,0 +1,316 @@
+"""The importer: published names, shapes and order; files whole, old and broken."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from mcvd.errors import McvdError
+from mcvd.interop import official
+from mcvd.layout import BlockLayout
+from mcvd.model import ModelConfig, VideoDiffusion
+from mcvd.networks.unet import UNet, UNetConfig
+from oracle_cases import tensors
+
+# --- the published configurations, from docs/reference.md ----------------------------------------------------------
+
+DIGITS = {"size": (64, 64), "channels": 1, "layout": BlockLayout(5, 5), "width": 64, "head_channels": 64}
+KTH = {"size": (64, 64), "channels": 1, "layout": BlockLayout(10, 5), "width": 96, "head_channels": 96}
+BAIR = {"size": (64, 64), "channels": 3, "layout": BlockLayout(2, 5), "width": 96, "head_channels": 96}
+CITY = {"size": (128, 128), "channels": 3, "layout": BlockLayout(2, 5), "width": 128, "head_channels": 128}
+CITY |= {"multipliers": (1, 1, 2, 3, 4)}
+UCF = {"size": (64, 64), "channels": 3, "layout": BlockLayout(4, 4), "width": 192, "head_channels": 192}
+DIGITS_3D = {"size": (64, 64), "channels": 1, "layout": BlockLayout(5, 2), "width": 12, "head_channels": -1}
+DIGITS_3D |= {"multipliers": (1, 1, 2, 2), "blocks": 1, "attention": (16,)}
+SPATIN = {"conditioning": "spatin"}
+
+
+def wide(width):
+    return {"width": width, "head_channels": width}
+
+
+KEY_LISTS = {
+    "smmnist_5c5_concat": DIGITS,
+    "smmnist_5c5_concat_condemb_gamma": DIGITS | {"mask_embedding": True},
+    "smmnist_5c5_spade": DIGITS | SPATIN,
+    "smmnist_5c5f5_concat": DIGITS | {"layout": BlockLayout(5, 5, 5)},
+    "smmnist_5c5f5_spade": DIGITS | SPATIN | {"layout": BlockLayout(5, 5, 5)},
+    "kth_5c10_concat": KTH,
+    "kth_5c10_spade_ngf192": KTH | SPATIN | {"width": 192, "spatin_width": 192},
+    "bair_5c2_concat_ngf192": BAIR | wide(192),
+    "bair_5c2_spade_ngf192": BAIR | SPATIN | wide(192),
+    "city_5c2_concat_ngf192": CITY | wide(192),
+    "city_5c2_spade_ngf256": CITY | SPATIN | wide(256),
+    "ucf_4c4_concat_ngf288": UCF | wide(288),
+    "ucf_4c4_spade_ngf288": UCF | SPATIN | wide(288) | {"spatin_width": 192},
+    "smmnist_3d_concat": DIGITS_3D | {"frames": "3d"},
+    "smmnist_3d_spade": DIGITS_3D | SPATIN | {"frames": "3d"},
+    "smmnist_pseudo3d_concat": DIGITS_3D | {"frames": "pseudo3d"},
+    "smmnist_pseudo3d_spade": DIGITS_3D | SPATIN | {"frames": "pseudo3d"},
+}
+PARAMETERS = [  # (configuration, parameters of the published network)
+    (DIGITS, 27_941_765),
+    (DIGITS | SPATIN, 53_953_989),
+    (DIGITS | {"layout": BlockLayout(5, 5, 5)}, 27_944_645),
+    (DIGITS | SPATIN | {"layout": BlockLayout(5, 5, 5)}, 54_282_309),
+    (DIGITS | SPATIN | {"layout": BlockLayout(5, 10, 5)}, 54_288_074),
+    (KTH, 62_831_141),
+    (KTH | SPATIN, 102_005_669),
+    (KTH | SPATIN | {"layout": BlockLayout(10, 10, 5)}, 102_342_634),
+    (KTH | SPATIN | {"width": 192, "spatin_width": 192}, 367_650_437),
+    (BAIR, 62_844_975),
+    (BAIR | SPATIN, 101_760_303),
+    (BAIR | wide(192) | {"layout": BlockLayout(1, 5)}, 251_169_807),
+    (BAIR | wide(192), 251_174_991),
+    (BAIR | wide(192) | {"layout": BlockLayout(1, 5, 2)}, 251_180_175),
+    (BAIR | wide(192) | {"layout": BlockLayout(2, 5, 2)}, 251_185_359),
+    (BAIR | SPATIN | wide(192) | {"layout": BlockLayout(1, 5)}, 328_407_375),
+    (BAIR | SPATIN | wide(192), 328_604_367),
+    (CITY, 116_551_695),
+    (CITY | wide(192), 262_133_775),
+    (CITY | SPATIN | wide(256), 579_159_695),
+    (CITY | SPATIN | wide(256) | {"layout": BlockLayout(2, 5, 2)}, 579_650_447),
+    (UCF, 251_174_988),
+    (UCF | wide(288), 564_990_060),
+    (UCF | SPATIN | wide(288) | {"spatin_width": 192}, 739_438_572),
+    (UCF | SPATIN | wide(288) | {"spatin_width": 192, "layout": BlockLayout(4, 4, 4)}, 740_620_524),
+    (DIGITS_3D | {"frames": "3d"}, 1_235_041),
+]
+
+
+def on_meta(options):
+    with torch.device("meta"):
+        return UNet(UNetConfig(**options))
+
+
+@pytest.mark.oracle
+def test_key_lists(oracle_dir):
+    """Names, shapes and order: the order is that of the published optimizer."""
+    folder = oracle_dir.parent / "reference" / "keys"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    for path in sorted(folder.glob("*.json")):
+        published, network = json.loads(path.read_text()), on_meta(KEY_LISTS[path.stem])
+        ours = [[name, list(value.shape)] for name, value in official.to_official(network).items()]
+        assert ours == published["parameters_in_optimizer_order"], path.stem
+        assert len(list(official.layers(network))) == published["n_all_modules"], path.stem
+
+
+def test_parameter_counts():
+    for options, expected in PARAMETERS:
+        assert sum(p.numel() for p in on_meta(options).parameters()) == expected, options
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+SMALL = {"size": (16, 16), "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_channels": 8}
+VARIANTS = {
+    "concat": {"layout": BlockLayout(2, 3, 1), "mask_embedding": True},
+    "spatin": {"layout": BlockLayout(2, 3, 1), "conditioning": "spatin", "spatin_width": 8},
+    "no time": {"layout": BlockLayout(2, 3), "time_embedding": False},
+    "no time, spatin": {"layout": BlockLayout(2, 3), "time_embedding": False, "conditioning": "spatin"},
+    "3d": {"layout": BlockLayout(2, 3), "frames": "3d"},
+    "3d, spatin": {"layout": BlockLayout(2, 3), "frames": "3d", "conditioning": "spatin"},
+    "pseudo3d": {"layout": BlockLayout(2, 3), "frames": "pseudo3d"},
+    "pseudo3d, spatin": {"layout": BlockLayout(2, 3), "frames": "pseudo3d", "conditioning": "spatin"},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_round_trip(options):
+    network = UNet(UNetConfig(**SMALL, **options))
+    there = official.to_official(network)
+    back = official.from_official(network, there, "here")
+    own = network.state_dict()
+    assert back.keys() == own.keys()
+    assert all(torch.equal(back[name], own[name]) for name in own)
+    again = official.from_official(network, {f"module.{name}": value for name, value in there.items()}, "here")
+    assert all(torch.equal(again[name], own[name]) for name in own)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logs(oracle_dir, tmp_path):
+    """A copy of a published run's folder, to break."""
+    return shutil.copytree(oracle_dir / "checkpoint_concat" / "logs", tmp_path / "logs")
+
+
+def edit_config(logs, change):
+    path = logs / "config.yml"
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+def edit_states(logs, change):
+    path = logs / "checkpoint.pt"
+    states = torch.load(path, weights_only=True)
+    states = change(states) or states
+    torch.save(states, path)
+
+
+def load(logs, **options):
+    return official.load_checkpoint(logs / "checkpoint.pt", **options)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def refused(logs, *words, **options):
+    with pytest.raises(McvdError) as raised:
+        load(logs, **options)
+    text = str(raised.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    return text
+
+
+@pytest.mark.oracle
+def test_averaged_and_raw_weights(logs):
+    states = torch.load(logs / "checkpoint.pt", weights_only=True)
+    name = "unet.all_modules.2.weight"
+    assert torch.equal(load(logs).network.conv_in.weight, states[4][name])
+    assert torch.equal(load(logs, ema=False).network.conv_in.weight, states[0][f"module.{name}"])
+    edit_states(logs, lambda states: states[:4])
+    refused(logs, "averaged", "ema=False")
+    load(logs, ema=False)
+    edit_config(logs, lambda config: config["model"].update(ema=False))
+    assert same(load(logs), load(logs, ema=False))
+
+
+@pytest.mark.oracle
+def test_old_files(logs):
+    """Files from before May 2022: fewer keys in config.yml, surplus ones, and the last norm without its wrapper."""
+    new = load(logs)
+    last = len(list(official.layers(new.network))) - 1
+
+    def older_config(config):
+        for key in ("num_frames_future", "prob_mask_cond", "prob_mask_future", "prob_mask_sync"):
+            config["data"].pop(key)
+        for key in ("spade_dim", "spade", "cond_emb", "output_all_frames", "noise_in_cond", "time_conditional"):
+            config["model"].pop(key)
+        # keys that the published networks do not read are not ours to judge
+        config["model"]["gff"] = False
+        config["something"] = {"else": 1}
+
+    def older_names(states):
+        for state, prefix in ((states[0], "module."), (states[4], "")):
+            for leaf in ("weight", "bias"):
+                name = f"{prefix}unet.all_modules.{last - 1}.Norm_0.{leaf}"
+                state[name.replace(".Norm_0", "")] = state.pop(name)
+
+    edit_config(logs, older_config)
+    assert same(load(logs), new)
+    edit_states(logs, older_names)
+    assert same(load(logs), new)
+
+
+@pytest.mark.oracle
+def test_broken_files_are_refused_in_one_line(logs):
+    checkpoint, config = logs / "checkpoint.pt", logs / "config.yml"
+    whole, text = checkpoint.read_bytes(), config.read_text()
+
+    config.unlink()
+    refused(logs, "config.yml", "checkpoint.pt")
+    config.write_text("just text")
+    refused(logs, "section data")
+    config.write_text("data: [")
+    refused(logs, "YAML")
+    config.write_text(text)
+
+    for section, key, value in (
+        ("model", "arch", "ncsn"),
+        ("model", "output_all_frames", True),
+        ("model", "version", "SMLD"),
+        ("model", "sigma_dist", "geometric"),
+        ("data", "rescaled", False),
+        ("data", "logit_transform", True),
+    ):
+        edit_config(logs, lambda config, s=section, k=key, v=value: config[s].update({k: v}))
+        refused(logs, f"{section}.{key}", repr(value))
+        config.write_text(text)
+    edit_config(logs, lambda config: config["model"].pop("ngf"))
+    refused(logs, "model.ngf")
+    config.write_text(text)
+
+    for damaged in (whole[: len(whole) // 2], whole[:10], b"", b"<html>Sign in to download</html>"):
+        checkpoint.write_bytes(damaged)
+        refused(logs, "cannot be read")
+    checkpoint.unlink()
+    refused(logs, "is not there")
+
+
+@pytest.mark.oracle
+def test_wrong_contents_are_refused_in_one_line(logs):
+    checkpoint = logs / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+
+    def check(change, *words):
+        edit_states(logs, change)
+        refused(logs, *words)
+        checkpoint.write_bytes(whole)
+
+    name = "unet.all_modules.3.Conv_0.weight"
+    check(lambda states: states[4].update({"unet.surprise": torch.zeros(1)}), "unet.surprise", "config.yml")
+    check(lambda states: states[4].__delitem__(name), name, "lacks")
+    check(lambda states: states[4].update({name: torch.zeros(1, 2, 3, 3)}), "shape", "conv0.weight")
+    check(lambda states: states[0].update({"module.alphas": torch.rand(1000)}), "noise schedule")
+    check(lambda states: states[0].__delitem__("module.alphas"), "noise schedule")
+    check(lambda states: states[0], "not a published checkpoint")
+    check(lambda states: ["a", "b", "c", "d", "e"], "not a published checkpoint")
+    edit_config(logs, lambda config: config["model"].update(num_res_blocks=2))
+    refused(logs, "config.yml does not fit")
+
+
+@pytest.mark.oracle
+def test_code_in_a_file_is_not_run(logs):
+    edit_states(logs, lambda states: [*states, print])
+    text = refused(logs, "cannot be read", "code")
+    assert "weights_only" not in text  # advice to switch the protection off
+
+
+# --- our own folders -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", ["concat", "spade"])
+def test_import_writes_a_folder_that_gives_the_same_output(oracle_dir, tmp_path, case):
+    source = oracle_dir / f"checkpoint_{case}" / "logs" / "checkpoint.pt"
+    model = official.import_checkpoint(source, tmp_path / "model")
+    again = VideoDiffusion.from_folder(tmp_path / "model")
+    assert again.config == model.config
+    assert same(again, model)
+
+    expected = tensors(oracle_dir / f"checkpoint_{case}" / "expected.safetensors")
+    x, past = expected["x_t"].unsqueeze(2), expected["cond"].unsqueeze(2)
+    outputs = [m.network(x, expected["t"], m.network.encode(past, past[:, :0])).detach() for m in (model, again)]
+    assert torch.equal(*outputs)
+    assert (outputs[0].flatten(1, 2) - expected["eps_ema"]).abs().max() < 5e-6
+
+    # averaged weights only: neither the raw ones nor Adam's two moments
+    weights = tmp_path / "model" / "model.safetensors"
+    assert 0.2 < weights.stat().st_size / source.stat().st_size < 0.3
+    notes = json.loads((tmp_path / "model" / "config.json").read_text())["notes"]
+    assert notes["source"] == "checkpoint.pt"
+    assert notes["step"] == 6
+    assert notes["ema"] is True
+    assert len(notes["sha256"]) == 64
+
+
+def test_saved_as_bfloat16_loads_as_float32(tmp_path):
+    model = VideoDiffusion(ModelConfig(UNetConfig(**SMALL, **VARIANTS["concat"])))
+    model.save(tmp_path / "full")
+    model.save(tmp_path / "half", torch.bfloat16)
+    full, half = (tmp_path / name / "model.safetensors" for name in ("full", "half"))
+    assert 0.4 < half.stat().st_size / full.stat().st_size < 0.7
+    loaded = VideoDiffusion.from_folder(tmp_path / "half")
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].bfloat16().float())
