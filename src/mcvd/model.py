@@ -69,6 +69,9 @@ class VideoDiffusion(nn.Module):
             raise McvdError(f"prediction is {config.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
         self.config = config
         self.network = UNet(config.network)
+        for weight in self.network.parameters():
+            if weight.dim() == 4:  # the layout that convolutions are fastest in, on CPUs and GPUs; same values
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     @property
     def layout(self) -> BlockLayout:
@@ -217,16 +220,21 @@ class VideoDiffusion(nn.Module):
         or a task that it was not trained for.
         """
         given = self._prepare(video)
-        known = [bool(k) for k in known]
-        if len(known) != given.shape[1]:
-            raise McvdError(f"known has {len(known)} entries, the video {given.shape[1]} frames")
-        if samples < 1:
-            raise McvdError(f"samples is {samples}; ask for at least 1")
-        if guidance != 1.0 and not self.config.masking.allows(False, False):
+        flags = torch.as_tensor(known, dtype=torch.bool)
+        if flags.shape != given.shape[1:2]:
+            raise McvdError(f"known has shape {tuple(flags.shape)}; it takes one flag for each of {given.shape[1]} frames")
+        known = flags.tolist()
+        for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise McvdError(f"{name} is {value}; it must be at least {least}")
+        if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
             raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
         blocks = plan(known, self.layout, self.config.masking)
         schedule = self.config.schedule
-        table = published_table(solver, schedule, steps or 100) if reference else solver_table(solver, schedule, steps)
+        if reference:
+            table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
+        else:
+            table = solver_table(solver, schedule, steps)
         return rollout(
             self,
             given,
@@ -275,11 +283,13 @@ class VideoDiffusion(nn.Module):
         """Checks a public video; -> ``(B, T, C, H, W)`` float in [0, 1], with the model's device and colours."""
         if video.dim() not in (4, 5):
             raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
+        if not video.numel():
+            raise McvdError(f"the video is empty: its shape is {tuple(video.shape)}")
         video = video if video.dim() == 5 else video[None]
         if video.dtype == torch.uint8:
             video = video.to(self.device).float() / 255
         elif video.is_floating_point():
-            low, high = (float(video.min()), float(video.max())) if video.numel() else (0.0, 1.0)
+            low, high = float(video.min()), float(video.max())
             if not (low >= -1e-4 and high <= 1 + 1e-4):
                 raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
             video = video.to(self.device, torch.float32)
@@ -326,8 +336,11 @@ class VideoDiffusion(nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise McvdError(f"{folder} is not a model folder: it has no {name}")
-        data = json.loads((folder / "config.json").read_text())
-        if data.pop("format", None) != "mcvd-1":
+        try:
+            data = json.loads((folder / "config.json").read_text())
+        except ValueError as error:
+            raise McvdError(f"{folder / 'config.json'} cannot be read as JSON ({error}); fetch or save it again") from None
+        if not isinstance(data, dict) or data.pop("format", None) != "mcvd-1":
             raise McvdError(f"{folder / 'config.json'} is not of an mcvd model (format mcvd-1)")
         data.pop("notes", None)
         model = cls(from_dict(ModelConfig, data, str(folder / "config.json")))
@@ -341,7 +354,7 @@ class VideoDiffusion(nn.Module):
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:
-        """Saves the model, uploads the folder to a hub repository (options: of `upload_folder`); returns its address."""
+        """Saves the model and uploads it to a hub repository, with options of `upload_folder`; returns its address."""
         import tempfile
 
         from huggingface_hub import HfApi

@@ -41,7 +41,7 @@ class SeededNoise:
         return self.generators[trajectory]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors nobody may write into afterwards
 def rollout(
     model: VideoDiffusion,
     video: Tensor,

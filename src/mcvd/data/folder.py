@@ -94,7 +94,26 @@ def find_videos(path: Path) -> list[Path]:
 
 
 VIDEOS = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .3gp .ogv .gif .webp .apng .npz .npy".split()
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".mpg",
+        ".mpeg",
+        ".wmv",
+        ".flv",
+        ".ts",
+        ".3gp",
+        ".ogv",
+        ".gif",
+        ".webp",
+        ".apng",
+        ".npz",
+        ".npy",
+    ]
 )
 STILLS = frozenset(IMAGE_SUFFIXES) - VIDEOS
 

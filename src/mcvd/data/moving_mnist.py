@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mcvd.data.fetch import cache_dir
@@ -75,6 +74,8 @@ def load_digits(
             raise ValueError("not an IDX file of images, or cut short")
     except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
         raise McvdError(f"{path} is damaged ({error}); delete it and run: mcvd fetch mnist") from error
+    from PIL import Image  # here, so that a machine with torch alone can make clips from digits prepared elsewhere
+
     images = images.reshape(count, height, width)[:limit]
     for _ in range(2):
         # Pillow resizes the rows, rounds to uint8, then the columns. Rows do not see each other, so all digits go in

@@ -78,7 +78,7 @@ def _levels(schedule: NoiseSchedule, times: list[int]) -> list[tuple[int, float,
 
 
 def _transfer(a: float, b: float) -> tuple[float, float]:
-    """DDIM's step from alpha_bar a to b, without noise: weights of x, eps_hat (arXiv 2010.02502 eq. 12; PNDM eq. 11)."""
+    """DDIM's step from alpha_bar a to b, no noise: weights of x and eps_hat (arXiv 2010.02502 eq. 12; PNDM eq. 11)."""
     return math.sqrt(b / a), math.sqrt(1 - b) - math.sqrt(b * (1 - a) / a)
 
 

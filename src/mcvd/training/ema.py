@@ -23,7 +23,9 @@ class Ema:
     def update(self) -> None:
         """Moves the averages towards the parameters; call after every optimizer step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        torch._foreach_lerp_(list(self.shadow.values()), [p.detach().float() for p in self.parameters.values()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [p.detach().float() for p in self.parameters.values()], 1 - decay
+        )
         self.updates += 1
 
     def state_dict(self) -> dict[str, object]:

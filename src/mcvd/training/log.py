@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-
-import numpy as np
-import yaml
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from mcvd.config import to_dict
 from mcvd.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+    from mcvd.model import VideoDiffusion
 
 
 class RunLog:
@@ -27,14 +30,12 @@ class RunLog:
         if not enabled:
             return
         (output / "samples").mkdir(parents=True, exist_ok=True)
-        (output / "recipe.yaml").write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+        (output / "recipe.yaml").write_text(json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
         self.file = output / "log.jsonl"
         if self.file.exists():  # lines after the checkpoint were of steps that are now made again
             kept = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
             self.file.write_text("".join(line + "\n" for line in kept))
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.board = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
+        self.board = _tensorboard(output / "tensorboard", step + 1)
 
     def step(self, step: int, **values: float) -> None:
         """Logs values of a step; the first call after a start sets the clock for the estimate of the time left."""
@@ -44,16 +45,26 @@ class RunLog:
         speed = made / seconds
         with self.file.open("a") as file:
             file.write(json.dumps({"step": step, **values, "seconds": round(seconds, 2)}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         left = _clock((self.recipe.steps - step) / speed) if speed else "?"
         self.report(f"step {step}/{self.recipe.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
 
-    def picture(self, step: int, sheet: Image.Image) -> None:
-        """Saves a sample sheet."""
-        if self.enabled:
-            sheet.save(self.output / "samples" / f"step-{step:09d}.png")
+    def picture(self, step: int, model: VideoDiffusion, clips: Tensor) -> None:
+        """Saves a sheet of what the model makes of these clips (uint8), for all its tasks."""
+        if not self.enabled:
+            return
+        try:
+            from mcvd.training.samples import sample_sheet
+        except ImportError:  # a bare GPU machine without Pillow: the sheets can be made from the weights later
+            return
+        sheet = sample_sheet(model, clips)
+        sheet.save(self.output / "samples" / f"step-{step:09d}.png")
+        if self.board is not None:
+            import numpy as np
+
             self.board.add_image("samples", np.asarray(sheet.convert("RGB")), step, dataformats="HWC")
 
     def say(self, text: str) -> None:
@@ -64,9 +75,20 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.enabled:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.enabled and self.board is not None:
             self.board.close()
+
+
+def _tensorboard(folder: Path, purge_step: int) -> SummaryWriter | None:
+    """A writer of TensorBoard events; None on a bare GPU machine that has torch and little else."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _step_of(line: str) -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
-
-import yaml
 
 from mcvd.config import from_dict
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,8 @@ class Recipe:
 
 def read_recipe(name: str | Path) -> Recipe:
     """A recipe by bundled name (`digits`) or path of a YAML file."""
+    import yaml
+
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -88,7 +89,7 @@ def read_recipe(name: str | Path) -> Recipe:
         bundled = recipe_names()
         if str(name) not in bundled:
             raise McvdError(f"no recipe {name}; bundled ones: {', '.join(bundled)}, or give the path of a .yaml file")
-        text = files("mcvd.recipes").joinpath(f"{name}.yaml").read_text()
+        text = (RECIPES / f"{name}.yaml").read_text()
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -98,4 +99,4 @@ def read_recipe(name: str | Path) -> Recipe:
 
 def recipe_names() -> list[str]:
     """The bundled recipes."""
-    return sorted(item.name.removesuffix(".yaml") for item in files("mcvd.recipes").iterdir() if item.name.endswith(".yaml"))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))

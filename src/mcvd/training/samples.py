@@ -6,12 +6,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mcvd.data.video import contact_sheet
+from mcvd.data.sheet import contact_sheet
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 
 
-def sample_sheet(model: VideoDiffusion, clips: Tensor, rows: int = 2, solver: str = "dpm++", steps: int = 20) -> Image.Image:
+def sample_sheet(
+    model: VideoDiffusion, clips: Tensor, rows: int = 2, solver: str = "dpm++", steps: int = 20
+) -> Image.Image:
     """Truth, prediction, backward prediction, interpolation and generation of the first `rows` clips.
 
     clips: ``(B, p + k + f, C, H, W)`` uint8. Tasks that the model was not trained for are left out.

@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mcvd.data.folder import VideoFolder
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.errors import McvdError
 from mcvd.training.recipe import Recipe
@@ -32,6 +31,8 @@ def clip_source(recipe: Recipe, split: str, device: torch.device) -> ClipSource:
         path = None if recipe.data.path is None else Path(recipe.data.path)
         digits = load_digits(find_mnist(path), "train" if split == "train" else "test")
         return MovingMNIST(digits, frames, size=network.size[0], seed=recipe.seed, device=device)
+    from mcvd.data.folder import VideoFolder  # needs PyAV; Moving MNIST does not
+
     if recipe.data.path is None:
         raise McvdError("this recipe trains on videos: say where they are with --data FOLDER")
     return VideoFolder(

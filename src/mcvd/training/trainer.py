@@ -26,7 +26,6 @@ from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from mcvd.training.ema import Ema
 from mcvd.training.log import RunLog
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.samples import sample_sheet
 from mcvd.training.source import ClipSource, clip_source
 
 VALIDATION_CLIPS = 64
@@ -67,8 +66,10 @@ class Processes:
                 device = f"cuda:{dist.get_node_local_rank()}"
                 torch.cuda.set_device(device)
         try:
-            yield Processes(dist.get_rank(), dist.get_world_size(), torch.device(device)) if grouped else Processes(
-                0, 1, torch.device(device)
+            yield (
+                Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
+                if grouped
+                else Processes(0, 1, torch.device(device))
             )
         finally:
             if grouped:
@@ -85,7 +86,6 @@ class Trainer:
         device = processes.device
         torch.manual_seed(recipe.seed)
         self.model = VideoDiffusion(recipe.model).to(device)
-        self.model.network.to(memory_format=torch.channels_last)
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -150,7 +150,6 @@ class Trainer:
         """A model with the averaged weights, in evaluation mode."""
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)
         model.load_state_dict(self.ema.weights())
-        model.network.to(memory_format=torch.channels_last)
         return model.eval()
 
 
@@ -176,64 +175,72 @@ def train(
     *,
     device: str | None = None,
     minutes: float | None = None,
+    clips: Callable[[Recipe, str, torch.device], ClipSource] = clip_source,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
 
     output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), log.jsonl,
     TensorBoard events and samples/. Nothing in it is ever deleted but older checkpoints. SIGTERM and Ctrl-C save first.
+    clips: gives the source of a split ("train" or "test"); the recipe's data by default.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
     with Processes.join(device) as processes:
-        trainer = Trainer(recipe, processes, clip_source(recipe, "train", processes.device))
+        trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
         state = load_checkpoint(output, processes.device)
         if state is not None:
             trainer.load_state_dict(state, str(output))
-            report(f"continuing {output} at step {trainer.step}")
+            if processes.rank == 0:
+                report(f"continuing {output} at step {trainer.step}")
         del state
+        test = clips(recipe, "test", processes.device).batch(range(VALIDATION_CLIPS))
+        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:
-            _loop(trainer, log, output, None if minutes is None else time.monotonic() + 60 * minutes)
+            _loop(trainer, test, log, output, deadline)
         return output / "model"
 
 
-def _loop(trainer: Trainer, log: RunLog, output: Path, deadline: float | None) -> None:
-    recipe, first = trainer.recipe, trainer.processes.rank == 0
-    test = clip_source(recipe, "test", trainer.processes.device).batch(range(VALIDATION_CLIPS)) if first else None
-    per_element = 2 / (math.prod(recipe.model.network.size) * recipe.model.network.channels * trainer.model.layout.current)
+def _loop(trainer: Trainer, test: Tensor, log: RunLog, output: Path, deadline: float) -> None:
+    recipe = trainer.recipe
+    per_element = 2 / trainer.model.draw(1).eps.numel()
     saved = trainer.step if checkpoints(output) else -1
     with _stop_signals() as stop:
         while trainer.step < recipe.steps and not stop:
             loss, norm = trainer.train_step()
             step, last = trainer.step, trainer.step == recipe.steps
-            if step % recipe.log_every == 0 or last or step == 1:
-                value = float(loss)
-                if not math.isfinite(value):
-                    found = checkpoints(output)
-                    raise McvdError(
-                        f"the loss is {value} at step {step}; the last good checkpoint is {found[-1] if found else 'none'}: "
-                        "lower the learning rate and run again"
-                    )
-                log.step(step, loss=value, error=value * per_element, gradient=float(norm), rate=_rate(trainer))
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 stop.append("time is up")
             if _agree(trainer, bool(stop)):
                 stop.append("asked to stop")
-            if first and test is not None and (step % recipe.sample_every == 0 or last):
+            save = step % recipe.save_every == 0 or last or bool(stop)
+            shown = step % recipe.log_every == 0 or last or step == 1
+            if save or shown:  # reading the loss waits for the device
+                _check_finite(float(loss), step, output)
+            if shown:
+                rate = float(trainer.optimizer.param_groups[0]["lr"])
+                log.step(
+                    step, loss=float(loss), error=float(loss) * per_element, gradient=float(norm), learning_rate=rate
+                )
+            if log.enabled and (step % recipe.sample_every == 0 or last):
                 model = trainer.averaged()
                 log.step(step, validation=validation_error(model, test))
-                log.picture(step, sample_sheet(model, test))
-            if (step % recipe.save_every == 0 or last or stop) and saved != step:
+                log.picture(step, model, test)
+            if log.enabled and save and saved != step:
                 saved = step
-                if first:
-                    save_checkpoint(output, step, trainer.state_dict())
-                    trainer.averaged().save(output / "model", notes={"steps": step, "clips_seen": step * recipe.batch})
+                save_checkpoint(output, step, trainer.state_dict())
+                trainer.averaged().save(output / "model", notes={"steps": step, "clips_seen": step * recipe.batch})
     if stop:
         log.say(f"stopped at step {trainer.step} ({stop[0]}); run the same command again to continue")
 
 
-def _rate(trainer: Trainer) -> float:
-    return float(trainer.optimizer.param_groups[0]["lr"])
+def _check_finite(loss: float, step: int, output: Path) -> None:
+    if not math.isfinite(loss):
+        found = checkpoints(output)
+        raise McvdError(
+            f"the loss is {loss} at step {step}; the last good checkpoint is {found[-1] if found else 'none'}: "
+            "lower the learning rate and run again"
+        )
 
 
 def _agree(trainer: Trainer, stop: bool) -> bool:

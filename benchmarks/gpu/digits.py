@@ -1,0 +1,152 @@
+"""Makes the full `digits` model on one large GPU, in resumable pieces; then measures it.
+
+    python benchmarks/gpu/digits.py prepare              # where mcvd is installed: packs digits and recipe (13 MB)
+    python benchmarks/gpu/digits.py train --minutes 8    # on the GPU machine; the same command again continues
+    python benchmarks/gpu/digits.py evaluate             # PSNR best of 10 on 256 clips, JSON and a sheet
+    python benchmarks/gpu/digits.py smoke                # the same path with a tiny network, for any machine: a minute
+
+On the GPU machine only torch, numpy, safetensors and tyro are needed (PYTHONPATH=src). `train` leaves the averaged
+weights in <output>/model as bf16; `mcvd` loads that folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE.parent)]
+
+import digits as quality  # noqa: E402 - benchmarks/digits.py
+from mcvd.config import from_dict, to_dict  # noqa: E402
+from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits  # noqa: E402
+from mcvd.model import VideoDiffusion  # noqa: E402
+from mcvd.training.recipe import Recipe, read_recipe  # noqa: E402
+from mcvd.training.trainer import train as run_training  # noqa: E402
+
+PACKED = HERE / "digits-data"
+
+
+@dataclass
+class Prepare:
+    """Packs the resized digits and the recipe, so that the GPU machine needs no Pillow and no YAML."""
+
+    mnist: Path | None = None
+    """Folder of the MNIST files; None is the cache (`mcvd fetch mnist`)."""
+    recipe: str = "digits"
+    """Bundled recipe or YAML file."""
+
+
+@dataclass
+class Train:
+    """Trains for some minutes, or until done."""
+
+    output: Path = Path("runs/digits")
+    """Run folder."""
+    minutes: float = 8.0
+    """Stop, with a checkpoint, after about this many minutes."""
+    compile: bool = True
+    """Compile the network (about a minute at the start of each piece)."""
+    steps: int | None = None
+    """Optimizer steps in all; None is the recipe's."""
+
+
+@dataclass
+class Evaluate:
+    """Measures the averaged weights."""
+
+    output: Path = Path("runs/digits")
+    """Run folder."""
+    clips: int = 256
+    """Test clips."""
+    samples: int = 10
+    """Futures of each."""
+    solver: str = "ddpm"
+    """Solver."""
+    steps: int = 100
+    """Network calls per block."""
+
+
+@dataclass
+class Smoke:
+    """A tiny network through the same path: train in two pieces, evaluate."""
+
+    output: Path = Path("runs/digits-smoke")
+    """Run folder."""
+
+
+def packed_clips(recipe: Recipe, split: str, device: torch.device) -> MovingMNIST:
+    """Moving MNIST from the packed digits, made on the device itself."""
+    digits = torch.from_numpy(np.load(PACKED / "digits.npz")[split])
+    network = recipe.model.network
+    return MovingMNIST(digits, network.layout.frames, size=network.size[0], seed=recipe.seed, device=device)
+
+
+def packed_recipe() -> Recipe:
+    return from_dict(Recipe, json.loads((PACKED / "recipe.json").read_text()), str(PACKED / "recipe.json"))
+
+
+def prepare(options: Prepare) -> None:
+    PACKED.mkdir(exist_ok=True)
+    root = find_mnist(options.mnist)
+    np.savez_compressed(
+        PACKED / "digits.npz", **{split: load_digits(root, split).numpy() for split in ("train", "test")}
+    )
+    (PACKED / "recipe.json").write_text(json.dumps(to_dict(read_recipe(options.recipe)), indent=1) + "\n")
+    print(f"packed {PACKED}: {sum(f.stat().st_size for f in PACKED.iterdir()) / 2**20:.1f} MiB")
+
+
+def train(options: Train) -> None:
+    recipe = packed_recipe()
+    recipe = dataclasses.replace(recipe, compile=options.compile, steps=options.steps or recipe.steps)
+    folder = run_training(
+        recipe, options.output, minutes=options.minutes, clips=packed_clips, report=lambda line: print(line, flush=True)
+    )
+    notes = json.loads((folder / "config.json").read_text()).get("notes")
+    VideoDiffusion.from_folder(folder).save(options.output / "model-bf16", torch.bfloat16, notes)
+
+
+def evaluate(options: Evaluate) -> None:
+    quality.main(
+        quality.Options(
+            model=str(options.output / "model-bf16"),
+            digits=PACKED / "digits.npz",
+            clips=options.clips,
+            samples=options.samples,
+            solver=options.solver,
+            steps=options.steps,
+            batch_size=640,
+            output=options.output / f"quality-{options.solver}-{options.steps}.json",
+        )
+    )
+
+
+def smoke(options: Smoke) -> None:
+    recipe = packed_recipe()
+    network = dataclasses.replace(recipe.model.network, width=16, multipliers=(1, 1), blocks=1, attention=())
+    small = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, network=network),
+        batch=4,
+        log_every=2,
+        save_every=4,
+        sample_every=8,
+    )
+    for steps in (4, 8):
+        run_training(dataclasses.replace(small, steps=steps), options.output, clips=packed_clips)
+    VideoDiffusion.from_folder(options.output / "model").save(options.output / "model-bf16", torch.bfloat16)
+    evaluate(Evaluate(options.output, clips=2, samples=2, solver="dpm++", steps=4))
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[Prepare | Train | Evaluate | Smoke]  # type: ignore[misc]
+    )
+    {Prepare: prepare, Train: train, Evaluate: evaluate, Smoke: smoke}[type(chosen)](chosen)

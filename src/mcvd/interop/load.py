@@ -1,0 +1,64 @@
+"""One door for every model: bundled, a folder, a hub repository, or the authors' own checkpoint."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from mcvd.errors import McvdError
+from mcvd.model import VideoDiffusion
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(item.name for item in files("mcvd.pretrained").iterdir() if item.joinpath("config.json").is_file())
+
+
+def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
+    """A model in evaluation mode, on `device` (None: the first CUDA GPU if there is one, else the CPU).
+
+    name: a bundled model ("digits"), a folder that `model.save` or `mcvd train` made, the authors'
+        `checkpoint_<step>.pt` with its config.yml in the same folder, or a hub repository ("owner/name").
+    Raises McvdError if there is no such model, or it cannot be read whole.
+    """
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise McvdError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    return _find(name).to(device)
+
+
+def _find(name: str | Path) -> VideoDiffusion:
+    path = Path(name).expanduser()
+    if path.suffix in (".pt", ".pth"):
+        from mcvd.interop.official import load_checkpoint
+
+        return load_checkpoint(path)
+    if path.is_dir():
+        # a run folder of `mcvd train` holds its averaged weights in model/
+        return VideoDiffusion.from_folder(path / "model" if not (path / "config.json").is_file() else path)
+    if str(name) in bundled_models():
+        with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
+            return VideoDiffusion.from_folder(folder)
+    if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
+        return VideoDiffusion.from_folder(_download(str(name)))
+    bundled = ", ".join(bundled_models()) or "none"
+    raise McvdError(
+        f"no model {name}: it is no folder, no .pt file and not bundled ({bundled}); a hub model is named owner/name"
+    )
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:  # the hub's errors share no base class
+        reason = str(error).strip().splitlines()
+        raise McvdError(
+            f"no folder {repository}, and the hub does not give it ({reason[0] if reason else type(error).__name__})"
+        ) from None
