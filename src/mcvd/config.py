@@ -1,4 +1,4 @@
-"""Typed configurations to and from plain dictionaries (JSON, YAML): unknown keys are errors that name the nearest key."""
+"""Typed configurations to and from plain dictionaries (JSON, YAML); unknown keys are errors that name the nearest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
+
+import yaml
 
 from mcvd.errors import McvdError
 
@@ -39,6 +42,57 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
         if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise McvdError(f"{where}: {name} is missing")
     return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
+    """``["optimizer.lr=1e-4"]`` -> {"optimizer.lr": "1e-4"}; values are YAML. Raises McvdError for other words."""
+    out = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise McvdError(f"{where}: {word!r} is not KEY=VALUE, e.g. optimizer.lr=1e-4")
+        try:
+            out[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise McvdError(f"{where}: the value of {word!r} cannot be read as YAML") from None
+    return out
+
+
+def override(config: T, values: Mapping[str, Any], where: str) -> T:
+    """A copy of a configuration with other values at dotted paths of keys, e.g. {"optimizer.lr": 1e-4}.
+
+    Raises McvdError for an unknown path, naming the nearest, or a value of the wrong type.
+    """
+    data = to_dict(config)
+    for path, value in values.items():
+        known = _paths(data)
+        if path not in known:
+            raise McvdError(f"{where}: unknown key {path}; {_nearest(path, known)}")
+        *groups, key = path.split(".")
+        group = data
+        for name in groups:
+            group = group[name]
+        group[key] = value
+    return from_dict(type(config), data, where)
+
+
+def _paths(data: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every dotted path, groups included."""
+    out = []
+    for key, value in data.items():
+        out.append(prefix + key)
+        if isinstance(value, dict):
+            out += _paths(value, f"{prefix}{key}.")
+    return out
+
+
+def _nearest(path: str, known: list[str]) -> str:
+    leaf = path.rpartition(".")[2]
+    same = [other for other in known if other.rpartition(".")[2] == leaf]
+    leaves = {other.rpartition(".")[2]: other for other in reversed(known)}
+    near = difflib.get_close_matches(path, same or known, n=1, cutoff=0.0 if same else 0.6)
+    near = near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]
+    return f"did you mean {near[0]}?" if near else f"keys at the top: {', '.join(k for k in known if '.' not in k)}"
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

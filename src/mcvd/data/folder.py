@@ -22,8 +22,7 @@ class VideoFolder:
 
     frames: consecutive frames of a clip, `stride` video frames apart. Position i of the stream is a function of
     (seed, i) and the files alone. Videos that cannot be read, or are too short, are named in a warning and left out.
-    split: "train" or "test"; whole videos are assigned by name, so that no frame is in both (with a single video,
-    both are that video).
+    split: "train" or "test"; whole videos are assigned by name, see `in_split`.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class VideoFolder:
         sources = find_videos(path)
         if not sources:
             raise McvdError(f"{path} holds no videos, arrays or folders of images")
-        mine = [s for s in sources if is_test(s, path) == (split == "test")] or sources
+        mine = in_split(sources, path, split)
         self.videos: list[Tensor] = []
         problems = []
         for source in mine:
@@ -118,7 +117,16 @@ VIDEOS = frozenset(
 STILLS = frozenset(IMAGE_SUFFIXES) - VIDEOS
 
 
-def is_test(video: Path, root: Path) -> bool:
-    """Whether a video belongs to the test split, by a hash of its path below the root."""
-    name = video.relative_to(root).as_posix()
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % TEST_SHARE == 0
+def in_split(videos: Sequence[Path], root: Path, split: str) -> list[Path]:
+    """The videos of a split. One in `TEST_SHARE`, and at least one, is "test", by a hash of its path below the root.
+
+    No video is in both splits, unless there is only one.
+    """
+
+    def draw(video: Path) -> int:
+        return int.from_bytes(hashlib.sha256(video.relative_to(root).as_posix().encode()).digest()[:4], "big")
+
+    test = {video for video in videos if draw(video) % TEST_SHARE == 0}
+    if not test or len(test) == len(videos):
+        test = {min(videos, key=draw)}
+    return [video for video in videos if (video in test) == (split == "test")] or list(videos)

@@ -27,8 +27,8 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise McvdError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        raise McvdError(f"torch cannot use the device {device!r} on this machine; try cpu") from None
     return _find(name).to(device)
 
 

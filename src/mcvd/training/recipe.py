@@ -75,6 +75,13 @@ class Recipe:
     sample_every: int = 5000
     """Steps between sample sheets and validation."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "save_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise McvdError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise McvdError(f"seed is {self.seed}; it must be at least 0")
+
 
 def read_recipe(name: str | Path) -> Recipe:
     """A recipe by bundled name (`digits`) or path of a YAML file."""

@@ -206,41 +206,50 @@ def _loop(trainer: Trainer, test: Tensor, log: RunLog, output: Path, deadline: f
     per_element = 2 / trainer.model.draw(1).eps.numel()
     saved = trainer.step if checkpoints(output) else -1
     with _stop_signals() as stop:
-        while trainer.step < recipe.steps and not stop:
+        leave = False
+        while trainer.step < recipe.steps and not leave:
             loss, norm = trainer.train_step()
             step, last = trainer.step, trainer.step == recipe.steps
             if time.monotonic() > deadline:
                 stop.append("time is up")
-            if _agree(trainer, bool(stop)):
-                stop.append("asked to stop")
-            save = step % recipe.save_every == 0 or last or bool(stop)
+            leave = _agree(trainer, bool(stop))  # a signal from here on waits for the next step, in all processes
+            save = step % recipe.save_every == 0 or last or leave
             shown = step % recipe.log_every == 0 or last or step == 1
             if save or shown:  # reading the loss waits for the device
-                _check_finite(float(loss), step, output)
+                value, gradient = _mean(trainer, loss), float(norm)
+                _check_finite(value, gradient, step, output)
             if shown:
                 rate = float(trainer.optimizer.param_groups[0]["lr"])
-                log.step(
-                    step, loss=float(loss), error=float(loss) * per_element, gradient=float(norm), learning_rate=rate
-                )
+                log.step(step, loss=value, error=value * per_element, gradient=gradient, learning_rate=rate)
             if log.enabled and (step % recipe.sample_every == 0 or last):
                 model = trainer.averaged()
                 log.step(step, validation=validation_error(model, test))
                 log.picture(step, model, test)
             if log.enabled and save and saved != step:
                 saved = step
-                save_checkpoint(output, step, trainer.state_dict())
+                # the model first: after a kill between the two, the checkpoint that is taken up makes both again
                 trainer.averaged().save(output / "model", notes={"steps": step, "clips_seen": step * recipe.batch})
-    if stop:
-        log.say(f"stopped at step {trainer.step} ({stop[0]}); run the same command again to continue")
+                save_checkpoint(output, step, trainer.state_dict())
+    if trainer.step < recipe.steps:
+        why = stop[0] if stop else "another process was asked to"
+        log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
 
 
-def _check_finite(loss: float, step: int, output: Path) -> None:
-    if not math.isfinite(loss):
-        found = checkpoints(output)
+def _check_finite(loss: float, gradient: float, step: int, output: Path) -> None:
+    if not (math.isfinite(loss) and math.isfinite(gradient)):
+        last = found[-1] if (found := checkpoints(output)) else "none"
         raise McvdError(
-            f"the loss is {loss} at step {step}; the last good checkpoint is {found[-1] if found else 'none'}: "
+            f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {step}; the last good checkpoint is {last}: "
             "lower the learning rate and run again"
         )
+
+
+def _mean(trainer: Trainer, value: Tensor) -> float:
+    """The mean over all processes, so that the log does not depend on how many there are."""
+    if trainer.processes.count > 1:
+        dist.all_reduce(value)
+        value /= trainer.processes.count
+    return float(value)
 
 
 def _agree(trainer: Trainer, stop: bool) -> bool:

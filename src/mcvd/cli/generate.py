@@ -1,0 +1,34 @@
+"""`mcvd generate`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import arg
+
+from mcvd.cli.options import MaybeCount, Output, Sampling
+
+
+@dataclass(kw_only=True)
+class Command:
+    """New videos from nothing.
+
+    Example: mcvd generate --frames 30 --samples 16
+    """
+
+    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: what the model makes at once)")] = None
+    """How many frames each video has; any number, made block after block."""
+    sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
+    output: Annotated[Output, arg(name="")] = field(default_factory=Output)
+
+    def run(self) -> None:
+        """Does it."""
+        import torch
+
+        from mcvd.cli.work import fill_in, load_model
+
+        model = load_model(self.sampling)
+        frames = self.frames or model.layout.current
+        video = torch.zeros(frames, model.channels, *model.size)
+        fill_in(model, video, [False] * frames, "generate", self.sampling, self.output)

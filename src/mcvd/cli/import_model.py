@@ -1,0 +1,42 @@
+"""`mcvd import`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mcvd.cli.options import Flag
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Turns a published checkpoint (checkpoint_N.pt, its config.yml in the same folder) into a model folder.
+
+    Example: mcvd import logs/checkpoint_700000.pt --output models/kth
+    """
+
+    checkpoint: Annotated[Path, Positional, arg(metavar="CHECKPOINT.pt")]
+    """The authors' file; no code in it is run."""
+    output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: models/NAME of the file)")] = (
+        None
+    )
+    """Folder for config.json and model.safetensors."""
+    raw: Flag = False
+    """Take the raw weights, not the averaged ones that the published results use."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How weights are stored: 4 or 2 bytes each."""
+
+    def run(self) -> None:
+        """Does it."""
+        import torch
+
+        from mcvd.interop.official import import_checkpoint
+
+        folder = self.output or Path("models") / self.checkpoint.stem
+        model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
+        size = sum(item.stat().st_size for item in folder.iterdir()) / 1e6
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        print(f"wrote {folder} ({parameters:.1f} M parameters, {size:.0f} MB); look at it with: mcvd info {folder}")

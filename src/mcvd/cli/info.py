@@ -1,0 +1,106 @@
+"""`mcvd info`"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from mcvd.model import VideoDiffusion
+
+
+@dataclass(kw_only=True)
+class Command:
+    """What a model is and can be asked for, or how long and large a clip is.
+
+    Examples: mcvd info digits; mcvd info clip.mp4
+    """
+
+    what: Annotated[str, Positional, arg(metavar="MODEL|CLIP")]
+    """A model (bundled name, folder, checkpoint_N.pt, owner/name), or a clip. Sizes are in pixels, rates in frames a second."""
+
+    def run(self) -> None:
+        """Does it."""
+        print("\n".join(f"{name:<12} {value}" for name, value in self._rows()))
+
+    def _rows(self) -> list[tuple[str, str]]:
+        path = Path(self.what).expanduser()
+        folder = model_folder(self.what)
+        if folder is None and path.exists() and path.suffix not in (".pt", ".pth"):
+            return clip_rows(path)
+        from mcvd.interop.load import load
+
+        rows = [("model", self.what), *model_rows(load(self.what, device="cpu"))]
+        if folder is not None:
+            notes = json.loads((folder / "config.json").read_text()).get("notes") or {}
+            rows += [(name, str(value)) for name, value in notes.items()]
+        return rows
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder on this machine that holds a model's config.json, if the name is of such a one."""
+    from importlib.resources import files
+
+    places = [Path(name).expanduser(), Path(name).expanduser() / "model"]
+    if "/" not in name:
+        places.append(Path(str(files("mcvd.pretrained"))) / name)
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def clip_rows(path: Path) -> list[tuple[str, str]]:
+    """What is known of a clip without decoding it."""
+    from mcvd.data.video import video_info
+
+    info = video_info(path)
+    rows = [("clip", str(path)), ("frames", str(info.frames)), ("size", f"{info.width}x{info.height} pixels")]
+    if info.fps:
+        rows += [("rate", f"{info.fps:.4g} frames a second"), ("duration", f"{info.frames / info.fps:.2f} s")]
+    return rows
+
+
+def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
+    """What a model is and what it was trained for."""
+    from mcvd.cli.work import colours
+
+    config, layout = model.config, model.layout
+    height, width = model.size
+    parameters = sum(p.numel() for p in model.parameters())
+    frames = f"{layout.past} past, {layout.current} made at once, {layout.future} future"
+    return [
+        ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
+        ("frames", f"{frames}; {config.fps:.4g} a second"),
+        ("tasks", ", ".join(tasks(model)) or "none"),
+        ("parameters", f"{parameters / 1e6:.2f} million"),
+        ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
+        ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
+        (
+            "trained with",
+            f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
+        ),
+    ]
+
+
+def tasks(model: VideoDiffusion) -> list[str]:
+    """The commands that the model was trained for: those whose known-mask can be planned."""
+    from mcvd.errors import McvdError
+    from mcvd.plan import plan
+
+    past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future
+    masks = {
+        "predict": past and past + new,
+        "predict --backward": future and new + future,
+        "interpolate": past and future and past + new + future,
+        "generate": new,
+    }
+    able = []
+    for name, known in masks.items():
+        try:
+            if known and plan(known, model.layout, model.config.masking):
+                able.append(name)
+        except McvdError:
+            pass
+    return able

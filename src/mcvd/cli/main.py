@@ -1,0 +1,160 @@
+"""`mcvd COMMAND ...`: picks the command, and turns every failure into one line and an exit code.
+
+Nothing but the chosen command is imported, and no command imports torch before it runs: help comes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from mcvd import __version__
+from mcvd.errors import McvdError
+
+
+class _Entry(NamedTuple):
+    module: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "predict": _Entry("predict", "what happens next (or before)", "mcvd predict clip.mp4 --frames 20 --samples 4"),
+    "interpolate": _Entry("interpolate", "what happened between two clips", "mcvd interpolate a.mp4 b.mp4 --frames 5"),
+    "generate": _Entry("generate", "new videos from nothing", "mcvd generate --frames 30 --samples 16"),
+    "fill": _Entry("fill", "any missing frames of a clip", "mcvd fill clip.mp4 --known 0-4,15-19"),
+    "train": _Entry("train", "a model, by a recipe", "mcvd train digits-small --steps 11000"),
+    "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
+    "fetch": _Entry("fetch", "data that training needs", "mcvd fetch mnist"),
+    "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (None: of this process) -> exit code.
+
+    0: done; 1: something in the input, the files or the options cannot work; 2: the options cannot be read;
+    130: interrupted. `--debug`, anywhere, shows where an error came from.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    # threads that spin while they wait cost 10-50x on a busy machine; OpenMP reads this when torch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        with _notes(debug):
+            return _dispatch(words)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone (`mcvd ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, McvdError):
+            return _fail(str(error), 1)
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        hint = (
+            "a smaller --batch-size, or --batch, needs less memory; " if "OutOfMemory" in type(error).__name__ else ""
+        )
+        return _fail(f"{type(error).__name__}: {reason} ({hint}--debug shows where)", 1)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"mcvd {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+        return _fail(f"no command {name}; {hint} (see mcvd --help)", 2)
+    module = import_module(f"mcvd.cli.{COMMANDS[name].module}")
+    try:
+        command = _parse(module.Command, name, rest)
+    except SystemExit as end:  # help was printed, or the options cannot be read
+        return int(end.code or 0)
+    command.run()
+    return 0
+
+
+def _parse(command: type, name: str, words: list[str]) -> Any:
+    """The command with its options. tyro draws a box around an error: it is made one line, as every other error is."""
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(command, prog=f"mcvd {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as end:
+        if end.code == 2:
+            _fail(f"{_unboxed(box.getvalue())} (see mcvd {name} --help)", 2)
+        raise
+
+
+def _unboxed(box: str) -> str:
+    """The text in tyro's box, without its help texts, as one line."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│| ")
+        if set(text) <= set("─-╭╮╰╯+") or text[:1] in "╭╰":
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    said = [" ".join(filter(None, part)) for part in parts]
+    said = [text for text in said if text and not text.startswith(("Argument helptext", "For full helptext"))]
+    return "; ".join(said) or "the options cannot be read"
+
+
+def _overview() -> str:
+    """What `mcvd --help` prints; written by hand, because it must not wait for any command's import."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {entry.summary:<32}  {entry.example}" for name, entry in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mcvd COMMAND ... [--debug]",
+            "",
+            "Fills in the missing frames of a video with one masked conditional diffusion model.",
+            "",
+            *rows,
+            "",
+            "mcvd COMMAND --help: every option of it, with units and defaults.  mcvd --version: the version.",
+            "--debug: show where an error came from.",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _notes(debug: bool) -> Iterator[None]:
+    """The library's own warnings become a line each on stderr; those of other packages are left to --debug."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        if debug or os.path.abspath(filename).startswith(home):
+            print(f"mcvd: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"mcvd: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

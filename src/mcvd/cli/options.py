@@ -1,0 +1,114 @@
+"""Options that several commands share, and how numbers are read from the command line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+T = TypeVar("T")
+
+
+def _reader(metavar: str, read: Callable[[str], T]) -> PrimitiveConstructorSpec[Any]:
+    """How one value is read; `read` raises ValueError with a text for the person."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _number(kind: Callable[[str], float], text: str, low: float, *, above: bool = False) -> float:
+    noun = "whole number" if kind is int else "number"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a {noun}") from None
+    if not (value > low if above else value >= low):  # also catches NaN
+        raise ValueError(f"{text} must be {'above' if above else 'at least'} {low}")
+    return value
+
+
+def _context(text: str) -> int | str:
+    return text if text == "all" else int(_number(int, text, 1))
+
+
+_COUNT = _reader("N", lambda text: _number(int, text, 1))
+_RATE = _reader("FPS", lambda text: _number(float, text, 0, above=True))
+
+Count = Annotated[int, _COUNT]
+"""A whole number from 1."""
+MaybeCount = Annotated[int | None, _COUNT]
+Seed = Annotated[int, _reader("N", lambda text: _number(int, text, 0))]
+MaybeSeed = Annotated[int | None, _reader("N", lambda text: _number(int, text, 0))]
+MaybeMinutes = Annotated[float | None, _reader("MINUTES", lambda text: _number(float, text, 0, above=True))]
+MaybeRate = Annotated[float | None, _RATE]
+Number = Annotated[float, _reader("X", lambda text: _number(float, text, 0))]
+Context = Annotated[
+    int | Literal["all"] | None, _reader("N|all", _context), arg(help_behavior_hint="(default: what the model sees)")
+]
+
+MODEL_HELP = (
+    "Bundled name, folder of a model or of a training run, the authors' checkpoint_N.pt beside its config.yml, "
+    "or hub name owner/name."
+)
+OUT_HELP = (
+    "File whose suffix says the format: mp4, mov, webm, avi or gif to look at, mkv or npz without loss, png for the "
+    "picture of all frames alone; no suffix is a folder of PNG frames; a folder that is there, or PATH/, gets the "
+    "default name. Several samples are numbered -1, -2 ...; the picture lies beside them. Earlier files are replaced."
+)
+_OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
+Flag = Annotated[bool, arg(help_behavior_hint="")]
+Device = Annotated[
+    str | None,
+    arg(metavar="DEVICE", help_behavior_hint="(default: the GPU if there is one, else the CPU)"),
+]
+
+
+@dataclass(kw_only=True)
+class Sampling:
+    """How frames are made."""
+
+    model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
+    samples: Count = 1
+    """How many different videos to make; a file each."""
+    solver: Annotated[str, arg(metavar="NAME")] = "ddpm"
+    """ddpm (as in the paper's tables), ddim, f-pndm or dpm++ (the quick ones)."""
+    steps: Annotated[MaybeCount, arg(help_behavior_hint="(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20)")] = None
+    """Denoising steps for every block of frames; more is slower and mostly better."""
+    seed: Seed = 0
+    """Same seed, same videos."""
+    guidance: Number = 1.0
+    """1 is the model itself; larger keeps closer to the given frames, with less variety."""
+    batch_size: Count = 32
+    """Samples made at once; fewer need less memory."""
+    reference: Flag = False
+    """Sample as the published code did, its defects included (ddpm or ddim)."""
+    device: Device = None
+    """cpu, cuda or cuda:N."""
+
+
+@dataclass(kw_only=True)
+class Output:
+    """Where the videos go; a picture of all frames (.png) is written beside."""
+
+    out: Annotated[str | None, arg(metavar="PATH", help=OUT_HELP, help_behavior_hint=_OUT_DEFAULT)] = None
+    fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: the clip's; if it has none, the model's)")] = None
+    """Rate of the written video, frames a second."""
+    show_plan: Flag = False
+    """First draw which frames are made in which order, from which others."""
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """How a clip (video file, gif, webp, folder of images, npz) becomes what the model takes."""
+
+    fit: Literal["crop", "stretch"] = "crop"
+    """Cut the sides off to the model's proportions, or squeeze the whole picture in."""
+    stride: Count = 1
+    """Take every N-th frame of the clip."""

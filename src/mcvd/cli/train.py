@@ -1,0 +1,73 @@
+"""`mcvd train`"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from mcvd.cli.options import Device, MaybeCount, MaybeMinutes, MaybeSeed
+
+_FROM_RECIPE = "(default: the recipe's)"
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Trains a model by a recipe. Run the same command again to continue where it stopped; Ctrl-C saves first.
+
+    Examples: mcvd train digits-small; mcvd train my_recipe.yaml --data my_videos/ --steps 200000; several GPUs:
+    torchrun --nproc-per-node 8 -m mcvd train my_recipe.yaml
+    """
+
+    recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
+    """Bundled name (a wrong one lists them), or path of a .yaml file."""
+    data: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=_FROM_RECIPE)] = None
+    """Folder of videos (files, folders of images, npz), or of the MNIST files for moving digits."""
+    output: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/NAME of the recipe)")] = None
+    """Run folder: checkpoints, model/ (for --model), log.jsonl, TensorBoard events, samples/."""
+    steps: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
+    """Optimizer steps in all, those of earlier runs included."""
+    minutes: Annotated[MaybeMinutes, arg(help_behavior_hint="(default: no limit)")] = None
+    """Stop and save after about so many minutes."""
+    batch: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
+    """Clips a step, over all processes."""
+    seed: Annotated[MaybeSeed, arg(help_behavior_hint=_FROM_RECIPE)] = None
+    """Seed of everything random."""
+    device: Device = None
+    """cpu, cuda or cuda:N."""
+    set: Annotated[UseAppendAction[list[str]], arg(metavar="KEY=VALUE", help_behavior_hint="(can be repeated)")] = (
+        field(default_factory=list)
+    )
+    """Any other value of the recipe, e.g. optimizer.lr=1e-4 or model.network.width=96."""
+
+    def run(self) -> None:
+        """Does it."""
+        from mcvd.config import override, parse_assignments
+        from mcvd.training.recipe import read_recipe
+        from mcvd.training.trainer import train
+
+        named = {"data.path": self.data and str(self.data), "steps": self.steps, "batch": self.batch, "seed": self.seed}
+        recipe = read_recipe(self.recipe)
+        recipe = override(recipe, parse_assignments(self.set, "--set"), "--set")
+        recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
+        output = self.output or Path("runs") / Path(self.recipe).stem
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+        if first:
+            network, layout = recipe.model.network, recipe.model.network.layout
+            height, width = network.size
+            print(
+                f"training {self.recipe} into {output}: {width}x{height}, {network.channels} channels, "
+                f"{layout.past} past, {layout.current} current, {layout.future} future frames; "
+                f"{recipe.steps} steps of {recipe.batch} clips",
+                flush=True,
+            )
+        model = train(recipe, output, device=self.device, minutes=self.minutes, report=_say)
+        if first:
+            print(f"the model is in {model}; look at it with: mcvd generate --model {model}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

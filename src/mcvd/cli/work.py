@@ -1,0 +1,160 @@
+"""What the sampling commands have in common: every task is a video with a mask of known frames, filled in, written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcvd.cli.options import Output, Reading, Sampling
+from mcvd.cli.progress import ProgressBar
+from mcvd.data.video import contact_sheet, read_video, video_info, write_video
+from mcvd.data.video_write import CODECS
+from mcvd.errors import McvdError
+from mcvd.interop.load import load
+from mcvd.model import VideoDiffusion
+from mcvd.plan import draw_plan, plan
+
+
+def load_model(sampling: Sampling) -> VideoDiffusion:
+    """The model of `--model`, on `--device`."""
+    return load(sampling.model, device=sampling.device)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as the model takes it."""
+
+    path: Path
+    video: Tensor
+    """``(T, C, H, W)`` uint8"""
+    fps: float | None
+
+
+def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) -> Clip:
+    """Reads a clip in the size and colours of the model, and says in a line what became of it."""
+    info = video_info(path)
+    video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
+    fps = info.fps / reading.stride if info.fps else None
+    was = f"{info.width}x{info.height}, {count(info.frames, 'frame')}" + (f" at {info.fps:.4g} fps" if info.fps else "")
+    height, width = model.size
+    every = f", every {reading.stride}. frame" if reading.stride > 1 else ""
+    print(f"{path.name}: {was} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
+    return Clip(path, video, fps)
+
+
+def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: int, *, end: bool) -> Tensor:
+    """The frames of a clip that are given to the model: the last ones (`end`), or the first.
+
+    default: how many the model sees (a model that sees none on that side is given one: it is tied to what is made).
+    """
+    n = len(video) if asked == "all" else asked or min(max(default, 1), len(video))
+    if n > len(video):
+        raise McvdError(f"--context is {n}, but the clip has only {count(len(video), 'frame')}")
+    return video[-n:] if end else video[:n]
+
+
+def fill_in(
+    model: VideoDiffusion,
+    video: Tensor,
+    known: Sequence[bool],
+    name: str,
+    sampling: Sampling,
+    output: Output,
+    *,
+    clips: Sequence[Clip] = (),
+    truth: Tensor | None = None,
+) -> None:
+    """Makes the unknown frames of video ``(T, C, H, W)``, writes a file for each sample and the picture of them all.
+
+    name: of the files, unless `--out` says another. clips: what was read, which is never overwritten; the first one's
+    rate is the output's. truth: real frames to show in the picture's first row.
+    """
+    files, sheet = targets(output.out, name, sampling.samples, [clip.path for clip in clips])
+    blocks = plan(known, model.layout, model.config.masking)
+    if output.show_plan:
+        print(draw_plan(blocks, known))
+    made, given = count(known.count(False), "frame"), count(known.count(True), "given frame")
+    samples = f" {sampling.samples} times" if sampling.samples > 1 else ""
+    print(f"making {made} from {given}{samples}, {count(len(blocks), 'block')}, on {model.device}", flush=True)
+
+    began = time.monotonic()
+    with ProgressBar("sampling", "steps") as bar:
+        videos = model.fill(
+            video,
+            known,
+            samples=sampling.samples,
+            solver=sampling.solver,
+            steps=sampling.steps,
+            seed=sampling.seed,
+            guidance=sampling.guidance,
+            batch_size=sampling.batch_size,
+            reference=sampling.reference,
+            progress=bar,
+        )
+    videos = videos.cpu()
+    print(f"made in {time.monotonic() - began:.1f} s")
+
+    fps = output.fps or next((clip.fps for clip in clips if clip.fps), None) or model.config.fps
+    for path, sample in zip(files, videos):
+        done = "replaced" if path.exists() else "wrote"
+        write_video(path, sample, fps=fps)
+        print(f"{done} {path} ({count(len(sample), 'frame')} at {fps:.4g} fps)")
+    rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
+    edges = ~torch.tensor(known)
+    if truth is not None:
+        rows.insert(0, ("clip", truth))
+        edges = torch.stack([torch.zeros_like(edges), *[edges] * len(videos)])
+    done = "replaced" if sheet.exists() else "wrote"
+    contact_sheet(rows, edges, path=sheet)
+    print(f"{done} {sheet} (all frames in a picture: given ones edged blue, made ones orange)")
+
+
+def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path]) -> tuple[list[Path], Path]:
+    """Paths of the videos and of the picture; McvdError now, not after the sampling, if they cannot be written."""
+    path = Path(out or f"output/{name}.mp4").expanduser()
+    if out is not None and (out.endswith(("/", "\\")) or (path.is_dir() and not _holds_frames(path))):
+        path /= f"{name}.mp4"
+    suffix, sheet = path.suffix.lower(), path.with_suffix(".png")
+    if suffix and suffix not in (*CODECS, ".npz", ".png"):
+        formats = " ".join([*CODECS, ".npz", ".png"])
+        raise McvdError(f"cannot write {path}: the suffix must be one of {formats}, or none for a folder of PNG frames")
+    digits = len(str(samples))
+    names = [path.name] if samples == 1 else [f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, samples + 1)]
+    files = [] if suffix == ".png" else [path.with_name(n) for n in names]
+    taken = {item.resolve() for item in inputs}
+    for target in (*files, sheet):
+        if target.resolve() in taken:
+            raise McvdError(f"{target} is the clip itself; write to another file with --out")
+        if target.is_dir() and (target.suffix or not _holds_frames(target)):
+            raise McvdError(f"cannot write {target}: it is a folder with other things in it; choose another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise McvdError(f"cannot make the folder {path.parent}: {error.strerror or error}") from None
+    return files, sheet
+
+
+def _holds_frames(folder: Path) -> bool:
+    return (folder / "frame_00000.png").is_file()
+
+
+def stem(path: Path) -> str:
+    """A clip's name without its suffix, for the names of what is made of it."""
+    path = path.expanduser().resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def colours(channels: int) -> str:
+    """How a person calls this number of channels."""
+    return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"
+
+
+def count(n: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
