@@ -9,8 +9,6 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import yaml
-
 from mcvd.errors import McvdError
 
 T = TypeVar("T")
@@ -46,6 +44,8 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
 
 def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
     """``["optimizer.lr=1e-4"]`` -> {"optimizer.lr": "1e-4"}; values are YAML. Raises McvdError for other words."""
+    import yaml  # only here: training on a bare GPU machine does without
+
     out = {}
     for word in words:
         key, equals, value = word.partition("=")

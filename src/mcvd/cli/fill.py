@@ -12,7 +12,6 @@ from tyro.conf import Positional, arg
 from mcvd.cli.options import MaybeCount, Output, Reading, Sampling
 from mcvd.errors import McvdError
 
-
 _KNOWN_HELP = (
     "Numbers of the frames that are given, counted from 0, both ends of a range included: 0-4,15-19. What the clip "
     "holds elsewhere is not shown to the model, but stands in the picture for comparison."

@@ -21,7 +21,7 @@ class Command:
     """
 
     what: Annotated[str, Positional, arg(metavar="MODEL|CLIP")]
-    """A model (bundled name, folder, checkpoint_N.pt, owner/name), or a clip. Sizes are in pixels, rates in frames a second."""
+    """A model (bundled name, folder, checkpoint_N.pt, owner/name), or a clip. Sizes are in pixels, rates per second."""
 
     def run(self) -> None:
         """Does it."""

@@ -79,7 +79,8 @@ def fill_in(
     blocks = plan(known, model.layout, model.config.masking)
     if output.show_plan:
         print(draw_plan(blocks, known))
-    made, given = count(known.count(False), "frame"), count(known.count(True), "given frame")
+    made = count(known.count(False), "frame")
+    given = count(known.count(True), "given frame") if any(known) else "nothing"
     samples = f" {sampling.samples} times" if sampling.samples > 1 else ""
     print(f"making {made} from {given}{samples}, {count(len(blocks), 'block')}, on {model.device}", flush=True)
 
