@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.installed
 	$(BIN)/mcvd predict examples/digits.mp4 --frames 10 --samples 3 --out output/predict.mp4
-	$(BIN)/mcvd interpolate examples/digits.mp4 --frames 5 --out output/interpolate.mp4
+	$(BIN)/mcvd fill examples/digits.mp4 --known 0-4,10-19 --out output/interpolate.mp4
 	$(BIN)/mcvd generate --frames 15 --samples 2 --out output/generate.mp4
 
 test: $(VENV)/.installed-test check

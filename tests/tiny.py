@@ -36,7 +36,7 @@ def model(seed: int = 0, **options) -> VideoDiffusion:
     made = VideoDiffusion(config(**options))
     with torch.no_grad():
         for parameter in made.parameters():
-            if parameter.abs().max() < 1e-6:
+            if parameter.abs().max() < 1e-3:
                 parameter.normal_(std=0.2)
     return made.eval()
 

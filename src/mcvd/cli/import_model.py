@@ -39,4 +39,4 @@ class Command:
         model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
         size = sum(item.stat().st_size for item in folder.iterdir()) / 1e6
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
-        print(f"wrote {folder} ({parameters:.1f} M parameters, {size:.0f} MB); look at it with: mcvd info {folder}")
+        print(f"wrote {folder} ({parameters:.1f} M parameters, {size:.1f} MB); look at it with: mcvd info {folder}")

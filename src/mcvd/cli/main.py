@@ -31,7 +31,7 @@ COMMANDS = {
     "interpolate": _Entry("interpolate", "what happened between two clips", "mcvd interpolate a.mp4 b.mp4 --frames 5"),
     "generate": _Entry("generate", "new videos from nothing", "mcvd generate --frames 30 --samples 16"),
     "fill": _Entry("fill", "any missing frames of a clip", "mcvd fill clip.mp4 --known 0-4,15-19"),
-    "train": _Entry("train", "a model, by a recipe", "mcvd train digits-small --steps 11000"),
+    "train": _Entry("train", "a model, by a recipe", "mcvd train my_recipe.yaml --data my_videos"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
     "fetch": _Entry("fetch", "data that training needs", "mcvd fetch mnist"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),

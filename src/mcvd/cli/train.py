@@ -45,6 +45,7 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
+        from mcvd.cli.work import colours
         from mcvd.config import override, parse_assignments
         from mcvd.training.recipe import read_recipe
         from mcvd.training.trainer import train
@@ -59,7 +60,7 @@ class Command:
             network, layout = recipe.model.network, recipe.model.network.layout
             height, width = network.size
             print(
-                f"training {self.recipe} into {output}: {width}x{height}, {network.channels} channels, "
+                f"training {self.recipe} into {output}: {width}x{height} {colours(network.channels)}, "
                 f"{layout.past} past, {layout.current} current, {layout.future} future frames; "
                 f"{recipe.steps} steps of {recipe.batch} clips",
                 flush=True,

@@ -109,7 +109,7 @@ def fill_in(
     rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
     edges = ~torch.tensor(known)
     if truth is not None:
-        rows.insert(0, ("clip", truth))
+        rows.insert(0, ("real clip", truth))
         edges = torch.stack([torch.zeros_like(edges), *[edges] * len(videos)])
     done = "replaced" if sheet.exists() else "wrote"
     contact_sheet(rows, edges, path=sheet)

@@ -120,7 +120,9 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     for i, (t, a, b) in enumerate(_levels(schedule, times)):
         full_x, full_eps = _transfer(a, b)
         firsts.append(len(rows))
-        if i >= 3:
+        if a < 1e-6:  # cosine's first level: eps says nothing of x0 there, only a first-order step in x0 is stable
+            rows.append(Row(t, a, base=0.0, x0=(math.sqrt(b),), eps=(math.sqrt(1 - b),)))
+        elif i >= 3:
             weights = [0.0] * (len(rows) - firsts[-4] + 1)
             for first, weight in zip(firsts[-4:], (-9 / 24, 37 / 24, -59 / 24, 55 / 24)):
                 weights[len(rows) - first] = full_eps * weight

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,6 +293,8 @@ def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     use_ema = bool(ema and published["model"]["ema"])
     if use_ema and len(states) < 5:
         raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
+    if published["model"]["gamma"]:
+        warnings.warn(f"{path.name} was trained with Gamma noise; it is sampled with Gaussian noise here", stacklevel=3)
     model = build(published, states[0], states[4] if use_ema else states[0], str(path))
     return model, {"step": states[3], "ema": use_ema}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -93,10 +94,7 @@ def read_recipe(name: str | Path) -> Recipe:
             raise McvdError(f"{path} is not there")
         text = path.read_text()
     else:
-        bundled = recipe_names()
-        if str(name) not in bundled:
-            raise McvdError(f"no recipe {name}; bundled ones: {', '.join(bundled)}, or give the path of a .yaml file")
-        text = (RECIPES / f"{name}.yaml").read_text()
+        text = _bundled(str(name)).read_text()
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -105,5 +103,14 @@ def read_recipe(name: str | Path) -> Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The bundled recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """The bundled recipes: of the bundled models, then one for every published experiment."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml")) + sorted(p.stem for p in RECIPES.glob("paper/*.yaml"))
+
+
+def _bundled(name: str) -> Path:
+    found = {path.stem: path for path in RECIPES.rglob("*.yaml")}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"bundled ones: {', '.join(recipe_names())}"
+        raise McvdError(f"no recipe {name}; {hint} Or give the path of a .yaml file")
+    return found[name]

@@ -1,0 +1,470 @@
+"""The command line, as a person uses it: files in, files out, and one line for everything that goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcvd.cli import predict as predict_module
+from mcvd.cli.fill import parse_ranges
+from mcvd.cli.main import COMMANDS, _parse, main
+from mcvd.cli.options import Sampling
+from mcvd.cli.progress import ProgressBar
+from mcvd.config import override, parse_assignments
+from mcvd.data.video import read_video, video_info, write_video
+from mcvd.diffusion.solvers import SOLVERS
+from mcvd.errors import McvdError
+from mcvd.interop.load import bundled_models
+from mcvd.layout import BlockLayout, Masking
+from mcvd.model import ModelConfig, VideoDiffusion
+from mcvd.networks.unet import UNetConfig
+from mcvd.training.recipe import Recipe
+
+QUICK = ["--steps", "2", "--solver", "dpm++", "--device", "cpu"]
+TINY_RECIPE = """
+model:
+  network: {size: [32, 32], channels: 1, layout: {past: 5, current: 5, future: 5}, width: 8, multipliers: [1, 2],
+            blocks: 1, attention: [], head_channels: 8}
+  masking: {past: 0.5, future: 0.5}
+data: {kind: videos}
+batch: 2
+log_every: 1
+"""
+
+
+def save_tiny(folder: Path, masking: Masking, channels: int = 1) -> str:
+    torch.manual_seed(0)
+    network = UNetConfig(
+        size=(32, 32),
+        channels=channels,
+        layout=BlockLayout(5, 5, 5),
+        width=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(),
+        head_channels=8,
+    )
+    return str(VideoDiffusion(ModelConfig(network=network, masking=masking)).save(folder, notes={"steps": 7}))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "tiny": save_tiny(root / "tiny", Masking(0.5, 0.5)),
+        "colour": save_tiny(root / "colour", Masking(0.5, 0.5), channels=3),
+        "interpolator": save_tiny(root / "interpolator", Masking()),
+    }
+
+
+def moving_strokes(frames: int, size: int = 32) -> torch.Tensor:
+    """Two bright strokes that drift and bounce, (T, 1, H, W) uint8: digits without MNIST."""
+    video = torch.zeros(frames, 1, size, size, dtype=torch.uint8)
+    reach = size - 14
+    for t in range(frames):
+        for y0, x0, vy, vx in ((0, 4, 2, 1), (9, 0, -1, 2)):
+            y, x = (abs((p + v * t + reach) % (2 * reach) - reach) for p, v in ((y0, vy), (x0, vx)))
+            video[t, 0, y : y + 12, x + 4 : x + 7] = 255
+            video[t, 0, y : y + 3, x : x + 11] = 255
+    return video
+
+
+@pytest.fixture
+def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exact clip of 12 frames, and its folder as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return write_video(tmp_path / "clip.npz", moving_strokes(12))
+
+
+def array(path: Path | str) -> np.ndarray:
+    return np.load(path)["video"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> str:
+    """Runs a command that must fail with exactly one line on stderr; returns the line."""
+    assert main(words) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("mcvd: error: ")
+    return lines[0]
+
+
+# ----------------------------------------------------------------------------------------------------- the four tasks
+
+
+def test_predict_writes_the_whole_clip_and_the_picture(clip, models, capsys):
+    assert main(["predict", "clip.npz", "--frames", "7", "--model", models["tiny"], *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "clip.npz: 32x32, 12 frames -> 32x32 grey" in out
+    assert "wrote output/clip-predict.mp4 (12 frames at 10 fps)" in out
+    assert "wrote output/clip-predict.png" in out
+    written = read_video("output/clip-predict.mp4", size=32, channels=1)
+    assert len(written) == 12
+    assert Path("output/clip-predict.png").stat().st_size > 1000
+    # H.264 is lossy: the given frames are the clip's last ones, and near
+    assert (written[:5].float() - moving_strokes(12)[7:].float()).abs().mean() < 3
+    assert main(["predict", "clip.npz", "--model", models["tiny"], *QUICK]) == 0
+    assert "replaced output/clip-predict.mp4 (10 frames at 10 fps)" in capsys.readouterr().out
+
+
+def test_given_frames_come_back_to_the_bit(clip, models):
+    real, model = moving_strokes(12).permute(0, 2, 3, 1).numpy(), ["--model", models["tiny"], *QUICK]
+
+    def made(*words: str) -> np.ndarray:
+        assert main([*words, *model, "--out", "made.npz"]) == 0
+        return array("made.npz").reshape(-1, 32, 32, 1)
+
+    assert (made("predict", "clip.npz", "--frames", "3")[:5] == real[-5:]).all()
+    assert (made("predict", "clip.npz", "--frames", "3", "--context", "all")[:12] == real).all()
+    backward = made("predict", "clip.npz", "--frames", "3", "--backward", "--context", "6")
+    assert len(backward) == 9
+    assert (backward[3:] == real[:6]).all()
+    between = made("interpolate", "clip.npz", "clip.npz", "--frames", "4")
+    assert len(between) == 14
+    assert (between[:5] == real[-5:]).all()
+    assert (between[9:] == real[:5]).all()
+    filled = made("fill", "clip.npz", "--known", "0-2,7,10-11", "--length", "15")
+    assert len(filled) == 15
+    for i in (0, 1, 2, 7, 10, 11):
+        assert (filled[i] == real[i]).all()
+    assert len(made("generate", "--frames", "6")) == 6
+    # every second frame
+    assert (made("predict", "clip.npz", "--frames", "1", "--stride", "2")[:5] == real[::2][-5:]).all()
+
+
+def test_samples_are_files_and_seeds_repeat(clip, models):
+    generate = ["generate", "--frames", "5", "--model", models["tiny"], *QUICK]
+    assert main([*generate, "--samples", "2", "--seed", "3", "--out", "a.npz"]) == 0
+    assert main([*generate, "--samples", "2", "--seed", "3", "--batch-size", "1", "--out", "b.npz"]) == 0
+    assert main([*generate, "--samples", "1", "--seed", "4", "--out", "c.npz"]) == 0
+    assert {path.name for path in Path().iterdir()} >= {"a-1.npz", "a-2.npz", "a.png", "b-2.npz", "c.npz"}
+    first, second = array("a-1.npz"), array("a-2.npz")
+    assert np.abs(first.astype(int) - array("b-1.npz")).max() <= 1
+    assert (first != second).any()
+    assert (first != array("c.npz")).any()
+
+
+def test_where_output_goes(clip, models):
+    generate = ["generate", "--frames", "2", "--model", models["tiny"], *QUICK]
+    for out, expected in (
+        ("frames", "frames/frame_00001.png"),
+        ("frames", "frames/frame_00001.png"),  # again: its own folder is replaced
+        ("new/", "new/generate.mp4"),
+        ("new", "new/generate.mp4"),
+        ("picture.png", "picture.png"),
+        ("deep/down/x.gif", "deep/down/x.png"),
+    ):
+        assert main([*generate, "--out", out]) == 0
+        assert Path(expected).is_file()
+    assert not Path("frames/generate.mp4").exists()
+    assert video_info("deep/down/x.gif").frames == 2
+    assert main([*generate, "--out", "fast.mp4", "--fps", "25"]) == 0
+    assert video_info("fast.mp4").fps == pytest.approx(25)
+
+
+def test_a_real_clip_in_colour(assets_dir, models, tmp_path, capsys):
+    clip, out = assets_dir / "clips" / "bikes.mp4", tmp_path / "bikes.mp4"
+    words = ["predict", str(clip), "--frames", "3", "--show-plan", "--out", str(out), "--model", models["colour"]]
+    assert main([*words, *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert "bikes.mp4: 640x272, 250 frames at 25 fps -> 32x32 RGB" in said
+    assert "block 1  <<<<<+++" in said
+    assert said.index("block 1") < said.index("wrote")
+    assert video_info(out).frames == 8
+    assert video_info(out).fps == pytest.approx(25)
+
+
+def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
+    seen: dict[str, object] = {}
+    fill = VideoDiffusion.fill
+
+    def spy(self: VideoDiffusion, video: torch.Tensor, known: list[bool], **options: object) -> torch.Tensor:
+        seen.update(options)
+        return fill(self, video, known, **options)
+
+    monkeypatch.setattr(VideoDiffusion, "fill", spy)
+    base = ["predict", "clip.npz", "--model", models["tiny"], "--frames", "2"]
+    assert main([*base, "--solver", "ddim", "--steps", "3", "--guidance", "2", "--reference"]) == 0
+    del seen["progress"]
+    assert seen == {
+        "samples": 1,
+        "solver": "ddim",
+        "steps": 3,
+        "seed": 0,
+        "guidance": 2.0,
+        "batch_size": 32,
+        "reference": True,
+    }
+
+
+@pytest.mark.slow
+def test_the_bundled_digits(tmp_path, monkeypatch, capsys):
+    if "digits" not in bundled_models():
+        pytest.skip("the weights of digits are not in src/mcvd/pretrained/digits")
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.mp4", moving_strokes(20, 64))
+    quick = ["--steps", "5", "--solver", "dpm++"]
+    assert main(["predict", "clip.mp4", "--frames", "10", "--samples", "2", *quick]) == 0
+    assert main(["interpolate", "clip.mp4", "clip.mp4", "--frames", "5", *quick]) == 0
+    assert main(["generate", "--frames", "10", *quick]) == 0
+    assert main(["fill", "clip.mp4", "--known", "0-4,15-19", *quick]) == 0
+    assert main(["info", "digits"]) == 0
+    assert capsys.readouterr().err == ""
+    frames = {path.name: video_info(path).frames for path in Path("output").glob("*.mp4")}
+    assert frames["clip-predict-1.mp4"] == frames["clip-predict-2.mp4"] == 15
+    assert frames["clip-fill.mp4"] == 20
+    assert frames["generate.mp4"] == 10
+
+
+# ----------------------------------------------------------------------------------------------------- other commands
+
+
+def test_train_runs_and_resumes(clip, capsys):
+    Path("my.yaml").write_text(TINY_RECIPE)
+    Path("videos").mkdir()
+    write_video("videos/one.npz", moving_strokes(20))
+    train = ["train", "my.yaml", "--data", "videos", "--output", "run", "--device", "cpu"]
+    assert main([*train, "--steps", "2", "--set", "optimizer.lr=1e-4", "--set", "optimizer.warmup=1"]) == 0
+    said = capsys.readouterr().out
+    assert "training my.yaml into run: 32x32 grey, 5 past, 5 current, 5 future frames; 2 steps of 2 clips" in said
+    assert main([*train, "--steps", "3"]) == 0
+    assert "continuing run at step 2" in capsys.readouterr().out
+    assert main(["generate", "--model", "run", "--frames", "2", "--out", "x.npz", *QUICK]) == 0
+    assert main(["info", "run"]) == 0
+    assert "steps        3" in capsys.readouterr().out
+
+
+def test_info_says_what_a_model_can_do(models, clip, capsys):
+    assert main(["info", models["tiny"]]) == 0
+    said = capsys.readouterr().out
+    assert "tasks        predict, predict --backward, interpolate, generate\n" in said
+    assert "steps        7" in said
+    assert "32x32 pixels, grey" in said
+    assert main(["info", models["interpolator"]]) == 0
+    assert "tasks        interpolate\n" in capsys.readouterr().out
+    write_video("film.mp4", moving_strokes(10), fps=5)
+    assert main(["info", "film.mp4"]) == 0
+    said = capsys.readouterr().out
+    assert "frames       10\n" in said
+    assert "duration     2.00 s" in said
+
+
+def test_fetch_takes_a_folder(assets_dir, tmp_path, capsys):
+    assert main(["fetch", "mnist", "--source", str(assets_dir / "mnist"), "--output", str(tmp_path / "mnist")]) == 0
+    assert len(list((tmp_path / "mnist").iterdir())) == 4
+    assert str(tmp_path / "mnist") in capsys.readouterr().out
+
+
+def test_import_writes_a_model_folder(clip, monkeypatch, capsys):
+    import mcvd.interop.official as official
+
+    def stands_in(path: Path, folder: Path, ema: bool, dtype: torch.dtype) -> VideoDiffusion:
+        assert (ema, dtype) == (False, torch.float16)
+        save_tiny(folder, Masking())
+        return VideoDiffusion.from_folder(folder)
+
+    monkeypatch.setattr(official, "import_checkpoint", stands_in)
+    assert main(["import", "checkpoint_5.pt", "--raw", "--dtype", "float16"]) == 0
+    assert "wrote models/checkpoint_5 (0.1 M parameters" in capsys.readouterr().out
+
+
+@pytest.mark.oracle
+def test_import_of_a_published_checkpoint(oracle_dir, tmp_path, capsys):
+    published = oracle_dir / "checkpoint_spade" / "logs" / "checkpoint.pt"
+    assert main(["import", str(published), "--output", str(tmp_path / "model")]) == 0
+    assert main(["info", str(tmp_path / "model")]) == 0
+    assert "source       checkpoint.pt" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("predict nope.mp4", 1, "nope.mp4 does not exist"),
+        ("predict notes.mp4", 1, "cannot read notes.mp4 as a video"),
+        ("predict clip.npz --frames 0", 2, "--frames: 0 must be at least 1"),
+        ("predict clip.npz --frames many", 2, "'many' is not a whole number"),
+        ("predict clip.npz --solver euler", 1, "one of ddpm, ddim, f-pndm, dpm++"),
+        ("predict clip.npz --steps 5000", 1, "allows 1 to 1000"),
+        ("predict clip.npz --context 13", 1, "only 12 frames"),
+        ("predict clip.npz --frmes 3", 2, "--frames"),
+        ("predict clip.npz --seed -1", 2, "at least 0"),
+        ("predict clip.npz --fps nan", 2, "above 0"),
+        ("predict clip.npz --fit cut", 2, "'crop', 'stretch'"),
+        ("predict clip.npz --out clip.npz", 1, "the clip itself"),
+        ("predict clip.npz --out film.mpx", 1, "the suffix must be"),
+        ("predict clip.npz --out notes.mp4/x.mp4", 1, "cannot make the folder"),
+        ("predict clip.npz --device toaster", 1, "toaster"),
+        ("predict clip.npz --solver dpm++ --reference", 1, "reference mode"),
+        ("predict", 2, "CLIP"),
+        ("interpolate clip.npz", 2, "AFTER"),
+        ("interpolate clip.npz nope.gif", 1, "nope.gif does not exist"),
+        ("fill clip.npz", 2, "--known"),
+        ("fill clip.npz --known 0-x", 1, "write it like 0-4,15-19"),
+        ("fill clip.npz --known 4-0", 1, "did you mean 0-4"),
+        ("fill clip.npz --known 0-12", 1, "only the frames 0-11"),
+        ("fill clip.npz --known 0-7 --length 6", 1, "only the frames 0-5"),
+        ("fill clip.npz --known 0-11", 1, "every frame is known"),
+        ("generate --model nothing", 1, "no model nothing"),
+        ("generate --model .", 1, "config.json"),
+        ("train nothing", 1, "bundled ones"),
+        ("train nothing.yaml", 1, "nothing.yaml"),
+        ("train my.yaml --data nowhere", 1, "nowhere"),
+        ("train my.yaml --set lr=3", 1, "did you mean optimizer.lr?"),
+        ("train my.yaml --set optimizer.lr=x", 1, "expected a number"),
+        ("train my.yaml --set steps", 1, "KEY=VALUE"),
+        ("import nope.pt", 1, "nope.pt"),
+        ("fetch cifar", 2, "mnist"),
+        ("fetch mnist --source nowhere --output here", 1, "nowhere"),
+        ("info nothing", 1, "no model nothing"),
+        ("predit clip.npz", 2, "did you mean predict?"),
+    ],
+)
+def test_every_error_is_one_line(words, code, says, clip, models, capsys):
+    Path("notes.mp4").write_text("not a video at all\n" * 50)
+    Path("my.yaml").write_text(TINY_RECIPE)
+    split = words.split()
+    if split[0] in ("predict", "interpolate", "fill"):
+        split += ["--model", models["tiny"]]
+    assert says in fails(capsys, code, *split)
+    assert not Path("output/clip-predict.mp4").exists()
+
+
+def test_a_task_that_the_model_cannot_do(clip, models, capsys):
+    for words in (["generate"], ["predict", "clip.npz"]):
+        assert "trained with them hidden" in fails(capsys, 1, *words, "--model", models["interpolator"])
+
+
+def test_tracebacks_only_with_debug(clip, models, monkeypatch, capsys):
+    def broken(self: object) -> None:
+        raise ZeroDivisionError("a bug\nwith two lines")
+
+    monkeypatch.setattr(predict_module.Command, "run", broken)
+    assert fails(capsys, 1, "predict", "x") == "mcvd: error: ZeroDivisionError: a bug (--debug shows where)"
+    for words in (["--debug", "predict", "x"], ["predict", "x", "--debug"]):
+        assert main(words) == 1
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted_and_warned(monkeypatch, capsys):
+    def stopped(self: object) -> None:
+        warnings.warn("clip may be\ncut short", stacklevel=1)  # from another package: not shown
+        warnings.warn_explicit("clip may be\ncut short", UserWarning, predict_module.__file__, 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_module.Command, "run", stopped)
+    assert main(["predict", "x"]) == 130
+    assert capsys.readouterr().err.splitlines() == ["mcvd: note: clip may be cut short", "mcvd: error: interrupted"]
+
+
+# ------------------------------------------------------------------------------------------------ help, parts, start-up
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name, capsys):
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert f"usage: mcvd {name}" in said
+    units = {"train": "minutes", "import": "bytes each", "fetch": "MB", "info": "pixels"}
+    assert units.get(name, "frames a second") in said
+    assert "default" in said or name == "info"
+    if name in ("predict", "interpolate", "generate", "fill"):
+        for words in (*SOLVERS, "(default: digits)", "--guidance"):
+            assert words in said
+        for solver, entry in SOLVERS.items():
+            assert f"{solver} {entry.steps}" in " ".join(said.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_every_command_parses(name):
+    program, command, *rest = shlex.split(COMMANDS[name].example)
+    assert (program, command) == ("mcvd", name)
+    module = __import__(f"mcvd.cli.{COMMANDS[name].module}", fromlist=["Command"])
+    assert isinstance(_parse(module.Command, name, rest), module.Command)
+
+
+def test_overview_and_version(capsys):
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    assert all(entry.example in overview for entry in COMMANDS.values())
+    assert max(map(len, overview.splitlines())) <= 120
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mcvd 0.")
+
+
+def test_ranges():
+    assert parse_ranges("0-4, 15,7-7") == [range(5), range(15, 16), range(7, 8)]
+    for text in ("", "1,,2", "-3", "1-2-3"):
+        with pytest.raises(McvdError, match="--known"):
+            parse_ranges(text)
+
+
+def test_overrides_of_a_recipe():
+    values = parse_assignments(["optimizer.lr=1e-4", "model.network.multipliers=[1, 2]", "data.path=null"], "--set")
+    recipe = override(Recipe(), values, "--set")
+    assert recipe.optimizer.lr == 1e-4
+    assert recipe.model.network.multipliers == (1, 2)
+    for word, near in (
+        ("modle.network.width=3", "model.network.width"),
+        ("width=3", "model.network.width"),
+        ("optimizer.lrr=3", "optimizer.lr"),
+        ("xyzzy=3", "keys at the top: model"),
+    ):
+        with pytest.raises(McvdError, match=near):
+            override(Recipe(), parse_assignments([word], "--set"), "--set")
+    with pytest.raises(McvdError, match="expected keys and values"):
+        override(Recipe(), {"model.network": 3}, "--set")
+
+
+def test_a_bar_appears_only_for_what_lasts(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with ProgressBar("sampling", "steps") as bar:
+        bar(1, 100)
+        assert bar.bar is None
+        clock[0] = 0.9
+        bar(99, 100)
+        assert bar.bar is None
+        bar(20, 100)
+        assert bar.bar is not None
+        bar(40, 100)
+
+
+def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    src = str(Path(__file__).resolve().parent.parent / "src")
+    path = os.pathsep.join([src, os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_process_itself(tmp_path):
+    began = time.monotonic()
+    done = run("-m", "mcvd", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mcvd predict clip.mp4" in done.stdout
+    assert time.monotonic() - began < 5  # 0.1 s on a quiet machine
+    done = run("-m", "mcvd.cli.main", "info", str(tmp_path / "nope"))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ["torch", "numpy", "av", "PIL", "rich"]
+    for words, also in ((["--help"], ["tyro"]), (["predict", "--help"], []), (["train", "--help"], [])):
+        code = (
+            f"import sys; from mcvd.cli.main import main; main({words}); print(set({heavy + also}) & set(sys.modules))"
+        )
+        assert run("-c", code).stdout.splitlines()[-1] == "set()"
+    assert Sampling().model == "digits"

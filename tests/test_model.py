@@ -1,0 +1,372 @@
+"""VideoDiffusion as people use it: four tasks, input of every kind, errors in one line, files."""
+
+import json
+import re
+
+import pytest
+import tiny
+import torch
+
+import mcvd
+from mcvd.config import from_dict, to_dict
+from mcvd.diffusion import gaussian
+from mcvd.errors import McvdError
+from mcvd.interop import load as door
+from mcvd.layout import BlockLayout, Masking
+from mcvd.model import ModelConfig, VideoDiffusion
+
+FAST = {"solver": "ddim", "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model()
+
+
+@pytest.fixture(scope="module")
+def colour():
+    return tiny.model(channels=3)
+
+
+# --- the four tasks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clips", [None, 1, 2])
+def test_predict_is_filling_in_what_comes_after(model, clips):
+    past = tiny.video(*([clips] if clips else []), 2, 1, 16, 16)
+    out = model.predict(past, frames=4, samples=2, **FAST)
+    assert out.shape == (2 * (clips or 1), 4, 1, 16, 16)
+    whole = torch.cat([past, torch.zeros_like(past), torch.zeros_like(past)], dim=-4)
+    filled = model.fill(whole, [True, True, False, False, False, False], samples=2, **FAST)
+    assert torch.equal(out, filled[:, 2:])
+
+
+def test_backward_prediction_is_filling_in_what_came_before(model):
+    future = tiny.video(2, 2, 1, 16, 16)
+    out = model.predict(future, frames=3, backward=True, **FAST)
+    assert out.shape == (2, 3, 1, 16, 16)
+    whole = torch.cat([future.new_full((2, 3, 1, 16, 16), 77), future], 1)  # what stands there is ignored
+    assert torch.equal(out, model.fill(whole, [False] * 3 + [True] * 2, **FAST)[:, :3])
+
+
+def test_interpolate_is_filling_in_between(model):
+    past, future = tiny.video(2, 2, 1, 16, 16), tiny.video(2, 1, 1, 16, 16, seed=1)
+    whole = torch.cat([past, tiny.video(2, 3, 1, 16, 16, seed=2), future], 1)
+    filled = model.fill(whole, [True, True, False, False, False, True], **FAST)
+    assert torch.equal(model.interpolate(past, future, frames=3, **FAST), filled[:, 2:5])
+    assert torch.equal(model.interpolate(past, future, **FAST), filled[:, 2:5])  # a block's worth
+    assert model.interpolate(past[0], future[0], frames=5, samples=3, **FAST).shape == (3, 5, 1, 16, 16)
+
+
+def test_generate_is_filling_in_everything(model):
+    out = model.generate(7, samples=2, **FAST)
+    assert out.shape == (2, 7, 1, 16, 16)
+    assert torch.equal(out, model.fill(tiny.video(7, 1, 16, 16), [False] * 7, samples=2, **FAST))
+
+
+def test_results_are_floats_from_0_to_1_that_may_be_written_into(model):
+    out = model.predict(tiny.video(2, 1, 16, 16), frames=5, **FAST)
+    assert out.dtype == torch.float32
+    assert out.min() >= 0
+    assert out.max() <= 1
+    out[0] = 0.5
+    assert not out.requires_grad
+
+
+def test_known_may_be_a_tensor(model):
+    video = tiny.video(5, 1, 16, 16)
+    known = [True, True, False, False, False]
+    assert torch.equal(model.fill(video, torch.tensor(known), **FAST), model.fill(video, known, **FAST))
+
+
+def test_a_video_that_is_all_known_comes_back(model):
+    video = tiny.video(2, 4, 1, 16, 16)
+    assert torch.equal(model.fill(video, [True] * 4, samples=2), (video.float() / 255).repeat_interleave(2, 0))
+
+
+# --- input ------------------------------------------------------------------------------------------------------------
+
+
+def test_uint8_and_float_are_the_same_video(model):
+    past = tiny.video(2, 1, 16, 16)
+    expected = model.predict(past, frames=3, **FAST)
+    assert torch.equal(model.predict(past.float() / 255, frames=3, **FAST), expected)
+    assert torch.equal(model.predict(past.double() / 255, frames=3, **FAST), expected)
+
+
+def test_grey_video_for_a_colour_model_is_repeated(colour):
+    grey = tiny.video(2, 1, 16, 16)
+    expected = colour.predict(grey.expand(-1, 3, -1, -1), frames=3, **FAST)
+    assert expected.shape == (1, 3, 3, 16, 16)
+    assert torch.equal(colour.predict(grey, frames=3, **FAST), expected)
+
+
+def test_colour_video_for_a_grey_model_becomes_luma(model):
+    red, green, blue = torch.eye(3)[:, None, :, None, None].expand(3, 2, 3, 16, 16)
+    for frames, luma in ((red, 0.299), (green, 0.587), (blue, 0.114)):
+        out = model.fill(frames, [True, True])
+        torch.testing.assert_close(out, torch.full((1, 2, 1, 16, 16), luma))
+
+
+def test_the_input_is_left_alone(model):
+    video = torch.rand(5, 1, 16, 16)
+    before = video.clone()
+    model.fill(video, [True, True, False, False, False], **FAST)
+    assert torch.equal(video, before)
+
+
+GOOD = tiny.video(2, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda m: m.predict(torch.zeros(2, 1, 16, 8), 3), "frames are 16x8, the model's are 16x16"),
+        (lambda m: m.predict(torch.zeros(2, 2, 16, 16), 3), "has 2 channels, the model 1"),
+        (lambda m: m.predict(torch.zeros(2, 4, 16, 16), 3), "has 4 channels, the model 1"),
+        (lambda m: m.predict(torch.zeros(16, 16), 3), r"this has shape \(16, 16\)"),
+        (lambda m: m.predict(GOOD.long(), 3), "uint8 or float, not torch.int64"),
+        (lambda m: m.predict(GOOD.bool(), 3), "uint8 or float, not torch.bool"),
+        (lambda m: m.predict(GOOD.float(), 3), "must lie in \\[0, 1\\]"),
+        (lambda m: m.predict(GOOD.float() / 127.5 - 1, 3), "must lie in \\[0, 1\\]"),
+        (lambda m: m.predict(torch.full((2, 1, 16, 16), torch.nan), 3), "must lie in \\[0, 1\\]"),
+        (lambda m: m.predict(torch.full((2, 1, 16, 16), torch.inf), 3), "must lie in \\[0, 1\\]"),
+        (lambda m: m.predict(GOOD[:0], 3), r"video is empty: its shape is \(0, 1, 16, 16\)"),
+        (lambda m: m.predict(GOOD[None][:0], 3), "video is empty"),
+        (lambda m: m.fill(GOOD[:0], []), "video is empty"),
+        (lambda m: m.interpolate(GOOD[:0], GOOD), "video is empty"),
+        (lambda m: m.interpolate(GOOD[None], GOOD[None].expand(2, -1, -1, -1, -1)), "1 clips before the gap, but 2"),
+        (lambda m: m.fill(GOOD, [True]), r"known has shape \(1,\); it takes one flag for each of 2 frames"),
+        (lambda m: m.fill(GOOD, torch.zeros(2, 2)), r"known has shape \(2, 2\)"),
+        (lambda m: m.predict(GOOD, 0), "frames is 0"),
+        (lambda m: m.generate(0), "frames is 0"),
+        (lambda m: m.interpolate(GOOD, GOOD, frames=0), "frames is 0"),
+        (lambda m: m.predict(GOOD, 3, samples=0), "samples is 0"),
+        (lambda m: m.predict(GOOD, 3, batch_size=0), "batch_size is 0"),
+        (lambda m: m.predict(GOOD, 3, seed=-1), "seed is -1"),
+        (lambda m: m.predict(GOOD, 3, steps=0), "steps is 0"),
+        (lambda m: m.predict(GOOD, 3, steps=101), "steps is 101; this model's noise schedule allows 1 to 100"),
+        (lambda m: m.predict(GOOD, 3, steps=0, reference=True), "steps is 0"),
+        (lambda m: m.predict(GOOD, 3, solver="euler"), "solver is 'euler'"),
+        (lambda m: m.predict(GOOD, 3, solver="dpm++", reference=True), "published results use ddpm and ddim"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(model, call, says):
+    with pytest.raises(McvdError, match=says) as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_never_trained_is_refused():
+    always = tiny.model(masking=Masking(0.0, 0.5))
+    with pytest.raises(McvdError, match="always saw its 2 past frames"):
+        always.generate(3, **FAST)
+    with pytest.raises(McvdError, match="guidance needs a model that saw blocks with everything hidden"):
+        always.predict(GOOD, 3, guidance=2.0, **FAST)
+
+
+def test_guidance_of_a_prediction_model_needs_only_its_past_hidden():
+    # there is no future, so it does not matter that it was never hidden
+    model = tiny.model(layout=BlockLayout(2, 3, 0), masking=Masking(0.5, 0.0))
+    plain, guided = (model.predict(GOOD, 3, guidance=g, **FAST) for g in (1.0, 3.0))
+    assert not torch.equal(plain, guided)
+    with pytest.raises(McvdError, match="guidance"):
+        tiny.model(layout=BlockLayout(2, 3, 0), masking=Masking(0.0, 0.5)).predict(GOOD, 3, guidance=3.0, **FAST)
+
+
+# --- what the network predicts ----------------------------------------------------------------------------------------
+
+
+class Knows(torch.nn.Module):
+    """A network that knows the one clean video, and puts out what its kind of prediction asks for."""
+
+    def __init__(self, config, clean):
+        super().__init__()
+        self.config, self.clean, self.scale = config, clean, torch.nn.Parameter(torch.ones(()))
+
+    def encode(self, past, future, past_seen=None):
+        return self
+
+    def take(self, rows):
+        return self
+
+    def forward(self, x, time, condition):
+        a = self.config.schedule.at(time, x)
+        clean = self.clean.expand_as(x)
+        return gaussian.target(self.config.prediction, clean, gaussian.eps_from_x0(x, clean, a), a) * self.scale
+
+
+@pytest.mark.parametrize("prediction", gaussian.PREDICTIONS)
+def test_all_kinds_of_prediction_mean_the_same_frames(prediction):
+    model, clean = tiny.model(prediction=prediction), torch.rand(3, 1, 16, 16) * 2 - 1
+    model.network = Knows(model.config, clean)
+    shape = (2, 3, 1, 16, 16)
+    denoise = model.denoiser(torch.zeros(2, 2, 1, 16, 16), torch.zeros(2, 1, 1, 16, 16), torch.ones(2), torch.arange(2))
+    for t in (0, 40, 99):
+        x0 = denoise(torch.randn(shape), t, float(model.config.schedule.alpha_bar[t]))
+        torch.testing.assert_close(x0, clean.expand(shape), rtol=0, atol=1e-4)
+    loss = model.loss(torch.cat([torch.zeros(2, 1, 16, 16), clean, torch.zeros(1, 1, 16, 16)])[None].expand(4, -1, -1, -1, -1))
+    assert loss.shape == (4,)
+    assert loss.max() < 1e-3  # half the summed squared error of 768 values
+    out = model.predict(GOOD, 3, solver="ddpm", steps=20)
+    torch.testing.assert_close(out, ((clean + 1) / 2)[None], rtol=0, atol=1e-4)
+
+
+def test_time_is_counted_from_the_noisy_end_where_weights_were_trained_so():
+    config = tiny.config()
+    backwards = VideoDiffusion(ModelConfig(config.network, config.masking, config.schedule, time_from_noise=True))
+    assert backwards._network_time(torch.tensor([0, 99])).tolist() == [99, 0]
+    assert VideoDiffusion(config)._network_time(torch.tensor([0, 99])).tolist() == [0, 99]
+
+
+def test_loss_hides_what_is_drawn_as_hidden(model):
+    video = torch.rand(2, 6, 1, 16, 16) * 2 - 1
+    draw = model.draw(2, torch.Generator().manual_seed(0))
+    hidden = draw._replace(past_seen=torch.tensor([False, True]), future_seen=torch.tensor([False, True]))
+    loss = model.loss(video, hidden)
+    other = video.clone()
+    other[:, :2] = other[:, 5:] = 0.3  # known frames of other values
+    changed = model.loss(other, hidden)
+    assert torch.equal(loss[0], changed[0])
+    assert not torch.equal(loss[1], changed[1])
+
+
+def test_unknown_predictions_are_refused():
+    with pytest.raises(McvdError, match="prediction is 'score'"):
+        tiny.model(prediction="score")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_saving_and_loading_is_exact(model, tmp_path):
+    folder = model.save(tmp_path / "a" / "b", notes={"steps": 3})
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["notes"] == {"steps": 3}
+    again = mcvd.load(folder, device="cpu")
+    assert again.config == model.config
+    assert same(again.state_dict(), model.state_dict())
+    assert not again.training
+    assert torch.equal(again.predict(GOOD, 3, **FAST), model.predict(GOOD, 3, **FAST))
+
+
+def test_a_bf16_folder_has_half_the_size_and_is_close(tmp_path):
+    model = tiny.model(width=32)
+    full, half = model.save(tmp_path / "full"), model.save(tmp_path / "half", dtype=torch.bfloat16)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, half)]
+    weights = sum(p.numel() for p in model.parameters())
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, rel=0.01)
+    again = VideoDiffusion.from_folder(half)
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].bfloat16().float())
+
+
+def test_config_round_trip():
+    config = tiny.config(prediction="v", noisy_condition=True, channels=3)
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config))), "here") == config
+
+
+def damage_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit_config(change):
+    def damage(folder):
+        data = json.loads((folder / "config.json").read_text())
+        change(data)
+        (folder / "config.json").write_text(json.dumps(data))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (damage_weights, "model.safetensors cannot be read .*fetch or save it again"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "is not of an mcvd model"),
+        (edit_config(lambda data: data.pop("format")), "is not of an mcvd model"),
+        (edit_config(lambda data: data.update(predictoin="v")), "unknown key predictoin; did you mean prediction?"),
+        (edit_config(lambda data: data["network"].update(width="8")), "network: width: expected int, found '8'"),
+        (edit_config(lambda data: data["network"].update(blocks=2)), "it does not belong to this configuration"),
+        (edit_config(lambda data: data["network"].update(width=16)), "has another shape of"),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_line(model, tmp_path, damage, says):
+    folder = model.save(tmp_path)
+    damage(folder)
+    with pytest.raises(McvdError, match=says) as caught:
+        mcvd.load(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_training_run_is_loaded_from_its_model_folder(model, tmp_path):
+    model.save(tmp_path / "model")
+    assert mcvd.load(tmp_path, device="cpu").config == model.config
+
+
+def test_unknown_models_are_refused_with_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(McvdError, match=r"no model nothing: .* not bundled .*; a hub model is named owner/name"):
+        mcvd.load("nothing", device="cpu")
+    with pytest.raises(McvdError, match="has no config.json"):
+        mcvd.load(tmp_path, device="cpu")
+    with pytest.raises(McvdError):
+        mcvd.load("checkpoint_5.pt", device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", *([] if torch.cuda.is_available() else ["cuda", "cuda:1"])])
+def test_a_missing_device_is_refused(device):
+    with pytest.raises(McvdError, match=f"cannot use the device '{device}' on this machine"):
+        mcvd.load("digits", device=device)
+
+
+def test_a_hub_model_that_cannot_be_had_is_refused(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(McvdError, match=re.escape("no folder a/b, and the hub does not give it (no route to host)")):
+        mcvd.load("a/b", device="cpu")
+
+
+def test_a_hub_model_is_loaded_from_its_snapshot(model, tmp_path, monkeypatch):
+    model.save(tmp_path)
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path))
+    assert same(mcvd.load("a/b", device="cpu").state_dict(), model.state_dict())
+    assert asked == ["a/b"]
+
+
+def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
+    seen = {}
+
+    class Api:
+        def create_repo(self, repo_id, exist_ok):
+            seen["repo"] = (repo_id, exist_ok)
+
+        def upload_folder(self, repo_id, folder_path, **options):
+            seen["loaded"] = VideoDiffusion.from_folder(folder_path)
+            seen["options"] = options
+            return f"https://example.org/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert model.push_to_hub("me/mine", commit_message="first") == "https://example.org/me/mine"
+    assert seen["repo"] == ("me/mine", True)
+    assert seen["options"] == {"commit_message": "first"}
+    assert same(seen["loaded"].state_dict(), model.state_dict())
+
+
+def test_bundled_models_load():
+    for name in door.bundled_models():
+        assert isinstance(mcvd.load(name, device="cpu"), VideoDiffusion)
