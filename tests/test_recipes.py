@@ -76,5 +76,5 @@ def test_the_header_states_what_to_expect_and_what_it_costs(path):
 
 
 def test_an_unknown_recipe_names_the_nearest():
-    with pytest.raises(McvdError, match=r"no recipe digit; did you mean digits\?"):
+    with pytest.raises(McvdError, match=r"no recipe digit; did you mean digits"):
         read_recipe("digit")

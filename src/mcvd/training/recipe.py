@@ -111,6 +111,6 @@ def _bundled(name: str) -> Path:
     found = {path.stem: path for path in RECIPES.rglob("*.yaml")}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"bundled ones: {', '.join(recipe_names())}"
-        raise McvdError(f"no recipe {name}; {hint} Or give the path of a .yaml file")
+        hint = f"did you mean {near[0]}" if near else f"bundled ones: {', '.join(recipe_names())}"
+        raise McvdError(f"no recipe {name}; {hint}, or give the path of a .yaml file")
     return found[name]
