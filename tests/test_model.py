@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-import tiny
 import torch
 
 import mcvd
+import tiny
 from mcvd.config import from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
@@ -205,7 +205,9 @@ def test_all_kinds_of_prediction_mean_the_same_frames(prediction):
     for t in (0, 40, 99):
         x0 = denoise(torch.randn(shape), t, float(model.config.schedule.alpha_bar[t]))
         torch.testing.assert_close(x0, clean.expand(shape), rtol=0, atol=1e-4)
-    loss = model.loss(torch.cat([torch.zeros(2, 1, 16, 16), clean, torch.zeros(1, 1, 16, 16)])[None].expand(4, -1, -1, -1, -1))
+    loss = model.loss(
+        torch.cat([torch.zeros(2, 1, 16, 16), clean, torch.zeros(1, 1, 16, 16)])[None].expand(4, -1, -1, -1, -1)
+    )
     assert loss.shape == (4,)
     assert loss.max() < 1e-3  # half the summed squared error of 768 values
     out = model.predict(GOOD, 3, solver="ddpm", steps=20)
@@ -343,7 +345,9 @@ def test_a_hub_model_that_cannot_be_had_is_refused(monkeypatch):
 def test_a_hub_model_is_loaded_from_its_snapshot(model, tmp_path, monkeypatch):
     model.save(tmp_path)
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path)
+    )
     assert same(mcvd.load("a/b", device="cpu").state_dict(), model.state_dict())
     assert asked == ["a/b"]
 

@@ -1,12 +1,12 @@
 """Running a plan: what is known stays, seeds decide everything, conditions are encoded once."""
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mcvd.rollout
+import tiny
 from mcvd.diffusion.solvers import SOLVERS, solver_table
 from mcvd.layout import BlockLayout
 from mcvd.plan import plan
@@ -75,9 +75,7 @@ def test_imposed_frames_end_at_their_known_values(monkeypatch, solver):
     out = rollout(model, video, known, [block], solver_table(solver, model.config.schedule, 5), samples=3)
     # F-PNDM reaches the clean end by way of eps, with some rounding; the others end at x0 itself
     tolerance = 1e-4 if solver == "f-pndm" else 1e-6
-    torch.testing.assert_close(
-        ends[0][:, at], (video[0, 1] * 2 - 1).expand(3, -1, -1, -1), rtol=0, atol=tolerance
-    )
+    torch.testing.assert_close(ends[0][:, at], (video[0, 1] * 2 - 1).expand(3, -1, -1, -1), rtol=0, atol=tolerance)
     assert torch.equal(out[:, 1], video[:, 1].expand(3, -1, -1, -1))
     assert not torch.equal(out[0, 0], out[1, 0])
 
@@ -90,7 +88,7 @@ def test_the_split_into_batches_changes_nothing(model, solver):
     past = tiny.video(3, 2, 1, 16, 16)
     options = {"frames": 5, "samples": 2, "solver": solver, "steps": 4, "seed": 5}
     whole = model.predict(past, **options)
-    for batch_size in (1, 2, 4, 5):
+    for batch_size in (1, 4):
         close(model.predict(past, batch_size=batch_size, **options), whole)
 
 
@@ -255,6 +253,8 @@ def test_guidance_without_anything_seen_changes_nothing(model):
         {"layout": BlockLayout(0, 3, 2)},
         {"layout": BlockLayout(0, 3, 0)},
         {"size": (16, 8)},
+        {"frames": "3d"},
+        {"frames": "pseudo3d", "attention": (8,)},
     ],
     ids=str,
 )
@@ -266,6 +266,10 @@ def test_every_network_fills_in(network):
     assert out.shape == (4, 8, model.channels, *model.size)
     assert torch.isfinite(out).all()
     close(out, model.fill(video, known, samples=2, **FAST))
+    # and learns: with a parameter that gets no gradient, training on several processes would stop with an error
+    clips = torch.rand(2, model.layout.frames, model.channels, *model.size) * 2 - 1
+    model.loss(clips, model.draw(2, torch.Generator().manual_seed(0))).sum().backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
 def test_the_reference_mode_makes_the_published_extra_call(model):

@@ -1,5 +1,6 @@
 """Solvers: exact where theory says so, equal to the field's own implementations, and of the order they claim."""
 
+import itertools
 import math
 import weakref
 
@@ -142,7 +143,9 @@ def start(draws):
     )
 
 
-@pytest.mark.parametrize(("steps", "clip"), [(1, True), (3, False), (10, True), (100, False), (100, True), (1000, True)])
+@pytest.mark.parametrize(
+    ("steps", "clip"), [(1, True), (3, False), (10, True), (100, False), (100, True), (1000, True)]
+)
 def test_ddpm_equals_diffusers(steps, clip, monkeypatch):
     x, noise = start(steps)
     times = spaced(THOUSAND, steps)
@@ -267,7 +270,7 @@ def test_half_the_distance_between_levels_divides_the_error_by_2_to_the_order(so
     # 1 and 2 are the orders of DDIM and DPM-Solver++(2M); the PNDM paper proves 2 for F-PNDM, more is seen where the
     # data is smooth
     errors = [error(solver, steps) for steps in (8, 16, 32, 64, 128)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(low < order < high for order in orders), orders
 
 
@@ -333,7 +336,7 @@ def test_spacings():
         times = spaced(THOUSAND, steps)
         assert len(times) == steps
         assert times[0] == 999
-        assert all(a > b for a, b in zip(times, times[1:]))
+        assert all(a > b for a, b in itertools.pairwise(times))
     # published: every (1000 // steps)-th, whatever that gives
     assert len(spaced_as_published(THOUSAND, 300)) == 334
     assert len(spaced_as_published(THOUSAND, 334)) == 500

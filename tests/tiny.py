@@ -31,7 +31,7 @@ def config(masking: Masking = OPEN, prediction: str = "eps", steps: int = 100, n
 
 
 def model(seed: int = 0, **options) -> VideoDiffusion:
-    """A random model in evaluation mode; layers that start near zero, which would hide bugs behind them, do not here."""
+    """A random model in evaluation mode. Layers that start near zero, and would hide bugs behind them, do not here."""
     torch.manual_seed(seed)
     made = VideoDiffusion(config(**options))
     with torch.no_grad():

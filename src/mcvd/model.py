@@ -209,8 +209,8 @@ class VideoDiffusion(nn.Module):
         known: ``(T,)`` bool, the frames that are given; they come back bit for bit (as float in [0, 1]).
         samples: how many different fillings of each clip.
         solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; steps None is the solver's default.
-        seed: same seed, same result, however the work is split into batches. Clip i, sample j of a seed is always the
-            same trajectory.
+        seed: same seed, same result, however the work is split into batches. Sample j of the
+            clip at place i is always the same trajectory.
         guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
         batch_size: trajectories in one network call.
         reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
@@ -222,7 +222,9 @@ class VideoDiffusion(nn.Module):
         given = self._prepare(video)
         flags = torch.as_tensor(known, dtype=torch.bool)
         if flags.shape != given.shape[1:2]:
-            raise McvdError(f"known has shape {tuple(flags.shape)}; it takes one flag for each of {given.shape[1]} frames")
+            raise McvdError(
+                f"known has shape {tuple(flags.shape)}; it takes one flag for each of {given.shape[1]} frames"
+            )
         known = flags.tolist()
         for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
             if value < least:
@@ -339,7 +341,9 @@ class VideoDiffusion(nn.Module):
         try:
             data = json.loads((folder / "config.json").read_text())
         except ValueError as error:
-            raise McvdError(f"{folder / 'config.json'} cannot be read as JSON ({error}); fetch or save it again") from None
+            raise McvdError(
+                f"{folder / 'config.json'} cannot be read as JSON ({error}); fetch or save it again"
+            ) from None
         if not isinstance(data, dict) or data.pop("format", None) != "mcvd-1":
             raise McvdError(f"{folder / 'config.json'} is not of an mcvd model (format mcvd-1)")
         data.pop("notes", None)

@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": _Entry("generate", "new videos from nothing", "mcvd generate --frames 30 --samples 16"),
     "fill": _Entry("fill", "any missing frames of a clip", "mcvd fill clip.mp4 --known 0-4,15-19"),
     "train": _Entry("train", "a model, by a recipe", "mcvd train my_recipe.yaml --data my_videos"),
+    "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
     "fetch": _Entry("fetch", "data that training needs", "mcvd fetch mnist"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),

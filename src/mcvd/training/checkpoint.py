@@ -48,5 +48,5 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
     try:
         return torch.load(found[-1], map_location=device, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from mcvd.data.fetch import cache_dir
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.errors import McvdError
 from mcvd.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mcvd.data.prepare import Settings
+
+TEST_CLIPS = 64  # fixed clips of the held-out videos
+LINE_EVERY = 20.0  # s between lines while videos are prepared
+
+Report = Callable[[str], None]
 
 
 class ClipSource(Protocol):
@@ -21,8 +34,12 @@ class ClipSource(Protocol):
         """The clips at these positions."""
 
 
-def clip_source(recipe: Recipe, split: str, device: torch.device) -> ClipSource:
-    """The clips of a recipe: `split` is "train" or "test" (other digits, other videos)."""
+def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report | None = None) -> ClipSource:
+    """The clips of a recipe: `split` is "train" (a random stream) or "test" (other digits; other videos, the
+    validation ones where there are such, as `TEST_CLIPS` clips that never change).
+
+    Raw videos are prepared once, in the cache. report: takes the lines about that (default: the first process prints).
+    """
     network = recipe.model.network
     frames = network.layout.frames
     if recipe.data.kind == "moving-mnist":
@@ -31,17 +48,61 @@ def clip_source(recipe: Recipe, split: str, device: torch.device) -> ClipSource:
         path = None if recipe.data.path is None else Path(recipe.data.path)
         digits = load_digits(find_mnist(path), "train" if split == "train" else "test")
         return MovingMNIST(digits, frames, size=network.size[0], seed=recipe.seed, device=device)
-    from mcvd.data.folder import VideoFolder  # needs PyAV; Moving MNIST does not
-
     if recipe.data.path is None:
         raise McvdError("this recipe trains on videos: say where they are with --data FOLDER")
-    return VideoFolder(
-        Path(recipe.data.path),
+    from mcvd.data.prepare import Settings, info, open_data  # needs PyAV; Moving MNIST does not
+
+    path = prepared_data(
+        Path(recipe.data.path).expanduser(),
+        Settings(size=network.size, channels=network.channels),
+        _say_first if report is None else report,
+    )
+    if split == "test" and "val" in info(path).splits:
+        split = "val"
+    return open_data(
+        path,
         frames,
         size=network.size,
         channels=network.channels,
         stride=recipe.data.stride,
-        flip=recipe.data.flip and split == "train",
+        flip=recipe.data.flip,
         split=split,
+        fixed=None if split == "train" else TEST_CLIPS,
         seed=recipe.seed,
     )
+
+
+def prepared_data(path: Path, settings: Settings, report: Report) -> Path:
+    """`path` itself where clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache that
+    its videos are prepared in, now or before. Sources that have changed since are decoded again.
+    """
+    from mcvd.data.hdf5 import hdf5_shards
+    from mcvd.data.prepare import prepare
+    from mcvd.data.shards import is_prepared
+
+    if is_prepared(path) or (path.exists() and hdf5_shards(path)):
+        return path
+    key = json.dumps([str(path.resolve()), settings.decoding()])
+    folder = cache_dir() / "prepared" / f"{path.resolve().stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > LINE_EVERY:
+            said = time.monotonic()
+            report(f"preparing {path}: {done} of {total} videos")
+
+    new = not is_prepared(folder)
+    manifest = prepare(path, folder, settings, progress=progress)
+    if new or manifest.skipped:
+        frames = sum(entry.frames for entry in manifest.videos)
+        left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
+        more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
+        report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
+    return folder
+
+
+def _say_first(line: str) -> None:
+    """Of the processes of a run, one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

@@ -239,8 +239,8 @@ def _check_finite(loss: float, gradient: float, step: int, output: Path) -> None
     if not (math.isfinite(loss) and math.isfinite(gradient)):
         last = found[-1] if (found := checkpoints(output)) else "none"
         raise McvdError(
-            f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {step}; the last good checkpoint is {last}: "
-            "lower the learning rate and run again"
+            f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {step}; "
+            f"the last good checkpoint is {last}: lower the learning rate and run again"
         )
 
 

@@ -1,0 +1,139 @@
+"""`mcvd data prepare`, `mcvd data info`, `mcvd data fetch`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from mcvd.cli.options import Count, MaybeCount, MaybeRate
+
+_PRESET = "(default: the layout's; videos: {})"
+
+
+@dataclass(kw_only=True)
+class Prepare:
+    """Decodes videos once into a folder that training reads at any speed. Run again to go on, or after changes.
+
+    Sources: a folder of videos, of folders of images, of npz/npy arrays or of the authors' HDF5 shards, nested as you
+    like, or one file. Damaged and short files are named and left out. See docs/data.md.
+
+    Examples: mcvd data prepare my_videos/ my_data --size 64 64; mcvd data prepare KTH/ kth64 --layout kth;
+    mcvd data prepare actions64.npz actions --split-by 'person(\\d+)'
+    """
+
+    source: Annotated[Path, Positional, arg(metavar="SOURCE")]
+    """Where the videos are."""
+    destination: Annotated[Path, Positional, arg(metavar="FOLDER")]
+    """New or empty folder, or one of an earlier run."""
+    layout: Literal["videos", "kth", "bair", "cityscapes", "ucf101"] = "videos"
+    """Whatever lies there, or the raw download of a published data set with its split and its way to resize."""
+    size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint=_PRESET.format("64 64"))] = (
+        None
+    )
+    """Of the stored frames, in pixels."""
+    channels: Annotated[Literal[1, 3] | None, arg(help_behavior_hint=_PRESET.format("3"))] = None
+    """1: grey; 3: RGB."""
+    fit: Annotated[Literal["crop", "stretch"] | None, arg(help_behavior_hint=_PRESET.format("crop"))] = None
+    """Cut the sides off to the proportions of --size, or squeeze the whole picture in."""
+    resample: Annotated[
+        Literal["area", "bilinear", "lanczos"] | None, arg(help_behavior_hint=_PRESET.format("area"))
+    ] = None
+    """Filter for making frames smaller."""
+    fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: all frames as they are)")] = None
+    """Frames a second to store, picked by time."""
+    min_frames: Count = 2
+    """Shorter videos are left out."""
+    split_by: Annotated[str, arg(metavar="auto|file|folder|REGEX")] = "auto"
+    """What stays together: auto takes train/, val/ and test/ folders, else files; a REGEX has a group: 'person(\\d+)'."""
+    test_share: Annotated[float, arg(metavar="X")] = 0.1
+    """Share of the groups that is held out for test."""
+    val_share: Annotated[float, arg(metavar="X")] = 0.0
+    """Share of the groups that is held out for validation."""
+    workers: Annotated[MaybeCount, arg(help_behavior_hint="(default: one a core)")] = None
+    """Processes that decode."""
+
+    def run(self) -> None:
+        """Does it."""
+        from dataclasses import replace
+
+        from mcvd.cli.progress import ProgressBar
+        from mcvd.data.prepare import PRESETS, info, prepare
+
+        names = ("size", "channels", "fit", "resample", "fps")
+        said = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        settings = replace(PRESETS[self.layout], **said, min_frames=self.min_frames, split_by=self.split_by,
+                           test_share=self.test_share, val_share=self.val_share)  # fmt: skip
+        with ProgressBar("preparing", "videos") as bar:
+            prepare(self.source, self.destination, settings, workers=self.workers, progress=bar)
+        print("\n".join(info(self.destination).lines()))
+        print(
+            f"train with: --data {self.destination}; look at it with: mcvd data info {self.destination} --sheet s.png"
+        )
+
+
+@dataclass(kw_only=True)
+class Info:
+    """What a prepared folder, HDF5 shards or raw videos hold: counts, sizes, rates, and what was left out.
+
+    Example: mcvd data info my_data --sheet clips.png
+    """
+
+    path: Annotated[Path, Positional, arg(metavar="PATH")]
+    """Of the data."""
+    sheet: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="(default: none)")] = None
+    """Write a picture of some clips too (not of raw videos)."""
+    clips: Count = 8
+    """Rows of the picture."""
+    frames: Count = 10
+    """Frames of each row."""
+    split: Annotated[str, arg(metavar="train|val|test")] = "train"
+    """Side of the split that the picture shows."""
+
+    def run(self) -> None:
+        """Does it."""
+        from mcvd.data.prepare import data_sheet, info
+
+        print("\n".join(info(self.path).lines()))
+        if self.sheet is not None:
+            data_sheet(self.path, self.sheet, clips=self.clips, frames=self.frames, split=self.split)
+            print(f"the picture is in {self.sheet}")
+
+
+@dataclass(kw_only=True)
+class Fetch:
+    """Downloads a copy of a data set that others keep on the Hugging Face hub, and unpacks it.
+
+    Example: mcvd data fetch bair
+    """
+
+    name: Annotated[Literal["bair", "ucf101"], Positional, arg(metavar="bair|ucf101")]
+    """Data set; the copies are guyuchao/BAIR and guyuchao/UCF101."""
+    output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: in the cache)")] = None
+    """Where to put it."""
+
+    def run(self) -> None:
+        """Does it."""
+        from mcvd.data.hub import fetch_mirror
+
+        folder = fetch_mirror(self.name, self.output)
+        print(f"{self.name} is in {folder}; prepare it with: mcvd data prepare {folder} FOLDER")
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Prepares videos for training, says what a data set holds, fetches published ones."""
+
+    action: OmitArgPrefixes[
+        OmitSubcommandPrefixes[
+            Annotated[Prepare, subcommand("prepare")]
+            | Annotated[Info, subcommand("info")]
+            | Annotated[Fetch, subcommand("fetch")]
+        ]
+    ]
+
+    def run(self) -> None:
+        """Does what the word after `data` says."""
+        self.action.run()

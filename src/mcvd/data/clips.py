@@ -1,0 +1,143 @@
+"""Training and test clips by position, out of whole videos wherever they are stored.
+
+`Clips` decides which video, when, which part of the picture and whether mirrored; a store (`Shards`, `Hdf5Shards`)
+only has to give frames. Position i is a function of (seed, i) and the data alone: no state, so a run that is continued,
+or spread over several processes, sees the same clips.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """A video of a data set: its name, how many frames are stored, and which side of the split it is on."""
+
+    name: str
+    frames: int
+    split: str
+    group: str
+
+
+class Place(NamedTuple):
+    """Where a clip lies: index of the video, first frame, corner of the picture in pixels, mirrored or not."""
+
+    video: int
+    start: int
+    top: int
+    left: int
+    mirrored: bool
+
+
+class Clips:
+    """Clips of `frames` frames, `stride` stored frames apart, from the videos of one split.
+
+    size: (height, width) of a clip. Where the stored frames are larger, a random part of that size is cut out, the
+    same for all frames of a clip (the middle for fixed clips). None: whole frames.
+    flip: mirror half of the clips left to right (never fixed ones).
+    fixed: None: an endless random stream; long videos hold more clips, so they are drawn more often. A number: that
+    many clips that never change, spread evenly over the videos (as the published test sets are) and over their time;
+    position i is clip i mod `fixed`.
+    where: the data set's name in errors. Videos too short for a clip are named in a warning and left out.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[StoredVideo],
+        stored: tuple[int, int, int],
+        frames: int,
+        *,
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        stride: int = 1,
+        flip: bool = False,
+        split: str = "train",
+        fixed: int | None = None,
+        seed: int = 0,
+        where: str = "the data",
+    ):
+        if frames < 1 or stride < 1 or (fixed is not None and fixed < 1):
+            raise McvdError(f"frames ({frames}), stride ({stride}) and fixed ({fixed}) must be at least 1")
+        size = size or stored[:2]
+        if channels not in (None, stored[2]) or size[0] > stored[0] or size[1] > stored[1]:
+            raise McvdError(
+                f"{where} holds frames of {stored[1]}x{stored[0]} with {stored[2]} channel(s); {size[1]}x{size[0]} "
+                f"with {channels or stored[2]} are needed: prepare the videos again, into another folder"
+            )
+        self.frames, self.size, self.channels, self.stride = frames, size, stored[2], stride
+        self.flip, self.fixed, self.seed = flip and fixed is None, fixed, seed
+        self.stored, self.all_videos = stored, videos
+        self.slack = (stored[0] - size[0], stored[1] - size[1])
+        self.span = (frames - 1) * stride + 1
+        mine = _of_split(videos, split, where)
+        self.videos = [i for i in mine if videos[i].frames >= self.span]
+        short = [f"{videos[i].name} ({videos[i].frames})" for i in mine if videos[i].frames < self.span]
+        if short:
+            some = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+            text = f"{len(short)} of {len(mine)} videos of {where} are shorter than a clip ({self.span} frames): {some}"
+            if not self.videos:
+                raise McvdError(f"{text}; train with fewer frames or a smaller stride")
+            warnings.warn(f"{text}; left out", stacklevel=3)
+        self.rooms = np.array([videos[i].frames - self.span + 1 for i in self.videos])
+        self.ends = np.cumsum(self.rooms)
+        last = len(self.videos) - 1
+        self._chosen = [round(i / max(fixed - 1, 1) * last) for i in range(fixed)] if fixed else []
+
+    def __len__(self) -> int:
+        """Different clips there are: videos times first frames."""
+        return int(self.ends[-1])
+
+    def place(self, index: int) -> Place:
+        """Where the clip at a position lies."""
+        if self.fixed is not None:
+            return self._fixed_place(index % self.fixed)
+        draw = np.random.default_rng([self.seed, index])
+        clip, mirrored = int(draw.integers(self.ends[-1])), bool(draw.integers(2))
+        which = int(np.searchsorted(self.ends, clip, side="right"))
+        start = clip - int(self.ends[which] - self.rooms[which])
+        top, left = (int(draw.integers(room + 1)) if room else 0 for room in self.slack)
+        return Place(self.videos[which], start, top, left, mirrored and self.flip)
+
+    def _fixed_place(self, index: int) -> Place:
+        """Videos by the published rule; the clips that share a video are spread over its time, the first at frame 0."""
+        which = self._chosen[index]
+        first, sharing = self._chosen.index(which), self._chosen.count(which)
+        start = round((index - first) / max(sharing - 1, 1) * (int(self.rooms[which]) - 1))
+        return Place(self.videos[which], start, self.slack[0] // 2, self.slack[1] // 2, False)
+
+    def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """The clips at these positions, ``(B, frames, C, H, W)`` uint8."""
+        places = [self.place(int(i)) for i in indices]
+        height, width = self.size
+        out = np.empty((len(places), self.frames, height, width, self.channels), np.uint8)
+        for row, place in zip(out, places):
+            clip = self._read(place.video, place.start)
+            clip = clip[:, place.top : place.top + height, place.left : place.left + width]
+            row[:] = clip[:, :, ::-1] if place.mirrored else clip
+        return torch.from_numpy(out).permute(0, 1, 4, 2, 3).contiguous()
+
+    def _read(self, video: int, start: int) -> np.ndarray:
+        """Frames start, start + stride, ... of a video, ``(frames, H, W, C)`` uint8; `video` counts all splits."""
+        raise NotImplementedError
+
+
+def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int]:
+    """Indices of the videos of a split; data of one single group serve for all splits, with a warning."""
+    mine = [i for i, video in enumerate(videos) if video.split == split]
+    if mine:
+        return mine
+    counts = {name: sum(video.split == name for video in videos) for name in sorted({v.split for v in videos})}
+    if len({video.group for video in videos}) == 1:
+        warnings.warn(f"{where} holds one group of videos, so '{split}' is the same as training", stacklevel=4)
+        return list(range(len(videos)))
+    raise McvdError(f"{where} holds no video for {split}, only {counts}; prepare it again with another --split-by")

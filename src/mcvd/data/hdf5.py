@@ -1,0 +1,136 @@
+"""The authors' HDF5 shards, read with plain h5py (the extra `mcvd[hdf5]`): no pickle is opened.
+
+A shard holds ``len/<i>`` (frames of video i) and ``<i>/<j>`` (its frame j, uint8, (H, W) grey or (H, W, 3) RGB). KTH
+adds ``person/<i>``; UCF-101 adds the numbers ``num_train`` and ``num_test``; BAIR and Cityscapes have train/ and test/
+folders. Which videos are for what is decided as published:
+
+    KTH          persons 1-20 train, 21-25 test
+    UCF-101      the first num_train videos train; every 10th of the others test
+    other sets   by train/, val/ and test/ folders, else one video in ten is test
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcvd.data.clips import Clips, StoredVideo
+from mcvd.data.splits import assign_splits, folder_split
+from mcvd.errors import McvdError
+
+SUFFIXES = (".hdf5", ".h5")
+BESIDE = (".pkl", ".txt", ".md", ".json", ".yml", ".yaml", ".csv", "")  # what may lie beside shards
+KTH_TRAIN_PERSONS = 20
+UCF_TEST_EVERY = 10
+
+
+def hdf5_shards(path: Path) -> list[Path]:
+    """The shards at or below a path, sorted by name; none where there is none, or other data beside them."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    shards = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    others = [file for file in files if file.suffix.lower() not in (*SUFFIXES, *BESIDE) and file.name[0] != "."]
+    return [] if others else shards
+
+
+class Hdf5Shards(Clips):
+    """Clips of one split of the authors' shards; every argument but the path is that of `Clips`.
+
+    path: one shard, a folder of shards, or a folder with train/ and test/. Frames are unpacked one by one on every
+    read: about 100 times slower than a prepared folder (`mcvd data prepare` takes these shards too).
+    """
+
+    def __init__(self, path: Path | str, frames: int, *, split: str = "train", **options: Any):
+        root = Path(path).expanduser()
+        self.files = hdf5_shards(root)
+        if not self.files:
+            raise McvdError(f"{root} holds no HDF5 shard ({' or '.join(SUFFIXES)})")
+        self._open: dict[Path, Any] = {}
+        self.places: list[tuple[Path, int]] = []
+        videos: list[StoredVideo] = []
+        undecided = []
+        for file in self.files:
+            name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+            for key, said, group in shard_videos(file, name):
+                undecided += [] if said else [len(videos)]
+                videos.append(StoredVideo(f"{name}#{key}", self._length(file, key), said, group))
+                self.places.append((file, key))
+        drawn = assign_splits([videos[i].name for i in undecided], "file")
+        for i, (drawn_split, group) in zip(undecided, drawn):
+            videos[i] = StoredVideo(videos[i].name, videos[i].frames, drawn_split, group)
+        if not videos:
+            raise McvdError(f"{root} holds no video")
+        height, width, channels = self._frame(*self.places[0], 0).shape
+        super().__init__(videos, (height, width, channels), frames, split=split, where=str(path), **options)
+
+    def _length(self, file: Path, key: int) -> int:
+        return int(self._file(file)[f"len/{key}"][()])
+
+    def _file(self, file: Path) -> Any:
+        if file not in self._open:
+            self._open[file] = open_shard(file)
+        return self._open[file]
+
+    def _frame(self, file: Path, key: int, index: int) -> np.ndarray:
+        return _frame(self._file(file), file, key, index)
+
+    def _read(self, video: int, start: int) -> np.ndarray:
+        file, key = self.places[video]
+        frames = [self._frame(file, key, start + i * self.stride) for i in range(self.frames)]
+        if any(frame.shape != self.stored for frame in frames):
+            raise McvdError(f"video {key} of {file} has frames of another size than {self.stored}")
+        return np.stack(frames)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # open files cannot go to another process
+
+
+def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
+    """(number, split, group) of every video of a shard; split is "" where nothing says it, "unused" where published
+    code never takes it. `name` is its path below the data set's folder."""
+    with open_shard(file) as shard:
+        if "len" not in shard:
+            raise McvdError(f"{file} has no group 'len': it is no shard of the published system")
+        keys = sorted(int(key) for key in shard["len"] if key.isdigit())
+        persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
+        train = int(shard["num_train"][()]) if "num_train" in shard else None
+    for key in keys:
+        if persons is not None:
+            split = "train" if persons[key] <= KTH_TRAIN_PERSONS else "test"
+            yield key, split, f"person{persons[key]:02d}"
+        elif train is not None:
+            used = key < train or (key - train) % UCF_TEST_EVERY == 0
+            yield key, ("train" if key < train else "test") if used else "unused", f"{name}#{key}"
+        else:
+            yield key, folder_split(name) or "", f"{name}#{key}"
+
+
+def video_frames(file: Path, key: int) -> Iterator[np.ndarray]:
+    """All frames of a video of a shard, (H, W, C) uint8."""
+    with open_shard(file) as shard:
+        for index in range(int(shard[f"len/{key}"][()])):
+            yield _frame(shard, file, key, index)
+
+
+def open_shard(file: Path) -> Any:
+    """The open h5py file; McvdError where h5py is not installed or the file is damaged."""
+    try:
+        import h5py
+    except ImportError:
+        raise McvdError(f"{file} needs h5py: pip install 'mcvd[hdf5]'") from None
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise McvdError(f"{file} is damaged, or no HDF5 file ({str(error).splitlines()[0][:100]})") from error
+
+
+def _frame(shard: Any, file: Path, key: int, index: int) -> np.ndarray:
+    try:
+        frame = shard[f"{key}/{index}"][()]
+    except (KeyError, OSError) as error:
+        raise McvdError(f"{file} has no frame {index} of video {key}, or it is damaged") from error
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3):
+        raise McvdError(f"frame {index} of video {key} in {file} is {frame.dtype} {frame.shape}, not uint8 (H, W[, 3])")
+    return frame.reshape(*frame.shape[:2], -1)

@@ -1,0 +1,61 @@
+"""Copies of data sets that others keep on the Hugging Face hub: downloaded, unpacked, ready for `prepare`."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from mcvd.data.fetch import cache_dir
+from mcvd.errors import McvdError
+
+MIRRORS = {"bair": "guyuchao/BAIR", "ucf101": "guyuchao/UCF101"}
+"""Name -> data set on the hub. These are other people's copies: mcvd vouches for nothing in them."""
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+
+
+def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
+    """Downloads a data set of `MIRRORS` and unpacks its archives beside themselves; returns the folder.
+
+    destination: default ``cache_dir()/raw/NAME``. An interrupted download goes on where it stopped; what is there and
+    whole is not fetched again. Raises McvdError for an unknown name, or where the hub cannot be reached.
+    """
+    if name not in MIRRORS:
+        raise McvdError(f"no mirror of {name} is known; known ones: {', '.join(MIRRORS)}")
+    folder = Path(destination).expanduser() if destination is not None else cache_dir() / "raw" / name
+    import huggingface_hub
+
+    try:
+        huggingface_hub.snapshot_download(MIRRORS[name], repo_type="dataset", local_dir=folder)
+    except Exception as error:  # its errors come from several libraries
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise McvdError(f"cannot get {MIRRORS[name]} from the hub ({reason}); run the same again to go on") from error
+    for archive in sorted(folder.rglob("*")):
+        if archive.name.lower().endswith(ARCHIVES) and ".cache" not in archive.parts and archive.is_file():
+            unpack(archive)
+    return folder
+
+
+def unpack(archive: Path) -> Path:
+    """Unpacks a zip or tar file into a folder beside it, named as it is without suffix; once, and whole or not at all.
+
+    Raises McvdError for a damaged archive, or one with paths that lead out of the folder.
+    """
+    stem = archive.name[: -len(next(end for end in ARCHIVES[::-1] if archive.name.lower().endswith(end)))]
+    folder, partial = archive.with_name(stem), archive.with_name(f".{stem}.part")
+    if folder.exists():
+        return folder
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if archive.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as opened:  # zipfile itself drops roots and ".." from names
+                opened.extractall(partial)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(partial, filter="data")
+        partial.rename(folder)
+    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise McvdError(f"cannot unpack {archive} ({error}); delete it and fetch again") from error
+    return folder

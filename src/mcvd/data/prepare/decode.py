@@ -1,0 +1,155 @@
+"""One item -> its frames as they are stored, one after the other: found, turned, cut, resized, resampled in time."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from mcvd.data.prepare.items import Item
+from mcvd.data.prepare.settings import Settings
+from mcvd.data.video import _Fitter, _frames, _still_frames, video_info
+from mcvd.errors import McvdError
+
+
+class Decoder:
+    """Iterating gives (H, W, C) uint8 frames; after that `fps`, `source_size` and `notes` are known.
+
+    Raises McvdError for a damaged source, when it gets there.
+    """
+
+    def __init__(self, item: Item, settings: Settings):
+        self.item, self.settings = item, settings
+        self.fps: float | None = None
+        self.source_size: tuple[int, int] | None = None
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self.item.problem:
+            raise McvdError(self.item.problem)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield from self._resampled(self._rate())
+        self.notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+
+    def _rate(self) -> float | None:
+        """Frames a second of the source, where it says so."""
+        return video_info(self.item.files[0]).fps if self.item.kind == "video" else None
+
+    def _resampled(self, rate: float | None) -> Iterator[np.ndarray]:
+        """Stored frame k is the one that a viewer sees at k / fps seconds."""
+        fit, fps = _Fit(self.settings), self.settings.fps
+        self.fps = fps if fps and rate else rate
+        shown: np.ndarray | None = None
+        count, first, time = 0, None, 0.0
+        for index, (picture, aspect, turn) in enumerate(self._pictures()):
+            if self.source_size is None:
+                self.source_size = _size(picture, turn)
+            if not (fps and rate):
+                yield fit(picture, aspect, turn)
+                continue
+            told = picture.time if isinstance(picture, av.VideoFrame) else None
+            first = told if index == 0 else first
+            time = index / rate if told is None or first is None else told - first
+            while shown is not None and count / fps < time - 1e-6:
+                yield shown
+                count += 1
+            shown = fit(picture, aspect, turn)
+        if fps and rate:
+            while shown is not None and count / fps < time + 1 / rate - 1e-6:
+                yield shown
+                count += 1
+
+    def _pictures(self) -> Iterator[tuple[Any, Any, int]]:
+        """The source's pictures as `mcvd.data.video` gives them: picture, pixel width / height, degrees to turn."""
+        kind, file = self.item.kind, Path(self.item.files[0])
+        if kind in ("video", "npy"):
+            yield from _frames(file)
+        elif kind == "images":
+            for image in self.item.files:
+                yield from _still_frames(Path(image), first_only=True)
+        elif kind == "npz":
+            yield from self._npz(file)
+        else:
+            for picture in _tfrecord(file, self.item) if kind == "tfrecord" else _hdf5(file, self.item):
+                yield picture, 1, 0
+
+    def _npz(self, file: Path) -> Iterator[tuple[Any, Any, int]]:
+        # one array of many: its member of the zip is an .npy file
+        with tempfile.TemporaryDirectory() as folder:
+            member = Path(folder) / "array.npy"
+            try:
+                with zipfile.ZipFile(file) as archive, archive.open(f"{self.item.key}.npy") as source:
+                    member.write_bytes(source.read())
+                yield from _frames(member)
+            except (zipfile.BadZipFile, KeyError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+                raise McvdError(f"{self.item.name} is damaged ({error})") from error
+            except McvdError as error:
+                raise McvdError(str(error).replace(str(member), self.item.name)) from error
+
+
+def _tfrecord(file: Path, item: Item) -> Iterator[np.ndarray]:
+    from mcvd.data.prepare.bair import record_frames
+
+    return record_frames(file, int(item.key))
+
+
+def _hdf5(file: Path, item: Item) -> Iterator[np.ndarray]:
+    from mcvd.data.hdf5 import video_frames
+
+    return video_frames(file, int(item.key))
+
+
+def _size(picture: Any, turn: int) -> tuple[int, int]:
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+    return (width, height) if round(turn / 90) % 2 else (height, width)
+
+
+class _Fit:
+    """Brings a picture to the stored size and colours."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        # for the filters of published data sets the picture comes whole, and is resized here
+        size = settings.size if settings.resample == "area" else None
+        self.reader = _Fitter(size, settings.channels, settings.fit)
+
+    def __call__(self, picture: Any, aspect: Any, turn: int) -> np.ndarray:
+        frame = self.reader((picture, aspect, turn))
+        if frame.shape[:2] != self.settings.size:
+            if self.settings.fit == "crop":
+                frame = _middle(frame, self.settings.size)
+            frame = _lanczos(frame, self.settings.size) if self.settings.resample == "lanczos" else _bilinear(
+                frame, self.settings.size
+            )  # fmt: skip
+        return np.ascontiguousarray(frame)
+
+
+def _middle(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest part in the middle with the proportions of `size`."""
+    height, width = frame.shape[:2]
+    rows = min(height, round(width * size[0] / size[1]))
+    columns = min(width, round(height * size[1] / size[0]))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return frame[top : top + rows, left : left + columns]
+
+
+def _lanczos(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[2] == 1 else frame))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS)).reshape(*size, frame.shape[2])
+
+
+def _bilinear(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Without averaging: aliased where it shrinks, as the published KTH frames are."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+    small = functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
+    return small[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()

@@ -1,0 +1,158 @@
+"""What a data set holds: counts, sizes, what was left out, and a picture of some clips."""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mcvd.data.clips import Clips
+from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards
+from mcvd.data.prepare.items import Item, find_items, no_videos
+from mcvd.data.shards import Shards, is_prepared, read_manifest
+from mcvd.data.sheet import contact_sheet
+from mcvd.data.splits import assign_splits
+from mcvd.data.video import video_info
+from mcvd.errors import McvdError
+
+_ORDER = {"train": 0, "val": 1, "test": 2}
+
+
+@dataclass
+class SplitInfo:
+    """One side of the split."""
+
+    videos: int = 0
+    frames: int = 0
+    groups: set[str] = field(default_factory=set)
+    shortest: int = 0
+    longest: int = 0
+
+    def add(self, frames: int, group: str) -> None:
+        """Counts a video."""
+        self.shortest = min(self.shortest, frames) if self.videos else frames
+        self.longest = max(self.longest, frames)
+        self.videos += 1
+        self.frames += frames
+        self.groups.add(group)
+
+
+@dataclass
+class DataInfo:
+    """What is known of a data set. Raw videos are not decoded for it, so damage is not noticed there."""
+
+    path: Path
+    kind: str
+    """`prepared`, `hdf5` (the authors' shards) or `raw`."""
+    splits: dict[str, SplitInfo] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """(height, width) of the frames as they were before; of the stored ones for HDF5."""
+    fps: Counter[float | None] = field(default_factory=Counter)
+    """Frames a second; None: unknown."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(source, why it is left out)."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """Files that are no videos, by suffix."""
+    stored: tuple[int, int, int] | None = None
+    """(H, W, C) of the frames that clips are made of; None for raw videos."""
+
+    def add(self, split: str, group: str, frames: int, size: tuple[int, int] | None, fps: float | None) -> None:
+        """Counts a video."""
+        self.splits.setdefault(split, SplitInfo()).add(frames, group)
+        self.fps[None if fps is None else round(fps, 3)] += 1
+        if size is not None:
+            self.sizes[size] += 1
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        out = [f"{self.path}: {self.kind}"]
+        if self.stored:
+            out[0] += f", frames {self.stored[1]}x{self.stored[0]} with {self.stored[2]} channel(s)"
+        for name in sorted(self.splits, key=lambda name: (_ORDER.get(name, 9), name)):
+            part = self.splits[name]
+            out.append(
+                f"{name:<7}{part.videos} videos in {len(part.groups)} groups, {part.frames} frames "
+                f"({part.shortest} to {part.longest} a video)"
+            )
+        if self.sizes:
+            some = [f"{width}x{height} ({count})" for (height, width), count in self.sizes.most_common(4)]
+            out.append(f"sizes  {', '.join(some)}{', ...' if len(self.sizes) > 4 else ''} before preparation"[:200])
+        rates = [f"{'unknown' if fps is None else f'{fps:.4g}'} ({count})" for fps, count in self.fps.most_common(4)]
+        out.append(f"fps    {', '.join(rates)}")
+        out += [f"left out: {why if source in why else f'{source}: {why}'}" for source, why in self.skipped]
+        if self.ignored:
+            out.append("no videos: " + ", ".join(f"{count} {suffix}" for suffix, count in self.ignored.items()))
+        return out
+
+
+def info(path: Path | str) -> DataInfo:
+    """What a prepared folder, the authors' HDF5 shards, or a place with raw videos holds."""
+    path = Path(path).expanduser()
+    if is_prepared(path):
+        manifest = read_manifest(path)
+        out = DataInfo(path, "prepared", ignored=manifest.ignored, stored=manifest.frame_shape)
+        for entry in manifest.videos:
+            out.add(entry.split, entry.group, entry.frames, entry.source_size, entry.fps)
+        out.skipped = [(entry.source, entry.skipped) for entry in manifest.skipped]
+        return out
+    if path.exists() and hdf5_shards(path):
+        shards = Hdf5Shards(path, 1)
+        out = DataInfo(path, "hdf5", stored=shards.stored)
+        for video in shards.all_videos:
+            out.add(video.split, video.group, video.frames, None, None)
+        return out
+    items, ignored = find_items(path)
+    if not items:
+        raise no_videos(path)
+    out = DataInfo(path, "raw", ignored=dict(ignored))
+    for item, (split, group) in zip(items, assign_splits([item.name for item in items])):
+        try:
+            if item.kind == "images":
+                one = video_info(item.files[0])
+                out.add(split, group, len(item.files), (one.height, one.width), None)
+            elif item.kind == "npz":
+                out.add(split, group, _array_length(item), None, None)
+            else:
+                one = video_info(item.files[0])
+                out.add(split, group, one.frames, (one.height, one.width), one.fps)
+        except McvdError as error:
+            out.skipped.append((item.name, str(error)))
+    return out
+
+
+def _array_length(item: Item) -> int:
+    """Frames of an array in an npz, from its head alone."""
+    try:
+        with zipfile.ZipFile(item.files[0]) as archive, archive.open(f"{item.key}.npy") as stream:
+            major, _ = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            return int(read(stream)[0][0])
+    except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile) as error:
+        raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
+
+
+def open_data(path: Path, frames: int, **options: Any) -> Clips:
+    """Clips of a prepared folder or of the authors' HDF5 shards; options as for `Clips`."""
+    if is_prepared(path):
+        return Shards(path, frames, **options)
+    if path.exists() and hdf5_shards(path):
+        return Hdf5Shards(path, frames, **options)
+    raise McvdError(f"{path} is neither a prepared folder nor HDF5 shards; prepare it: mcvd data prepare")
+
+
+def data_sheet(
+    path: Path | str, png: Path | str | None = None, *, clips: int = 8, frames: int = 10, split: str = "train"
+) -> Image.Image:
+    """A picture of clips spread evenly over the videos of a split of a prepared folder or HDF5 shards.
+
+    png: where to save it too. Each row is named by its video.
+    """
+    source = open_data(Path(path).expanduser(), frames, split=split, fixed=clips)
+    names = [source.all_videos[source.place(i).video].name for i in range(clips)]
+    rows = [(name[-32:], clip) for name, clip in zip(names, source.batch(range(clips)))]
+    return contact_sheet(rows, path=png)

@@ -1,0 +1,157 @@
+"""What there is to prepare: every video below a folder, whatever it is stored as, without decoding any."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from mcvd.data.video import IMAGE_SUFFIXES
+from mcvd.errors import McvdError
+
+_CONTAINERS = """
+    mp4 m4v mov avi mkv webm mpg mpeg mpe m2v wmv asf flv f4v ts mts m2ts vob 3gp 3g2 ogv ogg rm rmvb divx dv mxf nut
+    ivf y4m h264 hevc mjpeg
+"""
+VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
+MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".tif", ".tiff"])
+HDF5 = frozenset([".hdf5", ".h5"])
+
+Kind = Literal["video", "images", "npy", "npz", "tfrecord", "hdf5"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video to prepare. It goes to worker processes as JSON."""
+
+    name: str
+    """Its name in the manifest: path below the root, then `#` and what part of the file."""
+    kind: Kind
+    files: tuple[str, ...]
+    """The file, or all images in order."""
+    key: str = ""
+    """Array in an npz, byte position of a TFRecord, number in an HDF5 shard."""
+    split: str = ""
+    """Split of a data set that has its own; empty: to be drawn."""
+    group: str = ""
+    problem: str = ""
+    """Why it cannot be used, where that is known already."""
+
+    def stamp(self) -> tuple[int, int]:
+        """(bytes, latest change in ns) of its files: equal as long as nobody has touched them."""
+        stats = [Path(file).stat() for file in self.files]
+        return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+    def sha256(self) -> str:
+        """Hash of the content (of a part of a file: of the whole file and the part's key)."""
+        digest = hashlib.sha256(self.key.encode())
+        for file in self.files:
+            if len(self.files) > 1:
+                digest.update(Path(file).name.encode() + b"\0")
+            digest.update(_file_sha256(file, Path(file).stat().st_mtime_ns).encode())
+        return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)  # a file with hundreds of videos in it is hashed once
+def _file_sha256(file: str, mtime_ns: int) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
+    """Every video at or below a path, sorted by name, and how many files of other suffixes lie there.
+
+    A folder with images in it is one video, an animated image is one, an npz is one for every array.
+    """
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    base = root.parent if root.is_file() else root
+    items: list[Item] = []
+    images: dict[Path, list[Path]] = {}
+    ignored: Counter[str] = Counter()
+    for file in files:
+        relative = file.relative_to(base)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        suffix, name = file.suffix.lower(), relative.as_posix()
+        if suffix in VIDEOS or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
+            items.append(Item(name, "video", (str(file),)))
+        elif suffix in IMAGE_SUFFIXES:
+            images.setdefault(file.parent, []).append(file)
+        elif suffix == ".npy":
+            items.append(Item(name, "npy", (str(file),)))
+        elif suffix == ".npz":
+            items += _arrays(file, name)
+        elif suffix in HDF5:
+            items += _hdf5_items(file, base)
+        else:
+            ignored[suffix or "(none)"] += 1
+    for folder, pictures in images.items():
+        name = folder.relative_to(base).as_posix()
+        pictures.sort(key=natural)
+        items.append(Item(folder.name if name == "." else name, "images", tuple(map(str, pictures))))
+    return sorted(items, key=lambda item: natural_text(item.name)), ignored
+
+
+def _arrays(file: Path, name: str) -> Iterator[Item]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            keys = sorted(member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy"))
+    except (OSError, zipfile.BadZipFile) as error:
+        yield Item(name, "npz", (str(file),), problem=f"{file} is damaged, or not an npz file ({error})")
+        return
+    for key in keys:
+        yield Item(name if len(keys) == 1 else f"{name}#{key}", "npz", (str(file),), key)
+
+
+def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:
+    from mcvd.data.hdf5 import shard_videos  # its reader is an extra, asked for only where there is such a file
+
+    relative = file.relative_to(base).as_posix()
+    try:
+        for key, split, group in shard_videos(file, relative):
+            yield Item(f"{relative}#{key}", "hdf5", (str(file),), str(key), split, group)
+    except McvdError as error:
+        yield Item(relative, "hdf5", (str(file),), problem=str(error))
+
+
+def _pages(file: Path) -> int:
+    """Pictures in an image file; 1 where it cannot be read, which is noticed again when it is decoded."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return getattr(image, "n_frames", 1)
+    except (OSError, SyntaxError, ValueError):
+        return 1
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key by which frame2 comes before frame10."""
+    return natural_text(path.name)
+
+
+def natural_text(text: str) -> list[tuple[int, str]]:
+    """The same for any text; equal keys are told apart by the text itself."""
+    parts: list[tuple[int, str]] = []
+    number = ""
+    for letter in text.lower():
+        if letter.isascii() and letter.isdigit():
+            number += letter
+            continue
+        if number:
+            parts.append((int(number), ""))
+            number = ""
+        parts.append((-1, letter))
+    if number:
+        parts.append((int(number), ""))
+    return [*parts, (-2, text)]
+
+
+def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> McvdError:
+    """The error for a place that holds nothing of use."""
+    return McvdError(f"{root} does not exist" if not root.exists() else f"{root} holds no {what}")

@@ -1,0 +1,33 @@
+"""KTH actions as downloaded: ``[boxing/]person01_boxing_d1_uncomp.avi``; persons 1-20 train, 21-25 test."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mcvd.data.prepare.items import Item, no_videos
+
+TRAIN_PERSONS = range(1, 21)
+_NAME = re.compile(r"person(\d\d)_([a-z]+)_d(\d)(_uncomp)?\.avi")
+
+
+def kth_split(person: int) -> str:
+    """The published rule."""
+    return "train" if person in TRAIN_PERSONS else "test"
+
+
+def find_kth(root: Path) -> tuple[list[Item], Counter[str]]:
+    """One item a file; a group is a person. Files with other names are counted as ignored."""
+    items, ignored = [], Counter[str]()
+    for file in sorted(root.rglob("*")):
+        match = _NAME.fullmatch(file.name)
+        if match:
+            person = int(match[1])
+            name = file.relative_to(root).as_posix()
+            items.append(Item(name, "video", (str(file),), split=kth_split(person), group=f"person{match[1]}"))
+        elif file.is_file():
+            ignored[file.suffix or "(none)"] += 1
+    if not items:
+        raise no_videos(root, "files like person01_boxing_d1_uncomp.avi")
+    return items, ignored

@@ -1,0 +1,122 @@
+"""One item decoded to one file: the step that runs in worker processes, and that is never done twice.
+
+A part is ``<id>.raw`` (frames, one after the other, no header) and ``<id>.json`` (its manifest line without a place).
+The json appears last and at once, so a part that has one is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mcvd.data.prepare.decode import Decoder
+from mcvd.data.prepare.items import Item
+from mcvd.data.prepare.settings import Settings
+from mcvd.data.shards import Entry
+from mcvd.errors import McvdError
+
+RETRY = "the decoder failed: "  # how the reason begins where the file itself may be sound: tried again next time
+
+UNOPENED = "not opened"  # the note where the reason was known before: tried again when that reason has gone
+
+
+class Unwritable(McvdError):
+    """The destination cannot be written (disk full): this stops the work, it is no fault of the video."""
+
+
+def part_file(parts: Path, name: str, suffix: str) -> Path:
+    """Where the part of an item lies."""
+    return parts / (hashlib.sha256(name.encode()).hexdigest()[:24] + suffix)
+
+
+def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
+    """Decodes an item into its part; an item that cannot be used gives an entry that says why.
+
+    Raises Unwritable, and nothing else that a source can cause.
+    """
+    stamp, decoder, raw = (0, 0), Decoder(item, settings), part_file(parts, item.name, ".raw")
+    try:
+        stamp = item.stamp()
+        frames = _write_frames(decoder, raw)
+        if frames < settings.min_frames:
+            raise McvdError(f"{item.name} has {frames} frame(s); at least {settings.min_frames} are needed")
+        sha256 = item.sha256()
+        if item.stamp() != stamp:
+            raise OSError(f"{item.name} was changed while it was read")
+        entry = Entry(item.name, *stamp, sha256=sha256, frames=frames, fps=decoder.fps,
+                      source_size=decoder.source_size, note="; ".join(decoder.notes))  # fmt: skip
+    except Unwritable:
+        raise
+    except McvdError as error:
+        entry = Entry(item.name, *stamp, skipped=str(error), note=UNOPENED if item.problem else "")
+    except Exception as error:
+        entry = Entry(item.name, *stamp, skipped=f"{RETRY}{type(error).__name__}: {error}")
+    if entry.skipped:
+        raw.unlink(missing_ok=True)
+    save_entry(entry, parts)
+    return entry
+
+
+def save_entry(entry: Entry, parts: Path) -> None:
+    """Writes the json of a part."""
+    write_atomically(part_file(parts, entry.source, ".json"), [entry.line()])
+
+
+def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
+    """The entry of a part that is whole, else None."""
+    try:
+        entry = Entry.parse(json.loads(part_file(parts, name, ".json").read_text(encoding="utf-8")))
+        whole = entry.skipped or part_file(parts, name, ".raw").stat().st_size == entry.frames * frame_bytes
+        return entry if whole and not entry.skipped.startswith(RETRY) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
+    """A text file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as out:
+            out.writelines(line + "\n" for line in lines)
+            settle(out)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def settle(out: IO) -> None:
+    """Waits until what was written is on the disk."""
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def unwritable(path: Path, error: OSError) -> Unwritable:
+    """The error for a destination that takes no more."""
+    return Unwritable(f"cannot write {path} ({error.strerror or error}); what is done is kept: run the same again")
+
+
+def _write_frames(frames: Iterable[np.ndarray], path: Path) -> int:
+    """Writes frames as they come, so that the length of a video costs no memory; how many there were."""
+    count, source = 0, iter(frames)
+    try:
+        out = path.open("wb")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with out:
+        while (frame := next(source, None)) is not None:
+            try:
+                out.write(frame.data)
+            except OSError as error:
+                raise unwritable(path, error) from error
+            count += 1
+        try:
+            settle(out)
+        except OSError as error:
+            raise unwritable(path, error) from error
+    return count

@@ -1,0 +1,300 @@
+"""`prepare`: sources -> parts -> shards -> manifest, in steps of which each can be the last before a power cut.
+
+    work/parts/     one decoded video each (see parts.py), made in any order by the workers
+    work/journal    one line a finished shard: the entries of its videos
+    manifest.jsonl  at the end; then work/ goes
+
+Shards are filled in the order of names and closed at a fixed size, so what is written does not depend on the number of
+workers, nor on how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mcvd import __version__
+from mcvd.config import to_dict
+from mcvd.data.prepare.bair import find_bair
+from mcvd.data.prepare.cityscapes import find_cityscapes
+from mcvd.data.prepare.items import Item, find_items, natural_text, no_videos
+from mcvd.data.prepare.kth import find_kth
+from mcvd.data.prepare.parts import RETRY, UNOPENED, load_part, part_file, settle, unwritable, write_atomically
+from mcvd.data.prepare.settings import Settings
+from mcvd.data.prepare.ucf101 import find_ucf101
+from mcvd.data.prepare.workers import make_parts
+from mcvd.data.shards import FORMAT, MANIFEST, Entry, Manifest, is_prepared, read_manifest, shard_path
+from mcvd.data.splits import assign_splits
+from mcvd.errors import McvdError
+
+SHARD_BYTES = 512 << 20
+FEW = 4  # so few videos are decoded by this process: a worker takes seconds to start
+FIND: dict[str, Callable[[Path], tuple[list[Item], Counter[str]]]] = {
+    "videos": find_items,
+    "kth": find_kth,
+    "bair": find_bair,
+    "cityscapes": find_cityscapes,
+    "ucf101": find_ucf101,
+}
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(videos done, videos in all)``."""
+
+
+def prepare(
+    source: Path | str,
+    destination: Path | str,
+    settings: Settings | None = None,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Manifest:
+    """Decodes every video at or below `source` into a prepared data set (`mcvd.data.shards`); returns its manifest.
+
+    destination: a new or empty folder, or one of an earlier, finished or interrupted, run with the same settings:
+    only what is missing, and sources that have changed (by size and time of change, then by hash), are decoded.
+    workers: processes (default: one a core; this one alone for a few videos). The result does not depend on it.
+    Videos that are damaged or too short are left out; the manifest names them with the reason.
+    Raises McvdError where nothing is left, or the destination holds something else or other settings.
+    """
+    settings = settings or Settings()
+    root, folder = Path(source).expanduser().resolve(), Path(destination).expanduser().resolve()
+    if is_prepared(root):
+        raise McvdError(f"{root} is prepared already; train with it as it is")
+    if root == folder or root in folder.parents:
+        raise McvdError(f"{folder} lies in the folder of the videos; choose one outside of {root}")
+    items, ignored = FIND[settings.layout](root)
+    if not items:
+        raise no_videos(root)
+    with _locked(folder):
+        old = _earlier(folder, settings)
+        work = _Work(folder, settings, old, shard_bytes)
+        kept, todo = work.sort_out(items)
+        if progress is not None:
+            progress(len(items) - len(todo), len(items))
+        if todo:
+            entries = work.decode(todo, _processes(workers, len(todo)))
+            for done, entry in enumerate(entries, len(items) - len(todo) + 1):
+                kept[entry.source] = entry
+                if progress is not None:
+                    progress(done, len(items))
+            kept.update(work.placed)  # with shard and offset
+        manifest = _manifest(items, kept, settings, root, ignored)
+        if not manifest.videos:
+            shutil.rmtree(work.work, ignore_errors=True)
+            raise McvdError(f"no usable video in {root}; {len(items)} left out, e.g. {manifest.skipped[0].skipped}")
+        if manifest != old:
+            _write_manifest(folder, manifest)
+        shutil.rmtree(work.work, ignore_errors=True)
+        _drop_unused(folder, manifest)
+    return manifest
+
+
+class _Work:
+    """The state of a preparation on disk."""
+
+    def __init__(self, folder: Path, settings: Settings, old: Manifest | None, shard_bytes: int):
+        self.folder, self.settings, self.shard_bytes = folder, settings, shard_bytes
+        self.work, self.parts = folder / "work", folder / "work" / "parts"
+        self.journal = self.work / "journal.jsonl"
+        self.frame_shape = (*settings.size, settings.channels)
+        self.frame_bytes = int(np.prod(self.frame_shape))
+        journaled = _read_journal(self.journal)
+        self.known = {entry.source: entry for entry in (*(old.entries if old else ()), *journaled)}
+        self.next_shard = 1 + max((entry.shard for entry in self.known.values()), default=-1)
+        self.placed: dict[str, Entry] = {}
+        self.batch: list[Entry] = []
+
+    def sort_out(self, items: Sequence[Item]) -> tuple[dict[str, Entry], list[Item]]:
+        """What is done already and still true, by name, and what is to be decoded."""
+        kept, todo = {}, []
+        for item in items:
+            entry = self.known.get(item.name)
+            same = entry and _still_true(item, entry)
+            if same:
+                kept[item.name] = same
+            else:
+                todo.append(item)
+        return kept, todo
+
+    def decode(self, todo: Sequence[Item], workers: int) -> Iterator[Entry]:
+        """Decodes and packs; yields entries in order (their places are in `placed` at the end)."""
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            (self.folder / "shards").mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+        write_atomically(self.work / "settings.json", [json.dumps(self.settings.decoding())])
+        whole: dict[str, Entry] = {}
+        for item in todo:
+            part = load_part(self.parts, item.name, self.frame_bytes)
+            if part is not None and (part.bytes, part.mtime_ns) == _stamp(item):
+                whole[item.name] = part
+        made = make_parts([item for item in todo if item.name not in whole], self.settings, self.parts, workers)
+        try:
+            for item in todo:
+                entry = whole[item.name] if item.name in whole else next(made)
+                self._pack(entry)
+                yield entry
+        finally:
+            made.close()  # type: ignore[attr-defined]
+        self._close_shard()
+
+    def _pack(self, entry: Entry) -> None:
+        if entry.skipped:
+            return
+        waiting = sum(other.frames for other in self.batch)
+        if self.batch and (waiting + entry.frames) * self.frame_bytes > self.shard_bytes:
+            self._close_shard()
+            waiting = 0
+        self.batch.append(replace(entry, shard=self.next_shard, offset=waiting))
+
+    def _close_shard(self) -> None:
+        """Joins the parts that wait, as one array file; then says so in the journal; then drops the parts."""
+        if not self.batch:
+            return
+        path = shard_path(self.folder, self.next_shard)
+        temporary = path.with_name(f".{path.name}.tmp")
+        shape = (sum(entry.frames for entry in self.batch), *self.frame_shape)
+        raws = [part_file(self.parts, entry.source, ".raw") for entry in self.batch]
+        try:
+            with temporary.open("wb") as out:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                for raw in raws:
+                    with raw.open("rb") as stream:
+                        shutil.copyfileobj(stream, out, 1 << 20)
+                settle(out)
+            os.replace(temporary, path)
+            with self.journal.open("a", encoding="utf-8") as out:
+                out.write(json.dumps([json.loads(entry.line()) for entry in self.batch]) + "\n")
+                settle(out)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        for raw in raws:
+            raw.unlink(missing_ok=True)
+        self.placed.update({entry.source: entry for entry in self.batch})
+        self.batch, self.next_shard = [], self.next_shard + 1
+
+
+def _still_true(item: Item, entry: Entry) -> Entry | None:
+    """The entry, if the source is what it was when the entry was made (with its new stamp); else None."""
+    known_before = bool(item.problem) or entry.note == UNOPENED
+    if entry.skipped.startswith(RETRY) or (known_before and item.problem != entry.skipped):
+        return None
+    with contextlib.suppress(OSError):
+        size, mtime_ns = item.stamp()
+        if (size, mtime_ns) == (entry.bytes, entry.mtime_ns):
+            return entry
+        if size == entry.bytes and entry.sha256 and item.sha256() == entry.sha256:  # touched or copied, but the same
+            return replace(entry, mtime_ns=mtime_ns)
+    return None
+
+
+def _read_journal(path: Path) -> list[Entry]:
+    """Entries of finished shards; a last line that was cut is as if it had not been begun."""
+    entries = []
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entries += [Entry.parse(data) for data in json.loads(line)]
+    return entries
+
+
+def _earlier(folder: Path, settings: Settings) -> Manifest | None:
+    """The manifest that is there; McvdError where the folder holds something else, or other settings."""
+    old = read_manifest(folder) if is_prepared(folder) else None
+    unfinished = folder / "work" / "settings.json"
+    if old is not None:
+        was = {key: old.settings.get(key) for key in settings.decoding()}
+    elif unfinished.is_file():
+        was = json.loads(unfinished.read_text())
+    else:
+        strange = [entry.name for entry in folder.iterdir() if entry.name not in (".lock", "work", "shards")]
+        if strange:
+            raise McvdError(f"{folder} holds other files ({strange[0]}); choose a new or empty folder")
+        return None
+    differ = [
+        f"{key} {was.get(key)}, not {value}" for key, value in settings.decoding().items() if was.get(key) != value
+    ]
+    if differ:
+        raise McvdError(f"{folder} was begun with {'; '.join(differ)}; choose another folder")
+    return old
+
+
+def _manifest(
+    items: Sequence[Item], entries: dict[str, Entry], settings: Settings, root: Path, ignored: Counter[str]
+) -> Manifest:
+    """Gives every usable video its side of the split. Those with a published side keep it."""
+    ordered = sorted(items, key=lambda item: natural_text(item.name))
+    free = [item.name for item in ordered if not item.split and not entries[item.name].skipped]
+    drawn = dict(
+        zip(
+            free,
+            assign_splits(free, settings.split_by, test_share=settings.test_share, val_share=settings.val_share),
+        )
+    )
+    out = []
+    for item in ordered:
+        entry = entries[item.name]
+        split, group = ("", "") if entry.skipped else drawn.get(item.name, (item.split, item.group or item.name))
+        out.append(replace(entry, split=split, group=group))
+    plain = json.loads(json.dumps(to_dict(settings)))
+    return Manifest(plain, str(root), __version__, tuple(out), dict(sorted(ignored.items())))
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    head = {
+        "mcvd_data": FORMAT,
+        "version": manifest.version,
+        "root": manifest.root,
+        "settings": manifest.settings,
+        "ignored": manifest.ignored,
+        "lines": len(manifest.entries),
+    }
+    write_atomically(folder / MANIFEST, [json.dumps(head), *(entry.line() for entry in manifest.entries)])
+
+
+def _drop_unused(folder: Path, manifest: Manifest) -> None:
+    """Shards of which no video is left, after the sources have changed."""
+    used = {shard_path(folder, entry.shard) for entry in manifest.videos}
+    for path in (folder / "shards").glob("[0-9]*.npy"):
+        if path not in used:
+            path.unlink(missing_ok=True)
+
+
+def _stamp(item: Item) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        return item.stamp()
+    return None
+
+
+def _processes(workers: int | None, videos: int) -> int:
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if videos <= FEW else min(cores, videos)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time prepares into a folder; the others wait, and then find the work done. Death unlocks."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    with handle:
+        with contextlib.suppress(ImportError, OSError):  # Windows, and network disks without locks
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,63 @@
+"""What becomes of the frames of a video when it is prepared, and how the videos are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mcvd.config import to_dict
+from mcvd.errors import McvdError
+
+Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
+SPLITTING = ("split_by", "test_share", "val_share")  # these can change later without decoding anything again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice that a prepared data set depends on, beside its sources."""
+
+    size: tuple[int, int] = (64, 64)
+    """(height, width) of the stored frames, in pixels."""
+    channels: int = 3
+    """3: RGB; 1: grey."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """`crop`: the middle of the picture at its displayed proportions; `stretch`: all of it, squeezed."""
+    resample: Literal["area", "bilinear", "lanczos"] = "area"
+    """How frames are made smaller: `area` averages (growing is bicubic); the others are those of published data sets:
+    `bilinear` looks at 2x2 pixels, whatever the factor, as OpenCV does; `lanczos` is Pillow's."""
+    fps: float | None = None
+    """Frames a second to store, by time (frames are left out or repeated); None: all frames as they are."""
+    min_frames: int = 2
+    """Videos with fewer stored frames are left out, and named."""
+    layout: Layout = "videos"
+    """`videos`: whatever lies there; the others: the raw download of that data set."""
+    split_by: str = "auto"
+    """`auto`, `file`, `folder` or a regular expression with a group: see `mcvd.data.splits.assign_splits`. Data sets
+    with a published split keep it."""
+    test_share: float = 0.1
+    """Share of the groups that is held out for test."""
+    val_share: float = 0.0
+    """Share of the groups that is held out for validation."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or self.channels not in (1, 3):
+            raise McvdError(f"size {self.size} must be positive, and channels ({self.channels}) 1 or 3")
+        if self.fps is not None and not self.fps > 0:
+            raise McvdError(f"fps is {self.fps}; it must be above 0")
+        if self.min_frames < 1:
+            raise McvdError(f"min_frames is {self.min_frames}; it must be at least 1")
+
+    def decoding(self) -> dict[str, Any]:
+        """Those that stored frames depend on, as JSON."""
+        return {key: value for key, value in to_dict(self).items() if key not in SPLITTING}
+
+
+PRESETS = {
+    "videos": Settings(),
+    "kth": Settings((64, 64), 1, "stretch", "bilinear", layout="kth"),
+    "bair": Settings((64, 64), 3, layout="bair"),
+    "cityscapes": Settings((128, 128), 3, "crop", "lanczos", layout="cityscapes"),
+    # 85 wide: clips are cut out of it 64 wide, at random places in training and in the middle for test
+    "ucf101": Settings((64, 85), 3, "stretch", "lanczos", layout="ucf101"),
+}
+"""Settings of the published data sets."""

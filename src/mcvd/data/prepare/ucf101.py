@@ -1,0 +1,46 @@
+"""UCF-101 as downloaded: CLASS/v_CLASS_g01_c01.avi, with trainlist03.txt and testlist03.txt below the root."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from mcvd.data.prepare.items import Item, no_videos
+from mcvd.errors import McvdError
+
+SPLIT_LIST = "03"
+_NAME = re.compile(r"v_(\w+)_g(\d+)_c(\d+)\.avi")
+
+
+def find_ucf101(root: Path) -> tuple[list[Item], Counter[str]]:
+    """One item a video, with the split of list 3 (9624 and 3696 videos); a group is what was cut from one film.
+
+    A video in neither list, and a listed one that is not there, is an item with a problem.
+    """
+    splits = {}
+    for split in ("train", "test"):
+        for line in _read(root, f"{split}list{SPLIT_LIST}.txt"):
+            splits[line.split()[0].rpartition("/")[2]] = split
+    items, ignored = [], Counter[str]()
+    for file in sorted(root.rglob("*")):
+        match = _NAME.fullmatch(file.name)
+        if match:
+            split = splits.pop(file.name, "")
+            problem = "" if split else f"{file.name} is in neither list {SPLIT_LIST}"
+            name, group = file.relative_to(root).as_posix(), f"{match[1]}_g{match[2]}"
+            items.append(Item(name, "video", (str(file),), split=split, group=group, problem=problem))
+        elif file.is_file() and not file.name.endswith(".txt"):
+            ignored[file.suffix or "(none)"] += 1
+    if not items:
+        raise no_videos(root, "files like v_Archery_g01_c01.avi")
+    items += [Item(name, "video", (), split=split, problem=f"{name} is in the {split} list but not there")
+              for name, split in splits.items()]  # fmt: skip
+    return sorted(items, key=lambda item: item.name), ignored
+
+
+def _read(root: Path, name: str) -> list[str]:
+    found = sorted(root.rglob(name))
+    if not found:
+        raise McvdError(f"{root} has no {name}: unpack UCF101TrainTestSplits-RecognitionTask.zip there too")
+    return [line for line in found[0].read_text().splitlines() if line.strip()]

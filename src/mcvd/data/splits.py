@@ -1,0 +1,98 @@
+"""Which videos are for training and which are held out: whole groups of videos, never parts of one.
+
+The draw is a hash of the group's name, so more videos added later never move the others to another side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from mcvd.errors import McvdError
+
+FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def folder_split(name: str) -> str | None:
+    """The split that a folder on the way to a video says: train/, val/ or test/ (and usual spellings)."""
+    for part in PurePosixPath(name.split("#")[0]).parent.parts:
+        if part.lower() in FOLDERS:
+            return FOLDERS[part.lower()]
+    return None
+
+
+def assign_splits(
+    names: Sequence[str], split_by: str = "auto", *, test_share: float = 0.1, val_share: float = 0.0
+) -> list[tuple[str, str]]:
+    """(split, group) of every video; `names` are paths below the root, `file.npz#key` for arrays.
+
+    split_by: "file": every video on its own; "folder": those of one folder (or npz file) together; a regular
+    expression with a group, e.g. ``person(\\d+)``: those for which it finds the same together. "auto": by train/, val/
+    and test/ folders where there are both train and another, else "file".
+    Shares are of groups, about; at least one group is held out for test, and one kept for training, if there are two.
+    Raises McvdError for an expression that is none, or that a name does not match.
+    """
+    if min(test_share, val_share) < 0 or test_share + val_share >= 1:
+        raise McvdError(
+            f"test ({test_share}) and validation ({val_share}) shares must be >= 0 and less than 1 together"
+        )
+    if split_by == "auto":
+        said = [folder_split(name) for name in names]
+        if "train" in said and {"val", "test"} & set(said):
+            # what lies beside these folders is of unknown use: training
+            return [(split or "train", name) for split, name in zip(said, names)]
+    group_of = _grouping(split_by)
+    groups = [group_of(name) for name in names]
+    drawn = {group: _draw(group) for group in groups}
+    splits = {
+        group: "test" if draw < test_share else "val" if draw < test_share + val_share else "train"
+        for group, draw in drawn.items()
+    }
+    if len(splits) > 1:
+        # in the order of the draw, so that these too stay what they are when videos are added
+        order = sorted(drawn, key=lambda group: drawn[group])
+        if test_share and "test" not in splits.values():
+            splits[order[0]] = "test"
+        if "train" not in splits.values():
+            splits[order[-1]] = "train"
+    elif splits:
+        splits = dict.fromkeys(splits, "train")
+    return [(splits[group], group) for group in groups]
+
+
+def _grouping(split_by: str) -> Callable[[str], str]:
+    if split_by in ("auto", "file"):
+        return lambda name: name
+    if split_by == "folder":
+        return lambda name: name.split("#")[0] if "#" in name else PurePosixPath(name).parent.as_posix()
+    try:
+        pattern = re.compile(split_by)
+    except re.error as error:
+        raise McvdError(f"--split-by {split_by!r} is no regular expression: {error}") from None
+    if pattern.groups < 1:
+        raise McvdError(
+            f"--split-by is file, folder or an expression with a group, e.g. 'person(\\d+)', not {split_by!r}"
+        )
+
+    def group(name: str) -> str:
+        match = pattern.search(name)
+        if match is None or match[1] is None:
+            raise McvdError(f"--split-by {split_by!r} finds nothing in {name}; every video needs a group")
+        return match[1]
+
+    return group
+
+
+def _draw(group: str) -> float:
+    """Uniform in [0, 1), from the name."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,64 @@
+"""Frame metrics as the published evaluation computes them, step by step, for comparison with published numbers.
+
+What differs from the plain metrics: frames go through 8 bits by *truncation*, after the network's [-1, 1] and back in
+float32 (which costs 63 of the 256 grey levels of real frames one step); SSIM is that of the grey picture; digits are
+rounded to black and white for SSIM and LPIPS; LPIPS is that of pictures resized to 128 x 128 with Pillow.
+PSNR is plain: of the mean error over all frames of a video, before any rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mcvd.evaluation.image import ssim
+from mcvd.evaluation.lpips import LPIPS
+
+
+def through_network_range(video: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1] -> [0, 1] in float32, as real frames go on their way to the metrics; uint8 is divided by 255.
+
+    What a model returns has come from [-1, 1] already and is left as it is: doing it twice changes nothing.
+    """
+    video = video.float() / 255 if video.dtype == torch.uint8 else video.float()
+    return (2 * video - 1 + 1) / 2
+
+
+def to_uint8(video: Tensor, binary: bool = False) -> Tensor:
+    """8-bit frames by truncation; binary: rounded to black and white first (Moving MNIST). [0, 1] -> uint8."""
+    video = video.float()
+    return (255 * (video.round() if binary else video).clamp(0, 1)).to(torch.uint8)
+
+
+def grey(frames: Tensor) -> Tensor:
+    """Pillow's "L" of 8-bit frames: ITU-R 601 luma in integers. ``(..., 3 or 1, H, W)`` uint8 -> ``(..., 1, H, W)``."""
+    if frames.shape[-3] == 1:
+        return frames
+    red, green, blue = frames.int().unbind(-3)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8).unsqueeze(-3)
+
+
+def published_ssim(video: Tensor, truth: Tensor, binary: bool = False) -> Tensor:
+    """SSIM of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``."""
+    x, y = (grey(to_uint8(frames, binary)).double() / 255 for frames in (video, truth))
+    return ssim(x, y)
+
+
+def published_lpips(network: LPIPS, video: Tensor, truth: Tensor, binary: bool = False, size: int | None = 128) -> Tensor:
+    """LPIPS of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``.
+
+    size: side of the picture that is compared (None leaves it alone, as published for Cityscapes).
+    """
+    x, y = (_resized(to_uint8(frames, binary).flatten(0, -4), size) for frames in (video, truth))
+    return network(x, y).view(video.shape[:-3])
+
+
+def _resized(frames: Tensor, size: int | None) -> Tensor:
+    """Pillow's bilinear resize of 8-bit frames ``(N, C, H, W)``, which rounds to 8 bits again."""
+    if size is None:
+        return frames
+    pictures = [Image.fromarray(frame.permute(1, 2, 0).squeeze(-1).numpy()) for frame in frames.cpu()]
+    arrays = [np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays)).view(len(frames), size, size, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,128 @@
+"""The authors' HDF5 shards: files in their layout, written here, and the published rules of who is for what."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards
+from mcvd.data.prepare import Settings, data_sheet, info, prepare
+from mcvd.data.shards import Shards, read_manifest
+from mcvd.errors import McvdError
+
+h5py = pytest.importorskip("h5py")
+
+
+def write_shard(path: Path, videos: list[np.ndarray], persons: list[int] | None = None, num_train: int | None = None,
+                empty: str = "") -> None:  # fmt: skip
+    """The layout of REFERENCE: len/<i>, <i>/<j>, and what each data set adds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as shard:
+        for i, video in enumerate(videos):
+            shard[f"len/{i}"] = len(video)
+            for j, frame in enumerate(video):
+                shard.create_dataset(f"{i}/{j}", data=frame, compression="lzf")
+            if persons is not None:
+                shard.create_dataset(f"person/{i}", data=persons[i], dtype=np.uint8)
+                shard.create_dataset(f"target/{i}", data=i % 6, dtype=np.uint8)
+        if num_train is not None:
+            shard["num_train"], shard["num_test"] = num_train, len(videos) - num_train
+        if empty:
+            shard.create_group(empty)
+
+
+def numbered(video: int, frames: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Every frame knows its video (first pixel) and its number (the others)."""
+    out = np.tile(np.arange(frames, dtype=np.uint8).reshape(-1, *[1] * len(shape)), (1, *shape))
+    out[:, 0, 0] = video
+    return out
+
+
+@pytest.fixture
+def kth(tmp_path: Path) -> Path:
+    persons = [1, 20, 21, 25, 7, 22]
+    videos = [numbered(i, 12 + i, (16, 16)) for i in range(6)]
+    write_shard(tmp_path / "kth" / "shard_0001.hdf5", videos, persons)
+    (tmp_path / "kth" / "persons.pkl").write_bytes(pickle.dumps({"never": "opened"}))
+    return tmp_path / "kth"
+
+
+def seen(clips: torch.Tensor) -> set[int]:
+    return set(clips[:, 0, 0, 0, 0].tolist())
+
+
+def test_kth_is_split_by_the_persons_in_the_shard(kth: Path) -> None:
+    train, test = (Hdf5Shards(kth, 5, split=split) for split in ("train", "test"))
+    assert seen(train.batch(range(60))) == {0, 1, 4}
+    clips = test.batch(range(60))
+    assert seen(clips) == {2, 3, 5}
+    assert clips.shape == (60, 5, 1, 16, 16)
+    assert (clips[..., 3, 3].int().diff(dim=1) == 1).all()
+    assert {video.group for video in train.all_videos} == {f"person{p:02d}" for p in (1, 20, 21, 25, 7, 22)}
+    assert torch.equal(pickle.loads(pickle.dumps(test)).batch([4]), clips[4:5])
+
+
+def test_ucf_takes_the_first_videos_and_every_10th_of_the_rest(tmp_path: Path) -> None:
+    videos = [numbered(i, 6, (16, 21, 3)) for i in range(8 + 25)]
+    write_shard(tmp_path / "UCF101_64.hdf5", videos, num_train=8, empty="data")
+    train = Hdf5Shards(tmp_path / "UCF101_64.hdf5", 4)
+    assert train.videos == list(range(8))
+    test = Hdf5Shards(tmp_path / "UCF101_64.hdf5", 4, split="test", size=(16, 16), fixed=3)
+    assert test.videos == [8, 18, 28]
+    assert test.batch(range(3)).shape == (3, 4, 3, 16, 16)
+    assert [test.place(i).left for i in range(3)] == [2, 2, 2]  # the middle
+
+
+def test_bair_has_folders_and_several_shards(tmp_path: Path) -> None:
+    for split, number, first, count in (("train", 1, 0, 11), ("train", 2, 11, 3), ("test", 1, 50, 2)):
+        videos = [numbered(first + i, 30, (8, 8, 3)) for i in range(count)]
+        write_shard(tmp_path / split / f"shard_{number:04d}.hdf5", videos, empty="videos")
+    train, test = (Hdf5Shards(tmp_path, 30, split=split) for split in ("train", "test"))
+    assert seen(train.batch(range(200))) == set(range(14))  # video 10 comes after 9, not after 1
+    assert len(train.videos) == 14
+    assert seen(test.batch(range(20))) == {50, 51}
+
+
+def test_other_shards_hold_out_some_videos(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard_0001.hdf5", [numbered(i, 5, (8, 8, 3)) for i in range(30)])
+    train, test = (Hdf5Shards(tmp_path, 5, split=split) for split in ("train", "test"))
+    assert not set(train.videos) & set(test.videos)
+    assert len(train.videos) + len(test.videos) == 30
+
+
+def test_shards_can_be_prepared_and_give_the_same_frames(kth: Path, tmp_path: Path) -> None:
+    prepare(kth, tmp_path / "data", Settings(size=(16, 16), channels=1))
+    assert {e.group: e.split for e in read_manifest(tmp_path / "data").videos}["person21"] == "test"
+    for split in ("train", "test"):
+        direct, prepared = (kind(path, 5, split=split, fixed=9)
+                            for kind, path in ((Hdf5Shards, kth), (Shards, tmp_path / "data")))  # fmt: skip
+        assert torch.equal(direct.batch(range(9)), prepared.batch(range(9)))
+    found = info(kth)
+    assert (found.kind, found.stored) == ("hdf5", (16, 16, 1))
+    assert (found.splits["train"].videos, found.splits["test"].videos) == (3, 3)
+    data_sheet(kth, tmp_path / "sheet.png", clips=2, frames=4)
+
+
+def test_what_is_wrong_is_one_line(kth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(McvdError, match="holds no HDF5 shard"):
+        Hdf5Shards(tmp_path / "nothing", 5)
+    (tmp_path / "bad.hdf5").write_bytes(b"not hdf5" * 100)
+    with pytest.raises(McvdError, match="bad.hdf5 is damaged, or no HDF5 file"):
+        Hdf5Shards(tmp_path / "bad.hdf5", 5)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["data"] = np.zeros(3)
+    with pytest.raises(McvdError, match="no shard of the published system"):
+        Hdf5Shards(tmp_path / "other.h5", 5)
+    with h5py.File(kth / "shard_0001.hdf5", "a") as shard:
+        del shard["0/3"]
+    with pytest.raises(McvdError, match="no frame 3 of video 0"):
+        Hdf5Shards(kth, 12).batch(range(40))
+    (kth / "clip.mp4").write_bytes(b"")
+    assert hdf5_shards(kth) == []  # videos beside shards would be forgotten: then all goes through `prepare`
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with pytest.raises(McvdError, match=r"needs h5py: pip install 'mcvd\[hdf5\]'"):
+        Hdf5Shards(kth / "shard_0001.hdf5", 5)

@@ -1,0 +1,462 @@
+"""From raw files, in the formats they are downloaded in, to a prepared data set; interrupted or not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcvd.data import hub
+from mcvd.data.prepare import PRESETS, Settings, info, prepare
+from mcvd.data.prepare.bair import masked_crc32c, record_positions
+from mcvd.data.prepare.items import find_items
+from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
+from mcvd.data.video import read_video, write_video
+from mcvd.errors import McvdError
+
+SMALL = Settings(size=(16, 16), channels=3)
+
+
+def clip(frames: int, height: int = 16, width: int = 16, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    """Smooth moving colours."""
+    draw = torch.Generator().manual_seed(seed)
+    phase = torch.rand(channels, generator=draw)[:, None, None] * 6
+    y, x = torch.linspace(0, 3, height)[:, None], torch.linspace(0, 4, width)
+    frames_ = [(torch.sin(x + y + phase + 0.3 * t) * 110 + 128).to(torch.uint8) for t in range(frames)]
+    return torch.stack(frames_)
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """Frames by name."""
+    return {
+        e.source: np.load(shard_path(folder, e.shard), mmap_mode="r")[e.offset : e.offset + e.frames]
+        for e in read_manifest(folder).videos
+    }
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of videos of all kinds and sizes, some of no use."""
+    folder = tmp_path / "videos"
+    for i, name in enumerate(("a.mp4", "sub/b.gif", "c.npz", "sub/deep/d", "e.mkv", "f.webm", "v10.avi", "v9.avi")):
+        write_video(folder / name, clip(8 + i, 16 + 2 * i, 24, seed=i), scale=1)
+    np.savez(folder / "many.npz", x=clip(6).numpy(), y=clip(7, channels=1)[:, 0].numpy(), bad=np.zeros((4, 4)))
+    np.save(folder / "plain.npy", clip(9).permute(0, 2, 3, 1).numpy() / 255)
+    write_video(folder / "short.npz", clip(1))
+    (folder / "broken.mp4").write_bytes(b"not a video" * 50)
+    (folder / "broken.npz").write_bytes(b"not a zip" * 50)
+    (folder / "cut.avi").write_bytes((folder / "v10.avi").read_bytes()[:1500])
+    (folder / "notes.txt").write_text("no video")
+    (folder / ".hidden").mkdir()
+    write_video(folder / ".hidden" / "h.npz", clip(9))
+    return folder
+
+
+# --- any folder -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_of_use_is_stored_and_the_rest_is_named(mixed: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    manifest = prepare(mixed, tmp_path / "data", SMALL, workers=1, progress=lambda *at: seen.append(at))
+    assert [entry.source for entry in manifest.videos] == [
+        "a.mp4", "c.npz", "e.mkv", "f.webm", "many.npz#x", "many.npz#y", "plain.npy", "sub/b.gif", "sub/deep/d",
+        "v9.avi", "v10.avi",
+    ]  # fmt: skip
+    reasons = {entry.source: entry.skipped for entry in manifest.skipped}
+    assert sorted(reasons) == ["broken.mp4", "broken.npz", "cut.avi", "many.npz#bad", "short.npz"]
+    assert "short.npz has 1 frame(s); at least 2" in reasons["short.npz"]
+    assert "many.npz#bad holds an array (4, 4)" in reasons["many.npz#bad"]
+    assert manifest.ignored == {".txt": 1}
+    assert seen == [(i, 16) for i in range(17)]
+    frames = stored(tmp_path / "data")
+    for name in ("c.npz", "e.mkv", "sub/b.gif", "sub/deep/d", "a.mp4"):
+        expected = read_video(mixed / name, size=16, channels=3)
+        assert np.array_equal(frames[name], expected.permute(0, 2, 3, 1)), name
+    assert np.array_equal(frames["plain.npy"], clip(9).permute(0, 2, 3, 1))
+    assert frames["many.npz#y"].shape == (7, 16, 16, 3)
+    entry = next(entry for entry in manifest.videos if entry.source == "e.mkv")
+    assert (entry.source_size, entry.fps, entry.sha256) == ((24, 24), 10.0, hashlib.sha256(
+        hashlib.sha256((mixed / "e.mkv").read_bytes()).hexdigest().encode()).hexdigest())  # fmt: skip
+    assert any("broken.mp4" in line for line in info(tmp_path / "data").lines())
+
+
+def test_a_worker_process_or_this_one_make_the_same(mixed: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        prepare(mixed, tmp_path / f"data{workers}", SMALL, workers=workers, shard_bytes=20 * 768)
+    assert contents(tmp_path / "data1") == contents(tmp_path / "data2")
+    assert len(list((tmp_path / "data1" / "shards").iterdir())) > 3
+
+
+def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mcvd.data.prepare import run
+
+    decoded: list[str] = []
+    real = run.make_parts
+
+    def counting(items, *rest):
+        decoded.extend(item.name for item in items)
+        return real(items, *rest)
+
+    monkeypatch.setattr(run, "make_parts", counting)
+
+    def again(settings: Settings = SMALL) -> list[str]:
+        decoded.clear()
+        prepare(mixed, tmp_path / "data", settings, workers=1)
+        return sorted(decoded)
+
+    assert len(again()) == 16
+    before = contents(tmp_path / "data")
+    assert again() == []
+    assert contents(tmp_path / "data") == before
+    os.utime(mixed / "e.mkv", ns=(1, 1))  # touched, not changed
+    assert again() == []
+    write_video(mixed / "c.npz", clip(5, seed=77))
+    write_video(mixed / "new.npz", clip(5, seed=78))
+    (mixed / "a.mp4").unlink()
+    assert again() == ["c.npz", "new.npz"]
+    frames = stored(tmp_path / "data")
+    assert np.array_equal(frames["c.npz"], clip(5, seed=77).permute(0, 2, 3, 1))
+    assert "a.mp4" not in frames
+    # another split needs no decoding; another size is another data set
+    assert again(replace(SMALL, split_by="folder")) == []
+    assert {e.group for e in read_manifest(tmp_path / "data").videos} == {".", "many.npz", "sub", "sub/deep"}
+    with pytest.raises(McvdError, match=r"was begun with size \[16, 16\], not \[8, 8\]; choose another folder"):
+        again(replace(SMALL, size=(8, 8)))
+
+
+def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("dear")
+    with pytest.raises(McvdError, match="full holds other files .thesis.txt"):
+        prepare(mixed, tmp_path / "full", SMALL)
+    with pytest.raises(McvdError, match="outside of"):
+        prepare(mixed, mixed / "data", SMALL)
+    with pytest.raises(McvdError, match="gone does not exist"):
+        prepare(tmp_path / "gone", tmp_path / "data", SMALL)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(McvdError, match="empty holds no videos"):
+        prepare(tmp_path / "empty", tmp_path / "data", SMALL)
+    with pytest.raises(McvdError, match="no usable video in .*; 1 left out, e.g. .*broken.mp4"):
+        prepare(mixed / "broken.mp4", tmp_path / "data", SMALL)
+    prepare(mixed / "c.npz", tmp_path / "data", SMALL)
+    with pytest.raises(McvdError, match="is prepared already"):
+        prepare(tmp_path / "data", tmp_path / "data2", SMALL)
+
+
+def test_a_full_disk_stops_the_work_and_blames_no_video(mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "work").mkdir(parents=True)
+    (tmp_path / "data" / "work" / "parts").write_text("a file where the folder should be")
+    with pytest.raises(McvdError, match="cannot write .* run the same again"):
+        prepare(mixed, tmp_path / "data", SMALL, workers=1)
+    (tmp_path / "data" / "work" / "parts").unlink()
+    assert len(prepare(mixed, tmp_path / "data", SMALL, workers=1).videos) == 11
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def start_child(source: Path, destination: Path, workers: int) -> subprocess.Popen:
+    code = (
+        "from mcvd.data.prepare import *\n"
+        f"prepare({str(source)!r}, {str(destination)!r}, Settings(size=(16, 16)), workers={workers}, "
+        "shard_bytes=60 * 768)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for i in range(40):
+        # large enough that decoding takes a while; scaled down to 16x16
+        write_video(raw / f"{i}.mkv", clip(30, 120, 160, seed=i))
+    prepare(raw, tmp_path / "whole", SMALL, workers=1, shard_bytes=60 * 768)
+    killed = tmp_path / "killed"
+    interrupted = 0
+    for workers, parts in ((1, 3), (2, 9)):
+        child = start_child(raw, killed, workers)
+        deadline = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < deadline:
+            work = killed / "work"
+            done = len(list((work / "parts").glob("*.json"))) + len(list((killed / "shards").glob("*.npy"))) * 2
+            if done >= parts:
+                break
+            time.sleep(0.005)
+        interrupted += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert interrupted == 2
+    assert not (killed / MANIFEST).exists()
+    kept = {path: path.stat().st_mtime_ns for path in (killed / "shards").glob("[0-9]*.npy")}
+    assert kept
+    prepare(raw, killed, SMALL, workers=1, shard_bytes=60 * 768)
+    assert contents(killed) == contents(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mcvd.data.prepare import run
+
+    for i in range(6):
+        write_video(tmp_path / "raw" / f"{i}.npz", clip(10, seed=i))
+    prepare(tmp_path / "raw", tmp_path / "whole", SMALL, workers=1, shard_bytes=20 * 768)
+    monkeypatch.setattr(run, "_write_manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "raw", tmp_path / "torn", SMALL, workers=1, shard_bytes=20 * 768)
+    monkeypatch.undo()
+    journal = tmp_path / "torn" / "work" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    journal.write_text("".join(lines[:2]) + lines[2][:50])
+    (tmp_path / "torn" / "work" / "parts" / "0.raw").write_bytes(b"half")
+    prepare(tmp_path / "raw", tmp_path / "torn", SMALL, workers=1, shard_bytes=20 * 768)
+    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+def test_a_decoder_that_crashes_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        write_video(tmp_path / "raw" / f"{i}.npz", clip(5, seed=i))
+    (tmp_path / "site").mkdir()
+    # every new Python process runs this: the worker dies on one of the arrays
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import numpy, os\nload = numpy.load\n"
+        "def deadly(path, *a, **k):\n"
+        "    out = load(path, *a, **k)\n"
+        "    os.environ.get('DEADLY') and out.flat[0] == int(os.environ['DEADLY']) and os._exit(3)\n"
+        "    return out\n"
+        "numpy.load = deadly\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("DEADLY", str(int(clip(5, seed=2).flatten()[0])))
+    manifest = prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=2)
+    assert [(e.source, e.skipped) for e in manifest.skipped] == [
+        ("2.npz", "the decoder failed: its process ended with code 3")
+    ]
+    monkeypatch.delenv("DEADLY")
+    assert len(prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1).videos) == 4  # tried again
+
+
+# --- time and size ----------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_picked_by_time(tmp_path: Path) -> None:
+    frames = (10 * torch.arange(20))[:, None, None, None].expand(-1, 3, 16, 16).to(torch.uint8)
+    write_video(tmp_path / "raw" / "a.mkv", frames, fps=20)
+    write_video(tmp_path / "raw" / "slow.mkv", frames[:5], fps=5)
+    write_video(tmp_path / "raw" / "timeless.npz", frames[:4])
+    prepare(tmp_path / "raw", tmp_path / "data", replace(SMALL, fps=8), workers=1)
+    shown = {name: (video[:, 5, 5, 0] // 10).tolist() for name, video in stored(tmp_path / "data").items()}
+    assert shown["a.mkv"] == [0, 2, 5, 7, 10, 12, 15, 17]  # one second at 8 a second
+    assert shown["slow.mkv"] == [0, 0, 1, 1, 2, 3, 3, 4]
+    assert shown["timeless.npz"] == [0, 1, 2, 3]
+    assert [entry.fps for entry in read_manifest(tmp_path / "data").videos] == [8, 8, None]
+
+
+# --- the published data sets ------------------------------------------------------------------------------------------
+
+
+def test_kth(tmp_path: Path) -> None:
+    raw = tmp_path / "kth"
+    for person in (1, 20, 21, 25):
+        for action in ("boxing", "walking"):
+            name = f"person{person:02d}_{action}_d1_uncomp.avi"
+            write_video(raw / action / name, clip(6, 120, 160, seed=person, channels=1), scale=1)
+    (raw / "00sequences.txt").write_text("person01_boxing_d1 frames 1-95")
+    manifest = prepare(raw, tmp_path / "data", PRESETS["kth"], workers=1)
+    assert {entry.group: entry.split for entry in manifest.videos} == {
+        "person01": "train", "person20": "train", "person21": "test", "person25": "test",
+    }  # fmt: skip
+    frames = stored(tmp_path / "data")["boxing/person21_boxing_d1_uncomp.avi"]
+    assert frames.shape == (6, 64, 64, 1)
+    # the whole picture, squeezed, from the 2x2 pixels around each point as OpenCV's bilinear resize takes them
+    source = read_video(raw / "boxing" / "person21_boxing_d1_uncomp.avi", channels=1)[3, 0].numpy().astype(float)
+    y, x = (np.arange(64) + 0.5) * 120 / 64 - 0.5, (np.arange(64) + 0.5) * 160 / 64 - 0.5
+    y0, x0 = np.floor(y).astype(int), np.floor(x).astype(int)
+    fy, fx = (y - y0)[:, None], (x - x0)[None]
+    corner = [[source[np.ix_(y0 + dy, x0 + dx)] for dx in (0, 1)] for dy in (0, 1)]
+    expected = (1 - fy) * ((1 - fx) * corner[0][0] + fx * corner[0][1])
+    expected += fy * ((1 - fx) * corner[1][0] + fx * corner[1][1])
+    assert np.abs(frames[3, ..., 0] - expected).max() <= 0.51
+    (tmp_path / "none").mkdir()
+    with pytest.raises(McvdError, match="none holds no files like person01_boxing_d1_uncomp.avi"):
+        prepare(tmp_path / "none", tmp_path / "x", PRESETS["kth"])
+
+
+def field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    length, out = len(payload), bytes([number << 3 | 2])
+    while length > 0x7F:
+        out += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return out + bytes([length]) + payload
+
+
+def tfrecord(videos: list[np.ndarray]) -> bytes:
+    """A file of tf.train.Example records with what softmotion30_44k holds: two cameras and the robot's state."""
+    out = b""
+    for video in videos:
+        features = b""
+        for i, frame in enumerate(video):
+            for camera, pixels in (("image_main", 255 - frame), ("image_aux1", frame)):
+                value = field(1, field(1, pixels.tobytes()))
+                features += field(1, field(1, f"{i}/{camera}/encoded".encode()) + field(2, value))
+            floats = field(2, field(1, struct.pack("<3f", 0.1, 0.2, 0.3)))
+            features += field(1, field(1, f"{i}/endeffector_pos".encode()) + field(2, floats))
+        data = field(1, features)
+        head = struct.pack("<Q", len(data))
+        out += head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", 0)
+    return out
+
+
+def test_bair(tmp_path: Path) -> None:
+    raw = tmp_path / "softmotion30_44k"
+    videos = [clip(30, 64, 64, seed=i).permute(0, 2, 3, 1).numpy() for i in range(5)]
+    for split, part in (("train", videos[:3]), ("test", videos[3:])):
+        (raw / split).mkdir(parents=True)
+        (raw / split / "traj_0_to_255.tfrecords").write_bytes(tfrecord(part))
+    whole = (raw / "train" / "traj_0_to_255.tfrecords").read_bytes()
+    (raw / "train" / "traj_256_to_511.tfrecords").write_bytes(whole[: len(whole) // 2])
+    manifest = prepare(raw, tmp_path / "data", PRESETS["bair"], workers=1)
+    frames = stored(tmp_path / "data")
+    for i in range(3):
+        assert np.array_equal(frames[f"train/traj_0_to_255.tfrecords#{i}"], videos[i])
+    assert np.array_equal(frames["test/traj_0_to_255.tfrecords#1"], videos[4])
+    assert [entry.split for entry in manifest.videos] == ["test"] * 2 + ["train"] * 4
+    assert ["cut short at byte" in entry.skipped for entry in manifest.skipped] == [True]
+    with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
+        (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
+        list(record_positions(tmp_path / "bad.tfrecords"))
+
+
+def test_the_checksum_is_castagnolis() -> None:
+    # RFC 3720 B.4: 32 bytes of zeros have CRC-32C 8a9136aa; the mask is the one of the TFRecord format
+    assert masked_crc32c(bytes(32)) == ((0x8A9136AA >> 15 | 0x8A9136AA << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_bair_as_folders_of_frames(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_video(tmp_path / "raw" / split / "traj_0" / "0", clip(30, 64, 64))
+    manifest = prepare(tmp_path / "raw", tmp_path / "data", PRESETS["bair"], workers=1)
+    assert [(e.source, e.split) for e in manifest.videos] == [("test/traj_0/0", "test"), ("train/traj_0/0", "train")]
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    raw = tmp_path / "leftImg8bit_sequence"
+    wanted = [("train", "aachen", 0, range(30)), ("train", "aachen", 1, range(30)), ("train", "bochum", 0, range(60)),
+              ("train", "ulm", 2, range(12)), ("val", "lindau", 0, range(30)), ("test", "bonn", 0, range(5, 35))]  # fmt: skip
+    for split, city, sequence, numbers in wanted:
+        (raw / split / city).mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            picture = clip(1, 16, 32, seed=number)[0].permute(1, 2, 0).numpy()
+            Image.fromarray(picture).save(raw / split / city / f"{city}_{sequence:06d}_{number:06d}_leftImg8bit.png")
+    settings = replace(PRESETS["cityscapes"], size=(8, 8))
+    manifest = prepare(raw, tmp_path / "data", settings, workers=1)
+    assert [(e.split, e.group, e.frames) for e in manifest.videos] == [
+        ("test", "bonn", 30), *[("train", "aachen", 30)] * 2, *[("train", "bochum", 30)] * 2, ("val", "lindau", 30),
+    ]  # fmt: skip
+    assert ["run of 12 frames, not 30" in e.skipped for e in manifest.skipped] == [True]
+    name = "train/bochum/bochum_000000_000030_leftImg8bit.png"
+    square = Image.open(raw / name).crop((8, 0, 24, 16)).resize((8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(stored(tmp_path / "data")[f"{name}#30"][0], np.asarray(square))
+
+
+def test_ucf101(tmp_path: Path) -> None:
+    raw = tmp_path / "UCF-101"
+    names = [f"v_Archery_g{group:02d}_c01.avi" for group in (1, 2, 8, 9)]
+    for name in names:
+        write_video(raw / "Archery" / name, clip(6, 60, 80), scale=1)
+    lists = raw / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist03.txt").write_text("".join(f"Archery/{name} 3\n" for name in names[:2]))
+    with pytest.raises(McvdError, match=r"no testlist03.txt: unpack UCF101TrainTestSplits"):
+        prepare(raw, tmp_path / "data", PRESETS["ucf101"])
+    (lists / "testlist03.txt").write_text(f"Archery/{names[2]}\nArchery/v_Gone_g01_c01.avi\n")
+    manifest = prepare(raw, tmp_path / "data", PRESETS["ucf101"], workers=1)
+    assert [(e.source[-12:], e.split, e.group) for e in manifest.videos] == [
+        ("_g01_c01.avi", "train", "Archery_g01"),
+        ("_g02_c01.avi", "train", "Archery_g02"),
+        ("_g08_c01.avi", "test", "Archery_g08"),
+    ]
+    assert sorted(e.skipped for e in manifest.skipped) == [
+        "v_Archery_g09_c01.avi is in neither list 03",
+        "v_Gone_g01_c01.avi is in the test list but not there",
+    ]
+    frame = read_video(raw / "Archery" / names[0])[2].permute(1, 2, 0).numpy()
+    expected = np.asarray(Image.fromarray(frame).resize((85, 64), Image.Resampling.LANCZOS))
+    assert np.array_equal(stored(tmp_path / "data")[f"Archery/{names[0]}"][2], expected)
+    assert Shards(tmp_path / "data", 4, size=(64, 64)).batch(range(3)).shape == (3, 4, 3, 64, 64)
+    assert {Shards(tmp_path / "data", 4, size=(64, 64)).place(i).left for i in range(300)} == set(range(22))
+    # the lists change: the videos are looked at again
+    (lists / "testlist03.txt").write_text(f"Archery/{names[2]}\nArchery/{names[3]}\n")
+    assert len(prepare(raw, tmp_path / "data", PRESETS["ucf101"], workers=1).videos) == 4
+
+
+# --- real files, and the hub ------------------------------------------------------------------------------------------
+
+
+def test_real_sequences_are_split_by_person(assets_dir: Path, tmp_path: Path) -> None:
+    settings = Settings(split_by=r"person(\d+)", test_share=0.3)
+    items, _ = find_items(assets_dir / "sequences" / "actions64.npz")
+    assert len(items) == 36
+    from mcvd.data.splits import assign_splits
+
+    with warnings.catch_warnings():
+        splits = assign_splits([item.name for item in items], settings.split_by, test_share=0.3)
+    assert len({group for _, group in splits}) == 9
+    assert not {g for s, g in splits if s == "train"} & {g for s, g in splits if s == "test"}
+
+
+def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tarfile
+    import zipfile
+
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo_id, *, repo_type, local_dir):
+        asked.append((repo_id, repo_type))
+        local_dir.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "a.npz", clip(5))
+        with zipfile.ZipFile(local_dir / "train.zip", "w") as archive:
+            archive.write(tmp_path / "a.npz", "train/a.npz")
+        with tarfile.open(local_dir / "test.tar.gz", "w:gz") as tar:
+            tar.add(tmp_path / "a.npz", "test/b.npz")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = hub.fetch_mirror("bair", tmp_path / "bair")
+    assert asked == [("guyuchao/BAIR", "dataset")]
+    manifest = prepare(folder, tmp_path / "data", SMALL, workers=1)
+    assert [(e.source, e.split) for e in manifest.videos] == [
+        ("test/test/b.npz", "test"),
+        ("train/train/a.npz", "train"),
+    ]
+    hub.fetch_mirror("bair", tmp_path / "bair")  # again: nothing is unpacked twice
+    with pytest.raises(McvdError, match="no mirror of kth is known; known ones: bair, ucf101"):
+        hub.fetch_mirror("kth")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: 1 / 0)
+    with pytest.raises(McvdError, match="cannot get guyuchao/UCF101 from the hub .division by zero"):
+        hub.fetch_mirror("ucf101", tmp_path / "ucf")
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    with pytest.raises(McvdError, match="cannot unpack .*bad.zip"):
+        hub.unpack(tmp_path / "bad.zip")
+    assert not list(tmp_path.glob(".bad*"))

@@ -1,0 +1,562 @@
+"""Training: the published schedule and average, restarts that change nothing, data that anyone may have."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import mcvd
+import tiny
+from mcvd.config import from_dict, to_dict
+from mcvd.data.folder import VideoFolder, find_videos, in_split
+from mcvd.data.video import write_video
+from mcvd.errors import McvdError
+from mcvd.training import trainer as training
+from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mcvd.training.ema import Ema
+from mcvd.training.recipe import RECIPES, DataConfig, OptimizerConfig, Recipe, read_recipe, recipe_names
+from mcvd.training.trainer import generator_at, learning_rate, train
+
+CPU = torch.device("cpu")
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup=0)
+RECIPE = Recipe(
+    model=tiny.config(dropout=0.2),
+    optimizer=OPTIMIZER,
+    steps=20,
+    batch=4,
+    log_every=1,
+    save_every=10,
+    sample_every=1000,
+)
+
+
+class Clips:
+    """Clip i of a stream is random, and a function of i."""
+
+    def __init__(self, only_one=False):
+        self.only_one = only_one
+
+    def batch(self, indices):
+        return torch.stack([tiny.video(6, 1, 16, 16, seed=0 if self.only_one else int(i)) for i in indices])
+
+
+def clips(recipe, split, device):
+    return Clips()
+
+
+def go(recipe, output, **options):
+    """A run in this process -> what it reported."""
+    lines = []
+    options = {"device": "cpu", "clips": clips, "report": lines.append, **options}
+    assert train(recipe, output, **options) == output / "model"
+    return lines
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Sample sheets take most of the time of a short run; one test below makes one."""
+    monkeypatch.setattr("mcvd.training.log.RunLog.picture", lambda *a: None)
+
+
+# --- the published recipe ---------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_from_0_and_stays():
+    config = OptimizerConfig(lr=2e-4, warmup=1000)
+    for step, rate in {0: 0.0, 1: 2e-7, 500: 1e-4, 1000: 2e-4, 3_000_000: 2e-4}.items():
+        assert learning_rate(step, config, 3_000_000) == pytest.approx(rate, rel=1e-12, abs=0)
+    assert learning_rate(0, OptimizerConfig(lr=1e-3, warmup=0), 10) == 1e-3
+
+
+def test_cosine_learning_rate_falls_to_0_after_the_warm_up():
+    config = OptimizerConfig(lr=1.0, warmup=10, decay="cosine")
+    rates = [learning_rate(step, config, 110) for step in range(111)]
+    assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0, abs=1e-12)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert learning_rate(7, OptimizerConfig(lr=1.0, warmup=10, decay="cosine"), 5) == pytest.approx(0.7)
+
+
+def test_the_first_step_changes_nothing_with_a_warm_up():
+    recipe = replace(RECIPE, optimizer=OptimizerConfig(warmup=5))
+    trainer = training.Trainer(recipe, training.Processes(0, 1, CPU), Clips())
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train_step()
+    assert same(trainer.model.state_dict(), before)
+    trainer.train_step()
+    assert not same(trainer.model.state_dict(), before)
+
+
+def test_the_average_is_the_published_one_from_the_first_step_on():
+    layer = torch.nn.Linear(3, 2).bfloat16()
+    ema = Ema(layer, 0.999)
+    expected = layer.weight.detach().double()
+    for _ in range(5):
+        with torch.no_grad():
+            layer.weight.normal_()
+        ema.update()
+        expected = 0.999 * expected + 0.001 * layer.weight.detach().double()
+    assert ema.shadow["weight"].dtype == torch.float32
+    torch.testing.assert_close(ema.shadow["weight"].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_average_with_warm_up_follows_faster_at_the_start():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    ema = Ema(layer, 0.999, warmup=True)
+    expected = layer.weight.item()
+    for n in range(20):
+        with torch.no_grad():
+            layer.weight.fill_(float(n))
+        ema.update()
+        decay = min(0.999, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    assert ema.weights()["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert min(0.999, (1 + 10_000) / (10 + 10_000)) == 0.999  # and ends at the decay
+
+
+def test_the_average_survives_its_state():
+    layer = torch.nn.Linear(3, 2)
+    ema, again = Ema(layer, warmup=True), Ema(layer, warmup=True)
+    with torch.no_grad():
+        layer.weight.normal_()
+    ema.update()
+    again.load_state_dict(ema.state_dict())
+    for e in (ema, again):
+        e.update()
+    assert same(ema.weights(), again.weights())
+
+
+def test_random_numbers_depend_on_seed_step_and_stream_alone():
+    def draw(*key):
+        return torch.randn(50, generator=generator_at(key[0], key[1], CPU, *key[2:])).tolist()
+
+    assert draw(3, 7) == draw(3, 7)
+    different = [draw(*key) for key in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 0, 1), (1, 0, 1), (0, 2), (2, 0))]
+    assert len({tuple(numbers) for numbers in different}) == len(different)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_training_on_one_clip_learns_it(tmp_path):
+    recipe = replace(RECIPE, model=tiny.config(), steps=60, ema_warmup=True)
+    go(recipe, tmp_path, clips=lambda *_: Clips(only_one=True))
+    made = list(losses(tmp_path).values())
+    # a network that says nothing has half of 3 * 16 * 16 values; the noise of one clip is soon told from the clip
+    assert sum(made[:3]) / 3 == pytest.approx(384, rel=0.15)
+    assert sum(made[-10:]) / 10 < 0.6 * sum(made[:3]) / 3
+
+
+def test_a_run_leaves_what_people_look_for(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    recipe = replace(RECIPE, steps=4, save_every=3, sample_every=2)
+    lines = go(recipe, tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000000003.pt", "checkpoint-000000004.pt"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "step-000000002.png",
+        "step-000000004.png",
+    ]
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "validation" in line] == [2, 4]
+    assert logged[0]["error"] == pytest.approx(logged[0]["loss"] * 2 / (3 * 16 * 16))
+    assert any(line.startswith("step 4/4") for line in lines)
+    # the model is the averaged one
+    model = mcvd.load(tmp_path, device="cpu")
+    state = torch.load(checkpoints(tmp_path)[-1], weights_only=True)
+    assert same(model.state_dict(), state["ema"]["shadow"])
+    assert model.predict(tiny.video(2, 1, 16, 16), 3, steps=2).shape == (1, 3, 1, 16, 16)
+
+
+def test_only_the_two_newest_checkpoints_stay(tmp_path):
+    for step in (1, 2, 3, 1_000_000_000):
+        save_checkpoint(tmp_path, step, {"step": step})
+    (tmp_path / "checkpoint-000000009.partial").write_text("of a run that was killed")
+    assert [load["step"] for load in (torch.load(path) for path in checkpoints(tmp_path))] == [3, 1_000_000_000]
+    assert load_checkpoint(tmp_path, CPU)["step"] == 1_000_000_000
+    assert load_checkpoint(tmp_path / "elsewhere", CPU) is None
+
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_training as tests
+from dataclasses import replace
+from pathlib import Path
+from mcvd.training.log import RunLog
+RunLog.picture = lambda *a: None
+
+def report(line):
+    print(line, flush=True)
+    if line.startswith(f"step {{os.environ.get('KILL_AT')}}/"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+recipe = tests.RECIPE if len(sys.argv) < 3 else replace(tests.RECIPE, model=tests.tiny.config(), steps=int(sys.argv[2]))
+tests.train(recipe, Path(sys.argv[1]), device="cpu", clips=tests.clips, report=report)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the training script in a process of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    source = str(Path(mcvd.__file__).parent.parent)
+
+    def start(output, *more, launcher=(), kill_at=""):
+        environment = {**os.environ, "PYTHONPATH": source, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, str(script), str(output), *map(str, more)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    return start
+
+
+@pytest.fixture
+def one_thread():
+    """As in the processes that the tests start: sums in another order would differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(run, tmp_path, one_thread):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    go(RECIPE, straight)
+    first = run(killed, kill_at=13)
+    assert first.returncode == -signal.SIGKILL
+    assert [path.name for path in checkpoints(killed)] == ["checkpoint-000000010.pt"]
+    with (killed / "log.jsonl").open("a") as file:
+        file.write('{"step": 14, "lo')  # a line that was cut by the kill
+    again = run(killed)
+    assert again.returncode == 0, again.stderr
+    assert "continuing" in again.stdout
+    assert "at step 10" in again.stdout
+
+    states = [torch.load(folder / "checkpoint-000000020.pt", weights_only=True) for folder in (straight, killed)]
+    assert same(*(state["model"] for state in states))
+    assert same(*(state["ema"]["shadow"] for state in states))
+    moments = [state["optimizer"]["state"] for state in states]
+    assert all(same(moments[0][i], moments[1][i]) for i in moments[0])
+    assert losses(straight) == losses(killed)
+    assert list(losses(killed)) == list(range(1, 21))
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, killed)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(run, tmp_path, one_thread):
+    one, two = tmp_path / "one", tmp_path / "two"
+    go(replace(RECIPE, model=tiny.config(), steps=6), one)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run(two, 6, launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 6/6") == 2  # the loss and the validation of one process, not of both
+    assert list(losses(two)) == list(losses(one)) == [1, 2, 3, 4, 5, 6]
+    for step, loss in losses(one).items():
+        assert losses(two)[step] == pytest.approx(loss, rel=1e-5), step
+    a, b = (torch.load(folder / "checkpoint-000000006.pt", weights_only=True)["model"] for folder in (one, two))
+    # Adam divides by the gradient's own size, so the last bits of a gradient near 0 may turn into a part of a step
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(McvdError, match="batch 4 does not divide among 3 processes"):
+        training.Trainer(RECIPE, training.Processes(0, 3, CPU), Clips())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_and_leaves(tmp_path, name):
+    before = signal.getsignal(getattr(signal, name))
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), getattr(signal, name))
+
+    go(RECIPE, tmp_path, report=report)
+    # the signal came while step 3 was being logged
+    last = checkpoints(tmp_path)[-1]
+    assert last.name in ("checkpoint-000000003.pt", "checkpoint-000000004.pt")
+    assert mcvd.load(tmp_path, device="cpu").config == RECIPE.model
+    assert lines[-1] == f"stopped at step {int(last.stem[-9:])} ({name}); run the same command again to continue"
+    assert signal.getsignal(getattr(signal, name)) is before
+    assert go(replace(RECIPE, steps=5), tmp_path)[0].startswith("continuing")
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5]
+
+
+def test_time_that_is_up_saves_and_leaves(tmp_path):
+    lines = go(RECIPE, tmp_path, minutes=0)
+    assert lines[-1] == "stopped at step 1 (time is up); run the same command again to continue"
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_a_run_that_is_complete_is_left_as_it_is(tmp_path):
+    recipe = replace(RECIPE, steps=2)
+    go(recipe, tmp_path)
+    before = files(tmp_path / "model") | {path: path.read_bytes() for path in checkpoints(tmp_path)}
+    go(recipe, tmp_path)
+    assert files(tmp_path / "model") | {path: path.read_bytes() for path in checkpoints(tmp_path)} == before
+
+
+def test_another_model_is_refused_and_nothing_is_touched(tmp_path):
+    go(replace(RECIPE, steps=2), tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(McvdError, match="holds a run of another model; choose another --output, nothing was changed"):
+        go(replace(RECIPE, model=tiny.config(width=16)), tmp_path)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no" * 500])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
+    go(replace(RECIPE, steps=2, save_every=1), tmp_path)
+    newest = checkpoints(tmp_path)[-1]
+    newest.write_bytes(damage(newest.read_bytes()))
+    before = files(tmp_path)
+    with pytest.raises(McvdError, match=f"{newest.name} is damaged .* delete it to go on from the one") as caught:
+        go(RECIPE, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path) == before
+    newest.unlink()
+    assert go(replace(RECIPE, steps=2), tmp_path)[0].endswith("at step 1")
+
+
+@pytest.mark.parametrize(("log_every", "noticed"), [(1, 8), (50, 10)])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, monkeypatch, log_every, noticed):
+    calls, make = [], training.to_model_range
+
+    def fails_at_step_8(*args):
+        calls.append(1)
+        return make(*args) * (math.nan if len(calls) >= 8 else 1)
+
+    monkeypatch.setattr(training, "to_model_range", fails_at_step_8)
+    says = f"the loss is nan .* at step {noticed}; the last good checkpoint is .*checkpoint-000000005.pt"
+    with pytest.raises(McvdError, match=says):
+        go(replace(RECIPE, save_every=5, log_every=log_every), tmp_path)
+    for value in mcvd.load(tmp_path, device="cpu").state_dict().values():
+        assert torch.isfinite(value).all()
+
+
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
+    """The loss of that step is still finite, but its weights are not."""
+    monkeypatch.setattr(training.nn.utils, "clip_grad_norm_", lambda *a: torch.tensor(math.inf))
+    with pytest.raises(McvdError, match="gradient inf at step 1; the last good checkpoint is none"):
+        go(RECIPE, tmp_path)
+
+
+# --- people's own videos ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder of videos of all kinds, some of no use."""
+    folder = tmp_path / "videos"
+    for i, name in enumerate(("a.mp4", "sub/b.gif", "c.npz", "sub/deep/d", "e.mkv")):
+        write_video(folder / name, tiny.video(8 + i, 3, 16, 16, seed=i), scale=1)
+    write_video(folder / "short.npz", tiny.video(3, 1, 16, 16))
+    (folder / "broken.mp4").write_bytes(b"not a video" * 50)
+    (folder / "notes.txt").write_text("no video")
+    (folder / ".hidden").mkdir()
+    write_video(folder / ".hidden" / "h.npz", tiny.video(9, 1, 16, 16))
+    return folder
+
+
+def both_splits(folder, frames=6, **options):
+    options = {"size": (16, 16), "channels": 1, **options}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = [VideoFolder(folder, frames, split=split, **options) for split in ("train", "test")]
+    return made, " ".join(str(w.message) for w in caught if "left out" in str(w.message))
+
+
+def test_find_videos_takes_files_and_folders_of_images(mixed):
+    names = [path.relative_to(mixed).as_posix() for path in find_videos(mixed)]
+    assert names == sorted(["a.mp4", "sub/b.gif", "c.npz", "sub/deep/d", "e.mkv", "short.npz", "broken.mp4"])
+    assert find_videos(mixed / "a.mp4") == [mixed / "a.mp4"]
+
+
+def test_mixed_videos_become_clips_and_useless_ones_are_named(mixed):
+    made, warning = both_splits(mixed)
+    assert sum(len(folder.videos) for folder in made) == 5
+    assert "broken.mp4" in warning
+    assert "short.npz has 3 frames at stride 1, a clip needs 6" in warning
+    for folder in made:
+        clips = folder.batch(range(5))
+        assert clips.shape == (5, 6, 1, 16, 16)
+        assert clips.dtype == torch.uint8
+
+
+def test_clips_are_consecutive_frames_of_one_video(tmp_path):
+    # frame i of video v has the value 40 v + i, everywhere
+    for v in range(3):
+        frames = (40 * v + torch.arange(10 + v)).to(torch.uint8)
+        write_video(tmp_path / f"{v}.npz", frames[:, None, None, None].expand(-1, 1, 16, 16))
+    (folder, _), _ = both_splits(tmp_path, frames=4)
+    values = folder.batch(range(200))[:, :, 0, 0, 0].int()
+    assert (values.diff(dim=1) == 1).all()
+    # every start of every video is drawn
+    expected = {int(video[start, 0, 0, 0]) for video in folder.videos for start in range(len(video) - 3)}
+    assert set(values[:, 0].tolist()) == expected
+    (folder, _), _ = both_splits(tmp_path, frames=4, stride=2)
+    assert (folder.batch(range(20))[:, :, 0, 0, 0].int().diff(dim=1) == 2).all()
+
+
+def test_a_clip_is_a_function_of_seed_and_position(mixed):
+    options = {"size": (16, 16), "channels": 3, "flip": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, again, other = (VideoFolder(mixed, 6, seed=seed, **options) for seed in (1, 1, 2))
+    clips = first.batch(range(12))
+    assert torch.equal(again.batch(torch.arange(6, 12)), clips[6:])
+    assert torch.equal(again.batch([3]), clips[3:4])
+    assert not torch.equal(other.batch(range(12)), clips)
+    plain = VideoFolder(mixed / "c.npz", 6, seed=1, size=(16, 16), channels=3)
+    flipped = VideoFolder(mixed / "c.npz", 6, seed=1, **options)
+    mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(plain.batch(range(30)), flipped.batch(range(30)))]
+    kept = [torch.equal(a, b) for a, b in zip(plain.batch(range(30)), flipped.batch(range(30)))]
+    assert sum(mirrored) + sum(kept) == 30
+    assert 5 < sum(mirrored) < 25
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 40, 300])
+def test_no_video_is_in_both_splits(count):
+    root = Path("videos")
+    videos = [root / f"{i}.mp4" for i in range(count)]
+    train_, test = (in_split(videos, root, split) for split in ("train", "test"))
+    assert not set(train_) & set(test)
+    assert sorted([*train_, *test]) == sorted(videos)
+    assert train_
+    assert test
+    assert len(test) < max(2, count / 4)
+    # names decide, not the order or where the folder stands
+    moved = in_split([Path("elsewhere") / video.name for video in reversed(videos)], Path("elsewhere"), "test")
+    assert {video.name for video in moved} == {video.name for video in test}
+
+
+def test_a_single_video_is_in_both_splits():
+    for split in ("train", "test"):
+        assert in_split([Path("a.mp4")], Path(), split) == [Path("a.mp4")]
+
+
+def test_folders_without_use_are_refused(tmp_path, mixed):
+    with pytest.raises(McvdError, match="gone is not there; give a folder of videos"):
+        VideoFolder(tmp_path / "gone", 6, size=(16, 16), channels=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(McvdError, match="empty holds no videos"):
+        VideoFolder(tmp_path / "empty", 6, size=(16, 16), channels=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(McvdError, match="no usable video in .*short.npz has 3 frames"):
+            VideoFolder(mixed / "short.npz", 6, size=(16, 16), channels=1)
+
+
+def test_training_on_a_folder_of_videos(mixed, tmp_path):
+    recipe = replace(RECIPE, data=DataConfig("videos", str(mixed)), steps=2)
+    with pytest.warns(UserWarning, match="left out"):
+        go(recipe, tmp_path / "run", clips=training.clip_source)
+    assert list(losses(tmp_path / "run")) == [1, 2]
+    with pytest.raises(McvdError, match="--data FOLDER"):
+        go(replace(recipe, data=DataConfig("videos")), tmp_path / "other", clips=training.clip_source)
+    assert not (tmp_path / "other").exists()
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_bundled_recipe_is_read(name):
+    recipe = read_recipe(name)
+    assert recipe.batch >= 1
+    (path,) = RECIPES.rglob(f"{name}.yaml")
+    assert read_recipe(path) == recipe
+
+
+def test_recipes_survive_the_round_trip(tmp_path):
+    recipe = replace(RECIPE, data=DataConfig("videos", "somewhere", 2, True))
+    assert from_dict(Recipe, to_dict(recipe), "here") == recipe
+    for name, dump in (("a.yaml", yaml.safe_dump), ("b.yml", json.dumps)):
+        (tmp_path / name).write_text(dump(to_dict(recipe)))
+        assert read_recipe(tmp_path / name) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stepps: 5", "r.yaml: unknown key stepps; did you mean steps?"),
+        ("model: {network: {widht: 8}}", "r.yaml: model: network: unknown key widht; did you mean width?"),
+        ("optimizer: {zzz: 8}", "unknown key zzz; known keys: lr, warmup"),
+        ("steps: many", "steps: expected int, found 'many'"),
+        ("steps: 1.5", "steps: expected int, found 1.5"),
+        ("steps: true", "steps: expected int, found True"),
+        ("optimizer: {lr: fast}", "lr: expected a number, found 'fast'"),
+        ("optimizer: {betas: [0.9]}", "betas: expected 2 values, found 1"),
+        ("optimizer: {betas: 0.9}", "betas: expected a list, found 0.9"),
+        ("precision: fp8", "precision is 'fp8'; it is one of auto, fp32, bf16"),
+        ("model: 5", "model: expected keys and values, found 5"),
+        ("- a", "expected keys and values"),
+        ("a: [", "cannot be read as YAML"),
+        ("model: {network: {layout: {past: 2}}}", "layout: current is missing"),
+        ("model: {masking: {past: 2}}", "must be between 0 and 1"),
+        ("steps: 0", "steps is 0; it must be at least 1"),
+        ("log_every: 0", "log_every is 0"),
+        ("batch: -1", "batch is -1"),
+        ("seed: -1", "seed is -1"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path, text, says):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(McvdError) as caught:
+        read_recipe(tmp_path / "r.yaml")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_numbers_are_read_as_people_mean_them(tmp_path):
+    (tmp_path / "r.yaml").write_text("optimizer: {lr: 1e-4, eps: 1}\nmodel: {network: {size: [32, 32]}}")
+    recipe = read_recipe(tmp_path / "r.yaml")
+    assert (recipe.optimizer.lr, recipe.optimizer.eps) == (1e-4, 1.0)  # YAML 1.1 reads 1e-4 as text
+    assert recipe.model.network.size == (32, 32)
+
+
+def test_an_empty_recipe_is_the_default_one(tmp_path):
+    (tmp_path / "r.yaml").write_text("# nothing\n")
+    assert read_recipe(tmp_path / "r.yaml") == Recipe()
+
+
+def test_unknown_recipes_are_refused(tmp_path):
+    with pytest.raises(McvdError, match="no recipe nothing; bundled ones: digits.*or give the path of a .yaml file"):
+        read_recipe("nothing")
+    with pytest.raises(McvdError, match="no recipe digit; did you mean digits"):
+        read_recipe("digit")
+    with pytest.raises(McvdError, match="gone.yaml is not there"):
+        read_recipe(tmp_path / "gone.yaml")
