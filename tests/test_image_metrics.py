@@ -1,12 +1,17 @@
-"""PSNR and SSIM against their definitions and scikit-image's published values."""
+"""PSNR, SSIM and MSE against their definitions, scikit-image and the published protocol; the table that keeps them."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from mcvd.evaluation.image import psnr, ssim
+from mcvd.errors import McvdError
+from mcvd.evaluation.image import mse, psnr, ssim
+from mcvd.evaluation.published_frames import grey, published_ssim, through_network_range, to_uint8
+from mcvd.evaluation.table import Table
 
 
 def test_psnr_is_that_of_the_mean_error_over_all_frames():
@@ -34,14 +39,98 @@ def test_ssim_equals_scikit_image():
 
 
 @pytest.mark.oracle
-def test_psnr_equals_the_published_protocol(oracle_dir):
+def test_everything_equals_the_published_protocol(oracle_dir):
     videos = load_file(oracle_dir / "metrics" / "image_metrics.safetensors")
     published = json.loads((oracle_dir / "metrics" / "image_metrics.json").read_text())
     compared = 0
     for name, expected in published.items():
-        if f"{name}.real" not in videos or expected.get("preds_per_test") != 1 or "vid_psnr" not in expected:
+        if f"{name}.real" not in videos:
             continue
         real, made = (videos[f"{name}.{part}"].unflatten(1, (-1, expected["channels"])) for part in ("real", "pred"))
+        binary = "MNIST" in expected["dataset"].upper()
         assert psnr(made, real).tolist() == pytest.approx(expected["vid_psnr"], abs=2e-4), name
+
+        samples, table = expected["preds_per_test"], Table()
+        for i in reversed(range(len(real))):  # one video at a time, in any order
+            values = {"mse": mse(made[i], real[i])[None], "ssim": published_ssim(made[i], real[i], binary)[None]}
+            table.add([i // samples], [i % samples], **values)
+        for metric in ("mse", "psnr", "ssim"):
+            exact = {"abs": 1e-6, "rel": 2e-6}
+            assert table.per_video(metric).flatten().tolist() == pytest.approx(expected[f"vid_{metric}"], **exact), name
+            summary = table.summary(metric)
+            assert summary.count == len(real) // samples
+            assert [summary.mean, summary.std, summary.conf95] == pytest.approx(
+                [expected[f"{part}_{metric}"] for part in ("avg", "std", "conf95")], abs=2e-6, rel=1e-5, nan_ok=True
+            ), (name, metric)
         compared += 1
-    assert compared >= 2
+    assert compared >= 8
+
+
+def test_published_frames_lose_a_grey_level_on_the_way_through_the_network_range():
+    levels = torch.arange(256, dtype=torch.uint8)
+    real = through_network_range(levels)
+    lost = levels.int() - to_uint8(real).int()
+    assert lost.unique().tolist() == [0, 1]
+    assert lost.sum() == 63
+    assert torch.equal(through_network_range(real), real)
+    assert to_uint8(torch.tensor([0.49, 0.51, 1.2]), binary=True).tolist() == [0, 255, 255]
+
+
+def test_grey_equals_pillow():
+    frames = torch.randint(0, 256, (2, 3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for frame, made in zip(frames.flatten(0, 1), grey(frames).flatten(0, 1)):
+        assert np.array_equal(Image.fromarray(frame.permute(1, 2, 0).numpy()).convert("L"), made[0])
+
+
+def table_of(clips, samples, frames=3):
+    """A full table and its rows as shards."""
+    generator = torch.Generator().manual_seed(0)
+    shards = []
+    for clip in range(clips):
+        for sample in range(samples):
+            mse_, ssim_ = torch.rand(2, 1, frames, generator=generator, dtype=torch.float64)
+            shards.append(Table())
+            shards[-1].add([clip], [sample], mse=mse_, ssim=ssim_)
+    return Table().merge(*shards), shards
+
+
+def test_best_is_chosen_for_each_metric_by_itself():
+    table, _ = table_of(4, 3)
+    error, index = table.grid("mse").mean(-1), table.grid("ssim").mean(-1)
+    assert table.summary("mse").mean == pytest.approx(error.amin(1).mean().item())
+    assert table.summary("ssim").mean == pytest.approx(index.amax(1).mean().item())
+    assert table.summary("psnr").mean == pytest.approx((-10 * error.amin(1).log10()).mean().item())
+    assert table.summary("ssim", over="mean").mean == pytest.approx(index.mean().item())
+    assert table.rows("ssim", sample=1).shape == (4, 3)
+
+
+def test_tables_merge_in_any_order_and_survive_a_restart(tmp_path):
+    whole, shards = table_of(4, 2)
+    order = torch.randperm(len(shards), generator=torch.Generator().manual_seed(1)).tolist()
+    half = Table().merge(*(shards[i] for i in order[:4]))
+    half.save(tmp_path / "table.safetensors")
+    resumed = Table.load(tmp_path / "table.safetensors")
+    assert list(resumed) == sorted(list(whole)[i] for i in order[:4])
+    assert (3, 1) in whole
+    with pytest.raises(McvdError, match="not every one of"):
+        resumed.grid("mse")
+    resumed.merge(*(shards[i] for i in order))  # rows that are there already are no harm
+    assert len(resumed) == 8
+    for metric in ("mse", "psnr", "ssim"):
+        assert resumed.summary(metric) == whole.summary(metric)
+
+
+def test_a_table_refuses_contradictions_and_missing_columns(tmp_path):
+    table, _ = table_of(2, 1)
+    with pytest.raises(McvdError, match="clip 1, sample 0 was measured twice with different mse"):
+        table.add([1], mse=torch.zeros(1, 3))
+    with pytest.raises(McvdError, match="2 values for 1 clips"):
+        table.add([1], lpips=torch.zeros(2, 3))
+    table.add([0], lpips=torch.zeros(1, 3))
+    with pytest.raises(McvdError, match="lpips of clip 1, sample 0 was not measured"):
+        table.summary("lpips")
+    with pytest.raises(McvdError, match="mse was not measured"):
+        Table().rows("mse")
+    (tmp_path / "damaged").write_bytes(b"12345678901234567890")
+    with pytest.raises(McvdError, match="damaged cannot be read"):
+        Table.load(tmp_path / "damaged")

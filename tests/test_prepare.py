@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mcvd.cli.main import main
 from mcvd.data import hub
 from mcvd.data.prepare import PRESETS, Settings, info, prepare
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
@@ -25,6 +26,11 @@ from mcvd.data.prepare.items import find_items
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
 from mcvd.data.video import read_video, write_video
 from mcvd.errors import McvdError
+from mcvd.layout import BlockLayout
+from mcvd.model import ModelConfig
+from mcvd.networks.unet import UNetConfig
+from mcvd.training.recipe import DataConfig, Recipe
+from mcvd.training.source import clip_source
 
 SMALL = Settings(size=(16, 16), channels=3)
 
@@ -342,8 +348,8 @@ def test_bair(tmp_path: Path) -> None:
     assert np.array_equal(frames["test/traj_0_to_255.tfrecords#1"], videos[4])
     assert [entry.split for entry in manifest.videos] == ["test"] * 2 + ["train"] * 4
     assert ["cut short at byte" in entry.skipped for entry in manifest.skipped] == [True]
+    (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
     with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
-        (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
         list(record_positions(tmp_path / "bad.tfrecords"))
 
 
@@ -361,8 +367,14 @@ def test_bair_as_folders_of_frames(tmp_path: Path) -> None:
 
 def test_cityscapes(tmp_path: Path) -> None:
     raw = tmp_path / "leftImg8bit_sequence"
-    wanted = [("train", "aachen", 0, range(30)), ("train", "aachen", 1, range(30)), ("train", "bochum", 0, range(60)),
-              ("train", "ulm", 2, range(12)), ("val", "lindau", 0, range(30)), ("test", "bonn", 0, range(5, 35))]  # fmt: skip
+    wanted = [
+        ("train", "aachen", 0, range(30)),
+        ("train", "aachen", 1, range(30)),
+        ("train", "bochum", 0, range(60)),
+        ("train", "ulm", 2, range(12)),
+        ("val", "lindau", 0, range(30)),
+        ("test", "bonn", 0, range(5, 35)),
+    ]
     for split, city, sequence, numbers in wanted:
         (raw / split / city).mkdir(parents=True, exist_ok=True)
         for number in numbers:
@@ -408,6 +420,60 @@ def test_ucf101(tmp_path: Path) -> None:
     # the lists change: the videos are looked at again
     (lists / "testlist03.txt").write_text(f"Archery/{names[2]}\nArchery/{names[3]}\n")
     assert len(prepare(raw, tmp_path / "data", PRESETS["ucf101"], workers=1).videos) == 4
+
+
+# --- the command line, and training -----------------------------------------------------------------------------------
+
+
+def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, png = str(tmp_path / "data"), tmp_path / "clips.png"
+    words = ["data", "prepare", str(mixed), data, "--size", "16", "16", "--workers", "1", "--split-by", "folder"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "11 videos" in said or ("train" in said and "test" in said)
+    assert "left out: " in said
+    assert main(["data", "info", data, "--sheet", str(png), "--frames", "4", "--clips", "2"]) == 0
+    assert png.is_file()
+    assert main(["data", "info", str(tmp_path / "gone")]) == 1
+    assert "gone does not exist" in capsys.readouterr().err
+    assert main(["data", "prepare", str(mixed), data, "--layout", "kth"]) == 1
+    assert "person01_boxing" in capsys.readouterr().err
+
+
+def test_training_prepares_raw_videos_once_in_the_cache(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    network = UNetConfig(size=(16, 16), channels=3, layout=BlockLayout(2, 2, 1))
+    recipe = Recipe(model=ModelConfig(network=network), data=DataConfig("videos", str(mixed), flip=True))
+    lines: list[str] = []
+    device = torch.device("cpu")
+    train_clips = clip_source(recipe, "train", device, lines.append)
+    assert train_clips.batch(range(4)).shape == (4, 5, 3, 16, 16)
+    (folder,) = (tmp_path / "cache" / "prepared").iterdir()
+    assert len(lines) == 1
+    assert f"11 videos, 114 frames of {mixed} are prepared in {folder}; 5 left out (broken.mp4, " in lines[0]
+    made = contents(folder)
+    test = clip_source(recipe, "test", device, lines.append)
+    assert torch.equal(test.batch(range(64)), test.batch(range(64, 128)))  # fixed ones
+    assert contents(folder) == made
+    # the prepared folder itself, and other videos: no new preparation, and one of its own
+    direct = clip_source(replace(recipe, data=DataConfig("videos", str(folder), flip=True)), "train", device)
+    assert torch.equal(direct.batch(range(4)), train_clips.batch(range(4)))
+    clip_source(replace(recipe, data=DataConfig("videos", str(mixed / "c.npz"))), "train", device, lines.append)
+    assert len(list((tmp_path / "cache" / "prepared").iterdir())) == 2
+    with pytest.raises(McvdError, match="--data FOLDER"):
+        clip_source(replace(recipe, data=DataConfig("videos")), "train", device)
+
+
+def test_validation_videos_are_preferred_for_validation(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "val", "test")):
+        frames = torch.full((6, 3, 16, 16), i, dtype=torch.uint8)
+        write_video(tmp_path / "raw" / split / "a.npz", frames)
+    prepare(tmp_path / "raw", tmp_path / "data", SMALL)
+    network = UNetConfig(size=(16, 16), channels=3, layout=BlockLayout(2, 2, 1))
+    recipe = Recipe(model=ModelConfig(network=network), data=DataConfig("videos", str(tmp_path / "data")))
+    assert set(clip_source(recipe, "test", torch.device("cpu")).batch(range(8)).flatten().tolist()) == {1}
 
 
 # --- real files, and the hub ------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import yaml
 import mcvd
 import tiny
 from mcvd.config import from_dict, to_dict
-from mcvd.data.folder import VideoFolder, find_videos, in_split
 from mcvd.data.video import write_video
 from mcvd.errors import McvdError
 from mcvd.training import trainer as training
@@ -377,114 +375,17 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
 # --- people's own videos ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mixed(tmp_path):
-    """A folder of videos of all kinds, some of no use."""
-    folder = tmp_path / "videos"
-    for i, name in enumerate(("a.mp4", "sub/b.gif", "c.npz", "sub/deep/d", "e.mkv")):
-        write_video(folder / name, tiny.video(8 + i, 3, 16, 16, seed=i), scale=1)
-    write_video(folder / "short.npz", tiny.video(3, 1, 16, 16))
-    (folder / "broken.mp4").write_bytes(b"not a video" * 50)
-    (folder / "notes.txt").write_text("no video")
-    (folder / ".hidden").mkdir()
-    write_video(folder / ".hidden" / "h.npz", tiny.video(9, 1, 16, 16))
-    return folder
-
-
-def both_splits(folder, frames=6, **options):
-    options = {"size": (16, 16), "channels": 1, **options}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made = [VideoFolder(folder, frames, split=split, **options) for split in ("train", "test")]
-    return made, " ".join(str(w.message) for w in caught if "left out" in str(w.message))
-
-
-def test_find_videos_takes_files_and_folders_of_images(mixed):
-    names = [path.relative_to(mixed).as_posix() for path in find_videos(mixed)]
-    assert names == sorted(["a.mp4", "sub/b.gif", "c.npz", "sub/deep/d", "e.mkv", "short.npz", "broken.mp4"])
-    assert find_videos(mixed / "a.mp4") == [mixed / "a.mp4"]
-
-
-def test_mixed_videos_become_clips_and_useless_ones_are_named(mixed):
-    made, warning = both_splits(mixed)
-    assert sum(len(folder.videos) for folder in made) == 5
-    assert "broken.mp4" in warning
-    assert "short.npz has 3 frames at stride 1, a clip needs 6" in warning
-    for folder in made:
-        clips = folder.batch(range(5))
-        assert clips.shape == (5, 6, 1, 16, 16)
-        assert clips.dtype == torch.uint8
-
-
-def test_clips_are_consecutive_frames_of_one_video(tmp_path):
-    # frame i of video v has the value 40 v + i, everywhere
-    for v in range(3):
-        frames = (40 * v + torch.arange(10 + v)).to(torch.uint8)
-        write_video(tmp_path / f"{v}.npz", frames[:, None, None, None].expand(-1, 1, 16, 16))
-    (folder, _), _ = both_splits(tmp_path, frames=4)
-    values = folder.batch(range(200))[:, :, 0, 0, 0].int()
-    assert (values.diff(dim=1) == 1).all()
-    # every start of every video is drawn
-    expected = {int(video[start, 0, 0, 0]) for video in folder.videos for start in range(len(video) - 3)}
-    assert set(values[:, 0].tolist()) == expected
-    (folder, _), _ = both_splits(tmp_path, frames=4, stride=2)
-    assert (folder.batch(range(20))[:, :, 0, 0, 0].int().diff(dim=1) == 2).all()
-
-
-def test_a_clip_is_a_function_of_seed_and_position(mixed):
-    options = {"size": (16, 16), "channels": 3, "flip": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        first, again, other = (VideoFolder(mixed, 6, seed=seed, **options) for seed in (1, 1, 2))
-    clips = first.batch(range(12))
-    assert torch.equal(again.batch(torch.arange(6, 12)), clips[6:])
-    assert torch.equal(again.batch([3]), clips[3:4])
-    assert not torch.equal(other.batch(range(12)), clips)
-    plain = VideoFolder(mixed / "c.npz", 6, seed=1, size=(16, 16), channels=3)
-    flipped = VideoFolder(mixed / "c.npz", 6, seed=1, **options)
-    mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(plain.batch(range(30)), flipped.batch(range(30)))]
-    kept = [torch.equal(a, b) for a, b in zip(plain.batch(range(30)), flipped.batch(range(30)))]
-    assert sum(mirrored) + sum(kept) == 30
-    assert 5 < sum(mirrored) < 25
-
-
-@pytest.mark.parametrize("count", [2, 3, 8, 40, 300])
-def test_no_video_is_in_both_splits(count):
-    root = Path("videos")
-    videos = [root / f"{i}.mp4" for i in range(count)]
-    train_, test = (in_split(videos, root, split) for split in ("train", "test"))
-    assert not set(train_) & set(test)
-    assert sorted([*train_, *test]) == sorted(videos)
-    assert train_
-    assert test
-    assert len(test) < max(2, count / 4)
-    # names decide, not the order or where the folder stands
-    moved = in_split([Path("elsewhere") / video.name for video in reversed(videos)], Path("elsewhere"), "test")
-    assert {video.name for video in moved} == {video.name for video in test}
-
-
-def test_a_single_video_is_in_both_splits():
-    for split in ("train", "test"):
-        assert in_split([Path("a.mp4")], Path(), split) == [Path("a.mp4")]
-
-
-def test_folders_without_use_are_refused(tmp_path, mixed):
-    with pytest.raises(McvdError, match="gone is not there; give a folder of videos"):
-        VideoFolder(tmp_path / "gone", 6, size=(16, 16), channels=1)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(McvdError, match="empty holds no videos"):
-        VideoFolder(tmp_path / "empty", 6, size=(16, 16), channels=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(McvdError, match="no usable video in .*short.npz has 3 frames"):
-            VideoFolder(mixed / "short.npz", 6, size=(16, 16), channels=1)
-
-
-def test_training_on_a_folder_of_videos(mixed, tmp_path):
-    recipe = replace(RECIPE, data=DataConfig("videos", str(mixed)), steps=2)
-    with pytest.warns(UserWarning, match="left out"):
-        go(recipe, tmp_path / "run", clips=training.clip_source)
+def test_training_on_a_folder_of_videos(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    for i, name in enumerate(("a.mp4", "sub/b.gif", "c.npz")):
+        write_video(tmp_path / "videos" / name, tiny.video(8 + i, 3, 16, 16, seed=i), scale=1)
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"not a video" * 50)
+    recipe = replace(RECIPE, data=DataConfig("videos", str(tmp_path / "videos")), steps=2)
+    go(recipe, tmp_path / "run", clips=training.clip_source)
     assert list(losses(tmp_path / "run")) == [1, 2]
+    said = capsys.readouterr().out
+    assert "3 videos, 27 frames" in said
+    assert "1 left out (broken.mp4; see mcvd data info)" in said
     with pytest.raises(McvdError, match="--data FOLDER"):
         go(replace(recipe, data=DataConfig("videos")), tmp_path / "other", clips=training.clip_source)
     assert not (tmp_path / "other").exists()

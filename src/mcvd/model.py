@@ -237,19 +237,24 @@ class VideoDiffusion(nn.Module):
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:
             table = solver_table(solver, schedule, steps)
-        return rollout(
-            self,
-            given,
-            known,
-            blocks,
-            table,
-            samples=samples,
-            seed=seed,
-            guidance=guidance,
-            batch_size=batch_size,
-            clip_made=not reference,
-            progress=progress,
-        )
+        training = self.training
+        self.eval()  # no dropout, also between two training steps
+        try:
+            return rollout(
+                self,
+                given,
+                known,
+                blocks,
+                table,
+                samples=samples,
+                seed=seed,
+                guidance=guidance,
+                batch_size=batch_size,
+                clip_made=not reference,
+                progress=progress,
+            )
+        finally:
+            self.train(training)
 
     def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: object) -> Tensor:
         """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
@@ -364,9 +369,13 @@ class VideoDiffusion(nn.Module):
         from huggingface_hub import HfApi
 
         api = HfApi()
-        api.create_repo(repo_id, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            return str(api.upload_folder(repo_id=repo_id, folder_path=self.save(folder), **options))  # type: ignore
+        try:
+            api.create_repo(repo_id, exist_ok=True)
+            with tempfile.TemporaryDirectory() as folder:
+                return str(api.upload_folder(repo_id=repo_id, folder_path=self.save(folder), **options))  # type: ignore
+        except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

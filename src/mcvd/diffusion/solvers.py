@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,17 +56,30 @@ class Table:
         return max(max(len(row.x0), len(row.eps)) for row in self.rows)
 
 
-def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` time numbers from T - 1 down, evenly spaced: T - 1 - floor(i T / steps)."""
+def _check_steps(schedule: NoiseSchedule, steps: int) -> None:
     if not 1 <= steps <= schedule.steps:
         raise McvdError(f"steps is {steps}; this model's noise schedule allows 1 to {schedule.steps}")
+
+
+def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` time numbers from T - 1 down, evenly spaced: T - 1 - floor(i T / steps)."""
+    _check_steps(schedule, steps)
     return [schedule.steps - 1 - i * schedule.steps // steps for i in range(steps)]
+
+
+def spaced_quadratically(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` time numbers from T - 1 down, closer together near the clean end: T (1 - i / steps)^2 - 1, all different.
+
+    Evenly spaced, the last of 20 steps leaves t = 49 at once, and what it makes varies too little: Gaussian data of
+    standard deviation 0.19 comes out at 0.14 from DPM-Solver++; so spaced, at 0.196 (tests/test_solvers.py).
+    """
+    _check_steps(schedule, steps)
+    return [max(round(schedule.steps * (1 - i / steps) ** 2) - 1, steps - 1 - i) for i in range(steps)]
 
 
 def spaced_as_published(schedule: NoiseSchedule, steps: int) -> list[int]:
     """The published spacing: every (T // steps)-th time number from T - 1 down, so 7 of 1000 asked means 8 run."""
-    if not 1 <= steps <= schedule.steps:
-        raise McvdError(f"steps is {steps}; this model's noise schedule allows 1 to {schedule.steps}")
+    _check_steps(schedule, steps)
     return list(range(schedule.steps - 1, -1, -(schedule.steps // steps)))
 
 
@@ -169,15 +182,16 @@ class Solver:
     """A named solver with its default number of steps."""
 
     build: Callable[[NoiseSchedule, list[int]], Table]
+    spacing: Callable[[NoiseSchedule, int], list[int]]
     steps: int
-    summary: str = field(default="")
+    summary: str
 
 
 SOLVERS = {
-    "ddpm": Solver(ddpm, 100, "ancestral sampling, as in the paper's tables"),
-    "ddim": Solver(ddim, 50, "deterministic for a given start noise"),
-    "f-pndm": Solver(f_pndm, 20, "fourth-order multistep, 9 more calls than steps"),
-    "dpm++": Solver(dpm_solver_pp, 20, "DPM-Solver++(2M), second order"),
+    "ddpm": Solver(ddpm, spaced, 100, "ancestral sampling, as in the paper's tables"),
+    "ddim": Solver(ddim, spaced, 50, "deterministic for a given start noise"),
+    "f-pndm": Solver(f_pndm, spaced_quadratically, 20, "fourth-order multistep, 9 more calls than steps"),
+    "dpm++": Solver(dpm_solver_pp, spaced_quadratically, 20, "DPM-Solver++(2M), second order"),
 }
 
 
@@ -187,7 +201,7 @@ def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -
         raise McvdError(f"solver is {name!r}; it is one of {', '.join(SOLVERS)}")
     solver = SOLVERS[name]
     steps = min(solver.steps, schedule.steps) if steps is None else steps
-    return solver.build(schedule, spaced(schedule, steps))
+    return solver.build(schedule, solver.spacing(schedule, steps))
 
 
 def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: bool = True) -> Table:

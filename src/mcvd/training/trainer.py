@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,9 +91,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+            **_adam(config),
             fused=device.type == "cuda",
         )
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup)
@@ -135,6 +134,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "config": to_dict(self.recipe.model),
+            "data": _data_name(self.recipe),
         }
 
     def load_state_dict(self, state: dict, where: str) -> None:
@@ -143,6 +143,8 @@ class Trainer:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # the recipe may have been edited since
+            group.update(_adam(self.recipe.optimizer))
         self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
 
@@ -151,6 +153,14 @@ class Trainer:
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)
         model.load_state_dict(self.ema.weights())
         return model.eval()
+
+
+def _adam(config: OptimizerConfig) -> dict[str, Any]:
+    return {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+
+
+def _data_name(recipe: Recipe) -> str:
+    return recipe.data.kind if recipe.data.path is None else str(Path(recipe.data.path).expanduser().resolve())
 
 
 def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
@@ -193,6 +203,8 @@ def train(
             trainer.load_state_dict(state, str(output))
             if processes.rank == 0:
                 report(f"continuing {output} at step {trainer.step}")
+                if state.get("data") != _data_name(recipe):
+                    report(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
         del state
         test = clips(recipe, "test", processes.device).batch(range(VALIDATION_CLIPS))
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
