@@ -67,6 +67,8 @@ class VideoDiffusion(nn.Module):
         super().__init__()
         if config.prediction not in gaussian.PREDICTIONS:
             raise McvdError(f"prediction is {config.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
+        if config.prediction == "eps" and config.schedule.zero_terminal:
+            raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
         self.config = config
         self.network = UNet(config.network)
         for weight in self.network.parameters():

@@ -24,21 +24,29 @@ class NoiseSchedule:
     """beta at t = 0 (linear only)."""
     beta_last: float = 0.02
     """beta at t = T - 1 (linear only)."""
+    zero_terminal: bool = False
+    """Rescale so that alpha_bar is 0 at t = T - 1: pure noise, as sampling starts from (arXiv 2305.08891). Needs a
+    network that predicts v or x0, for eps says nothing of the video there."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "cosine"):
             raise McvdError(f"noise schedule is {self.kind!r}; it is 'linear' or 'cosine'")
-        if self.steps < 1:
-            raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
+        if self.steps < 1 + self.zero_terminal:
+            raise McvdError(f"a noise schedule needs at least {1 + self.zero_terminal} steps, not {self.steps}")
 
     @cached_property
     def alpha_bar(self) -> Tensor:
         """``(T,)`` float64, descending; alpha_bar of "before t = 0" is 1."""
         if self.kind == "linear":
             beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
-            return torch.cumprod(1 - beta, dim=0)
-        u = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
-        return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+            alpha_bar = torch.cumprod(1 - beta, dim=0)
+        else:
+            u = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
+            alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+        if self.zero_terminal:  # arXiv 2305.08891, algorithm 1: shift and scale the roots, keep the first
+            root = alpha_bar.sqrt()
+            alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        return alpha_bar
 
     @cached_property
     def beta(self) -> Tensor:

@@ -131,11 +131,13 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     rows: list[Row] = []
     firsts: list[int] = []  # the row of the first call of each step: only these enter the multistep formula
     for i, (t, a, b) in enumerate(_levels(schedule, times)):
-        full_x, full_eps = _transfer(a, b)
         firsts.append(len(rows))
-        if a < 1e-6:  # cosine's first level: eps says nothing of x0 there, only a first-order step in x0 is stable
+        if a < 1e-6:
+            # the first level of cosine and zero-terminal schedules: eps says nothing of x0; first order in x0 is stable
             rows.append(Row(t, a, base=0.0, x0=(math.sqrt(b),), eps=(math.sqrt(1 - b),)))
-        elif i >= 3:
+            continue
+        full_x, full_eps = _transfer(a, b)
+        if i >= 3:
             weights = [0.0] * (len(rows) - firsts[-4] + 1)
             for first, weight in zip(firsts[-4:], (-9 / 24, 37 / 24, -59 / 24, 55 / 24)):
                 weights[len(rows) - first] = full_eps * weight
@@ -159,7 +161,8 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
 
 def dpm_solver_pp(schedule: NoiseSchedule, times: list[int]) -> Table:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: predicts x0, remembers 2 calls."""
-    half_log_snr = lambda a: 0.5 * math.log(a / (1 - a))  # noqa: E731 - lambda_t of the paper
+    # lambda_t of the paper; with zero terminal SNR the first is minus infinity, and the formulas below have that limit
+    half_log_snr = lambda a: 0.5 * math.log(a / (1 - a)) if a else -math.inf  # noqa: E731
     levels = _levels(schedule, times)
     rows = []
     for i, (t, a, b) in enumerate(levels):
@@ -260,7 +263,8 @@ def gains(table: Table, schedule: NoiseSchedule) -> Tensor:
         base = state if row.anchor else base
         told = float(schedule.alpha_bar[int(row.t)])
         eps_s.insert(0, (state - math.sqrt(told)) / math.sqrt(1 - told))
-        x0s.insert(0, (state - math.sqrt(1 - row.alpha_bar) * eps_s[0]) / math.sqrt(row.alpha_bar))
+        root = math.sqrt(row.alpha_bar)
+        x0s.insert(0, (state - math.sqrt(1 - row.alpha_bar) * eps_s[0]) / root if root else 1.0)
         state = row.base * base + sum(w * x for w, x in zip(row.x0, x0s)) + sum(w * e for w, e in zip(row.eps, eps_s))
         out.append(state)
     return torch.tensor(out, dtype=torch.float64)

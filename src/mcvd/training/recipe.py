@@ -36,8 +36,10 @@ class OptimizerConfig:
     """Learning rate after warm-up."""
     warmup: int = 1000
     """Steps of linear warm-up; the first step has rate 0."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """What the rate does after warm-up: `cosine` falls to 0 at the last step."""
+    decay: Literal["constant", "cosine", "wsd"] = "constant"
+    """What the rate does after warm-up: `cosine` falls to 0 at the last step; `wsd` stays, then falls linearly to 0."""
+    cooldown: float = 0.2
+    """Share of the steps in which `wsd` falls."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's averages."""
     eps: float = 1e-8
@@ -59,6 +61,10 @@ class Recipe:
     """Optimizer steps."""
     batch: int = 64
     """Clips per step, over all processes."""
+    accumulate: int = 1
+    """Parts that a process takes its share of the batch in, one after another, to save memory."""
+    weighting: Literal["uniform", "min-snr"] = "uniform"
+    """Weight of the noise levels in the loss: all the same (the paper), or Min-SNR (arXiv 2303.09556)."""
     ema: float = 0.999
     """Decay of the averaged weights."""
     ema_warmup: bool = False
@@ -77,7 +83,7 @@ class Recipe:
     """Steps between sample sheets and validation."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "save_every", "sample_every"):
+        for name in ("steps", "batch", "accumulate", "log_every", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise McvdError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.seed < 0:

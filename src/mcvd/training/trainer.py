@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mcvd.config import to_dict
+from mcvd.diffusion.loss import min_snr_weight
 from mcvd.errors import McvdError
 from mcvd.model import Draw, VideoDiffusion
 from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -33,11 +34,13 @@ VALIDATION_CLIPS = 64
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
-    """The rate of step `step` (0 is the first): linear warm-up from 0, then constant or a cosine to 0 at `steps`."""
+    """The rate of step `step` (0 is the first): linear warm-up from 0, then as `config.decay` says until `steps`."""
     rate = config.lr * min(step / config.warmup, 1.0) if config.warmup else config.lr
     if config.decay == "cosine" and step >= config.warmup:
         done = (step - config.warmup) / max(steps - config.warmup, 1)
         rate *= 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    if config.decay == "wsd":
+        rate *= min(1.0, max(steps - step, 0) / max(config.cooldown * steps, 1))
     return rate
 
 
@@ -81,8 +84,9 @@ class Trainer:
     """The state of a run, and its step. `train` drives it."""
 
     def __init__(self, recipe: Recipe, processes: Processes, source: ClipSource):
-        if recipe.batch % processes.count:
-            raise McvdError(f"batch {recipe.batch} does not divide among {processes.count} processes")
+        if recipe.batch % (processes.count * recipe.accumulate):
+            parts = f"{processes.count} processes of {recipe.accumulate} parts"
+            raise McvdError(f"batch {recipe.batch} does not divide among {parts}")
         self.recipe, self.processes, self.source = recipe, processes, source
         device = processes.device
         torch.manual_seed(recipe.seed)
@@ -107,24 +111,41 @@ class Trainer:
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
         recipe, rank, count, device = self.recipe, self.processes.rank, self.processes.count, self.processes.device
-        size = recipe.batch // count
-        rows = slice(rank * size, (rank + 1) * size)
-        positions = torch.arange(self.step * recipe.batch, (self.step + 1) * recipe.batch)[rows]
-        clips = to_model_range(self.source.batch(positions), device)
+        parts = recipe.accumulate
+        size = recipe.batch // (count * parts)
+        first = self.step * recipe.batch
         draw = self.model.draw(recipe.batch, generator_at(recipe.seed, self.step, device))
         torch.manual_seed(recipe.seed * 1_000_003 + self.step * count + rank)  # dropout
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, recipe.optimizer, recipe.steps)
-        with self.autocast:
-            loss = self.network(clips, Draw(*(x[rows] for x in draw))).mean()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total = torch.zeros((), device=device)
+        for part in range(parts):
+            start = (rank * parts + part) * size
+            clips = to_model_range(self.source.batch(range(first + start, first + start + size)), device)
+            mine = Draw(*(x[start : start + size] for x in draw))
+            with self._no_sync() if part < parts - 1 else contextlib.nullcontext():
+                with self.autocast:
+                    loss = (self.network(clips, mine) * self._weight(mine.t)).mean() / parts
+                loss.backward()
+            total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
         self.optimizer.step()
         self.ema.update()
         self.step += 1
-        return loss.detach(), norm
+        return total, norm
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients are exchanged once, with the last part."""
+        network = self.network
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _weight(self, t: Tensor) -> Tensor | float:
+        if self.recipe.weighting == "uniform":
+            return 1.0
+        config = self.recipe.model
+        return min_snr_weight(config.schedule.alpha_bar.to(t.device)[t].float(), config.prediction)
 
     def state_dict(self) -> dict[str, object]:
         """All that a restart needs; random numbers need no state."""

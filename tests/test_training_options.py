@@ -1,0 +1,90 @@
+"""What training knows beyond the paper: accumulation, Min-SNR weights, zero terminal SNR, warm-up-stable-decay."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import tiny
+from mcvd.diffusion import gaussian
+from mcvd.diffusion.loss import min_snr_weight
+from mcvd.diffusion.schedule import NoiseSchedule
+from mcvd.diffusion.solvers import SOLVERS, gains, solver_table
+from mcvd.errors import McvdError
+from mcvd.model import ModelConfig, VideoDiffusion
+from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.trainer import Processes, Trainer, learning_rate
+
+ZERO = NoiseSchedule(zero_terminal=True)
+
+
+class Noise:
+    """Clips of random pixels, by position."""
+
+    def __init__(self, network):
+        self.shape = (network.layout.frames, network.channels, *network.size)
+
+    def batch(self, indices):
+        each = [torch.Generator().manual_seed(int(i)) for i in indices]
+        return torch.stack([torch.randint(256, self.shape, generator=g, dtype=torch.uint8) for g in each])
+
+
+def trainer(**options):
+    model = tiny.config()
+    recipe = Recipe(model=model, optimizer=OptimizerConfig(lr=1e-3, warmup=0), batch=4, **options)
+    return Trainer(recipe, Processes(0, 1, torch.device("cpu")), Noise(model.network))
+
+
+def test_parts_of_a_batch_add_up_to_the_batch():
+    whole, parts = trainer(), trainer(accumulate=2)
+    for _ in range(2):
+        (loss, norm), (loss_parts, norm_parts) = whole.train_step(), parts.train_step()
+        assert float(loss_parts) == pytest.approx(float(loss), rel=1e-5)
+        assert float(norm_parts) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(McvdError, match="batch 4 does not divide among 1 processes of 3 parts"):
+        trainer(accumulate=3)
+
+
+def test_min_snr_weights_an_x0_error_by_the_snr_up_to_5_whatever_the_network_predicts():
+    alpha_bar = NoiseSchedule().alpha_bar[::37]
+    x0 = eps = torch.zeros(1, dtype=torch.float64)
+    off = 0.1
+    for prediction in gaussian.PREDICTIONS:
+        for a in alpha_bar:
+            right = gaussian.target(prediction, x0, eps, a)
+            in_x0 = gaussian.x0_from(prediction, gaussian.add_noise(x0, eps, a), right + off, a).square()
+            snr = float(a / (1 - a))
+            weighted = min_snr_weight(a[None], prediction) * off**2
+            assert float(weighted) == pytest.approx(float(in_x0) * min(snr, 5.0), rel=1e-9)
+
+
+def test_min_snr_changes_the_loss_of_a_step():
+    assert float(trainer(weighting="min-snr").train_step()[0]) != pytest.approx(float(trainer().train_step()[0]))
+
+
+def test_a_zero_terminal_schedule_ends_in_pure_noise_and_keeps_its_first_level():
+    assert float(ZERO.alpha_bar[-1]) == 0.0
+    assert float(ZERO.alpha_bar[0]) == pytest.approx(float(NoiseSchedule().alpha_bar[0]), abs=1e-12)
+    assert (ZERO.alpha_bar.diff() < 0).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_solvers_are_sound_on_a_zero_terminal_schedule(solver, steps):
+    assert float(gains(solver_table(solver, ZERO, steps), ZERO)[-1]) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_zero_terminal_schedule_needs_a_network_that_does_not_predict_eps():
+    with pytest.raises(McvdError, match="needs prediction v or x0"):
+        VideoDiffusion(ModelConfig(schedule=ZERO))
+    model = VideoDiffusion(dataclasses.replace(tiny.config(), schedule=ZERO, prediction="v"))
+    assert torch.isfinite(model.generate(frames=model.layout.current, solver="dpm++", steps=3)).all()
+
+
+def test_warm_up_stable_decay():
+    config = OptimizerConfig(lr=1.0, warmup=10, decay="wsd", cooldown=0.2)
+    rates = [learning_rate(step, config, 100) for step in (0, 5, 10, 50, 79, 80, 90, 99, 100)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
