@@ -11,9 +11,12 @@ from mcvd.diffusion.loss import min_snr_weight
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import SOLVERS, gains, solver_table
 from mcvd.errors import McvdError
+from mcvd.layout import BlockLayout
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.trainer import Processes, Trainer, learning_rate
+from mcvd.training.estimate import estimate
+from mcvd.training.initialise import initialise_from
+from mcvd.training.recipe import OptimizerConfig, Recipe, read_recipe
+from mcvd.training.trainer import Processes, Trainer, learning_rate, train
 
 ZERO = NoiseSchedule(zero_terminal=True)
 
@@ -88,3 +91,60 @@ def test_warm_up_stable_decay():
     config = OptimizerConfig(lr=1.0, warmup=10, decay="wsd", cooldown=0.2)
     rates = [learning_rate(step, config, 100) for step in (0, 5, 10, 50, 79, 80, 90, 99, 100)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
+
+
+def output(model, past, x, future):
+    return model.network(x, torch.tensor([7]), model.network.encode(past, future))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [BlockLayout(2, 3, 1), BlockLayout(4, 3, 1), BlockLayout(2, 3, 3)], ids=str)
+def test_a_model_that_starts_from_another_begins_as_that_one_also_with_more_condition_frames(layout):
+    source, model = tiny.model(), tiny.model(seed=1, layout=layout)
+    new = initialise_from(model, source)
+    assert new == ([] if layout == source.layout else ["conv_in.weight"])
+    draw = torch.Generator().manual_seed(0)
+    past, x, future = (torch.randn(1, n, 1, 16, 16, generator=draw) for n in (layout.past, 3, layout.future))
+    torch.testing.assert_close(output(model, past, x, future), output(source, past[:, -2:], x, future[:, :1]))
+
+
+@torch.no_grad()
+def test_a_model_that_makes_more_frames_keeps_what_it_knew_of_the_first():
+    source, model = tiny.model(), tiny.model(seed=1, layout=BlockLayout(2, 5, 1))
+    assert initialise_from(model, source) == ["conv_in.weight", "conv_out.weight", "conv_out.bias"]
+    draw = torch.Generator().manual_seed(0)
+    past, x, future = (torch.randn(1, n, 1, 16, 16, generator=draw) for n in (2, 5, 1))
+    model.network.conv_in.weight[:, 3:5] = 0  # what the two new frames say
+    torch.testing.assert_close(output(model, past, x, future)[:, :3], output(source, past, x[:, :3], future))
+
+
+def test_weights_that_fit_nowhere_are_refused():
+    with pytest.raises(McvdError, match="most of the weights to start from do not fit"):
+        initialise_from(tiny.model(width=16), tiny.model(width=8))
+
+
+def test_fine_tuning_says_what_is_new_and_refuses_another_meaning(tmp_path):
+    tiny.model().save(tmp_path / "start")
+    recipe = Recipe(model=tiny.config(layout=BlockLayout(3, 3, 1)), steps=2, batch=2, sample_every=100)
+    lines = []
+    options = {"clips": lambda recipe, split, device: Noise(recipe.model.network), "report": lines.append}
+    folder = train(recipe, tmp_path / "run", init_from=tmp_path / "start", device="cpu", **options)
+    assert any("starting from" in line and line.endswith("conv_in.weight") for line in lines)
+    trained = VideoDiffusion.from_folder(folder).network.state_dict()
+    moved = trained["middle.0.conv0.weight"] - tiny.model().network.state_dict()["middle.0.conv0.weight"]
+    assert 0 <= float(moved.abs().max()) < 1e-2  # two steps away, not another random start
+    other = dataclasses.replace(recipe, model=tiny.config(prediction="v"))
+    with pytest.raises(McvdError, match=r"model.prediction v, the weights .* were trained with eps"):
+        train(other, tmp_path / "other", init_from=tmp_path / "start", device="cpu", **options)
+    assert not (tmp_path / "other").exists()
+
+
+def test_estimates_count_what_is_there():
+    recipe = read_recipe("smmnist-concat")
+    cost = estimate(recipe)
+    assert cost.parameters == 27_941_765
+    # the published figure is 19.8 GFLOP a network call; backward costs twice that
+    assert cost.flops == pytest.approx(3 * 19.8e9, rel=0.02)
+    half = estimate(dataclasses.replace(recipe, accumulate=2))
+    assert half.activation_bytes == cost.activation_bytes / 2
+    assert cost.seconds(recipe, 1e12) == pytest.approx(cost.flops * recipe.batch * recipe.steps / 1e12)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mcvd.cli.options import Device, MaybeCount, MaybeMinutes, MaybeSeed
+from mcvd.cli.options import Device, Flag, MaybeCount, MaybeMinutes, MaybeSeed
+
+if TYPE_CHECKING:
+    from mcvd.training.recipe import Recipe
 
 _FROM_RECIPE = "(default: the recipe's)"
 
@@ -43,6 +46,11 @@ class Command:
     )
     """Any other value of the recipe, e.g. optimizer.lr=1e-4 or model.network.width=96."""
 
+    init_from: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: random weights)")] = None
+    """Start from the weights of a model (as --model of the other commands takes it), wherever they fit."""
+    dry_run: Flag = False
+    """Print the whole recipe and what it will cost (weights, arithmetic, memory, time); train nothing."""
+
     def run(self) -> None:
         """Does it."""
         from mcvd.cli.work import colours
@@ -54,6 +62,9 @@ class Command:
         recipe = read_recipe(self.recipe)
         recipe = override(recipe, parse_assignments(self.set, "--set"), "--set")
         recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
+        if self.dry_run:
+            _print_estimate(recipe)
+            return
         output = self.output or Path("runs") / Path(self.recipe).stem
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
         if first:
@@ -65,9 +76,29 @@ class Command:
                 f"{recipe.steps} steps of {recipe.batch} clips",
                 flush=True,
             )
-        model = train(recipe, output, device=self.device, minutes=self.minutes, report=_say)
+        model = train(recipe, output, device=self.device, minutes=self.minutes, init_from=self.init_from, report=_say)
         if first:
             print(f"the model is in {model}; look at it with: mcvd generate --model {model}")
+
+
+def _print_estimate(recipe: Recipe) -> None:
+    import torch
+    import yaml
+
+    from mcvd.config import to_dict
+    from mcvd.training.estimate import estimate, rate
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cost, speed = estimate(recipe), rate(device)
+    print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
+    print(f"\nweights      {cost.parameters / 1e6:.2f} million")
+    print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP a clip and step, forward and backward")
+    print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, Adam and EMA; at most")
+    print(f"             {cost.activation_bytes / 1e9:.2f} GB for activations in one process (float32; half in bf16)")
+    print(
+        f"time         {cost.seconds(recipe, speed) / 3600:.3g} hours for {recipe.steps} steps of {recipe.batch} clips "
+        f"on this machine's {device.type}, if it reaches {speed / 1e12:.3g} TFLOP/s"
+    )
 
 
 def _say(line: str) -> None:

@@ -26,6 +26,7 @@ from mcvd.errors import McvdError
 from mcvd.model import Draw, VideoDiffusion
 from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mcvd.training.ema import Ema
+from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.source import ClipSource, clip_source
@@ -169,6 +170,12 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
 
+    def start_from(self, source: VideoDiffusion) -> list[str]:
+        """Takes over the weights of another model where they fit; returns the names of the others."""
+        new = initialise_from(self.model, source)
+        self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup)
+        return new
+
     def averaged(self) -> VideoDiffusion:
         """A model with the averaged weights, in evaluation mode."""
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)
@@ -206,6 +213,7 @@ def train(
     *,
     device: str | None = None,
     minutes: float | None = None,
+    init_from: str | Path | None = None,
     clips: Callable[[Recipe, str, torch.device], ClipSource] = clip_source,
     report: Callable[[str], None] = print,
 ) -> Path:
@@ -213,11 +221,19 @@ def train(
 
     output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), log.jsonl,
     TensorBoard events and samples/. Nothing in it is ever deleted but older checkpoints. SIGTERM and Ctrl-C save first.
+    init_from: a model, as `mcvd.load` takes it, whose weights a new run starts from wherever they fit; a run that
+        continues has weights of its own.
     clips: gives the source of a split ("train" or "test"); the recipe's data by default.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
     with Processes.join(device) as processes:
+        source = None
+        if init_from is not None:
+            from mcvd.interop.load import load
+
+            source = load(init_from, device=str(processes.device))
+            recipe = adapted(recipe, source)
         trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
         state = load_checkpoint(output, processes.device)
         if state is not None:
@@ -226,7 +242,11 @@ def train(
                 report(f"continuing {output} at step {trainer.step}")
                 if state.get("data") != _data_name(recipe):
                     report(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
-        del state
+        elif source is not None:
+            new = trainer.start_from(source)
+            if processes.rank == 0:
+                report(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
+        del state, source
         test = clips(recipe, "test", processes.device).batch(range(VALIDATION_CLIPS))
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:

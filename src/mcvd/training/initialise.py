@@ -1,0 +1,75 @@
+"""Fine-tuning: takes over the weights of another model wherever they fit, and says which are new."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.model import VideoDiffusion
+from mcvd.networks.unet import UNetConfig
+from mcvd.training.recipe import Recipe
+
+
+def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
+    """The recipe with what the weights of `source` mean: how they count time.
+
+    Raises McvdError where the weights would mean something else than the recipe says: another prediction, or schedule.
+    """
+    mine, theirs = recipe.model, source.config
+    for name in ("prediction", "schedule", "noisy_condition"):
+        if getattr(mine, name) != getattr(theirs, name):
+            raise McvdError(
+                f"the recipe has model.{name} {getattr(mine, name)}, the weights to start from were trained with "
+                f"{getattr(theirs, name)}; make them equal"
+            )
+    return dataclasses.replace(recipe, model=dataclasses.replace(mine, time_from_noise=theirs.time_from_noise))
+
+
+@torch.no_grad()
+def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
+    """Copies the weights of `source` into `model`; returns the names of those that are (in part) new.
+
+    Of the first and last convolution, which grow with the frames of a block, the parts of the frames that both have are
+    copied: the past frames nearest to the current ones, the first current and the first future frames; what is left
+    starts at 0 for condition frames, so that the model begins as `source` is.
+    """
+    own, given = model.network.state_dict(), source.network.state_dict()
+    new = []
+    for name, weight in own.items():
+        other = given.get(name)
+        if other is not None and other.shape == weight.shape:
+            weight.copy_(other)
+            continue
+        new.append(name)
+        if other is not None and name.startswith(("conv_in.", "conv_out.")) and model.channels == source.channels:
+            _copy_frames(name, weight, other, model.config.network, source.config.network)
+    if sum(own[name].numel() for name in new) > sum(weight.numel() for weight in own.values()) / 2:
+        raise McvdError("most of the weights to start from do not fit: give the recipe their width, multipliers and blocks")
+    return new
+
+
+def _copy_frames(name: str, weight: Tensor, other: Tensor, mine: UNetConfig, theirs: UNetConfig) -> None:
+    if mine.frames != "channels" or theirs.frames != "channels" or mine.width != theirs.width:
+        return
+    colours = mine.channels
+    if name.startswith("conv_out."):
+        rows = min(len(weight), len(other))
+        weight[:rows] = other[:rows]
+        return
+    if name != "conv_in.weight":
+        return
+    weight[:, mine.layout.current * colours :] = 0
+    start = start_other = 0
+    condition = ("past", "future") if mine.conditioning == theirs.conditioning == "concat" else ()
+    for group in ("current", *condition):
+        frames, frames_other = getattr(mine.layout, group), getattr(theirs.layout, group)
+        both = min(frames, frames_other)
+        # of the past, the frames nearest to the current ones correspond; of the others, the first
+        at, at_other = (frames - both, frames_other - both) if group == "past" else (0, 0)
+        to = slice((start + at) * colours, (start + at + both) * colours)
+        of = slice((start_other + at_other) * colours, (start_other + at_other + both) * colours)
+        weight[:, to] = other[:, of]
+        start, start_other = start + frames, start_other + frames_other
