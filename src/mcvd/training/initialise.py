@@ -47,7 +47,9 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
         if other is not None and name.startswith(("conv_in.", "conv_out.")) and model.channels == source.channels:
             _copy_frames(name, weight, other, model.config.network, source.config.network)
     if sum(own[name].numel() for name in new) > sum(weight.numel() for weight in own.values()) / 2:
-        raise McvdError("most of the weights to start from do not fit: give the recipe their width, multipliers and blocks")
+        raise McvdError(
+            "most of the weights to start from do not fit: give the recipe their width, multipliers and blocks"
+        )
     return new
 
 
