@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -143,6 +144,12 @@ def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeyp
     frames = stored(tmp_path / "data")
     assert np.array_equal(frames["c.npz"], clip(5, seed=77).permute(0, 2, 3, 1))
     assert "a.mp4" not in frames
+    shards = sorted((tmp_path / "data" / "shards").iterdir())
+    shards[0].unlink()
+    lost = again()
+    assert 0 < len(lost) < 14
+    assert again() == []
+    assert stored(tmp_path / "data").keys() == frames.keys()
     # another split needs no decoding; another size is another data set
     assert again(replace(SMALL, split_by="folder")) == []
     assert {e.group for e in read_manifest(tmp_path / "data").videos} == {".", "many.npz", "sub", "sub/deep"}
@@ -165,6 +172,9 @@ def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(McvdError, match="no usable video in .*; 1 left out, e.g. .*broken.mp4"):
         prepare(mixed / "broken.mp4", tmp_path / "data", SMALL)
     prepare(mixed / "c.npz", tmp_path / "data", SMALL)
+    with pytest.raises(McvdError, match=r"data was prepared from .*c.npz, not .*e.mkv"):
+        prepare(mixed / "e.mkv", tmp_path / "data", SMALL)
+    assert len(read_manifest(tmp_path / "data").videos) == 1
     with pytest.raises(McvdError, match="is prepared already"):
         prepare(tmp_path / "data", tmp_path / "data2", SMALL)
 
@@ -212,8 +222,10 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(tmp_pat
         child.wait()
     assert interrupted == 2
     assert not (killed / MANIFEST).exists()
-    kept = {path: path.stat().st_mtime_ns for path in (killed / "shards").glob("[0-9]*.npy")}
-    assert kept
+    # (a shard whose line is not in the journal yet is joined again from its parts)
+    journaled = (killed / "work" / "journal.jsonl").read_text().count("\n")
+    assert journaled > 0
+    kept = {path: path.stat().st_mtime_ns for path in (shard_path(killed, shard) for shard in range(journaled))}
     prepare(raw, killed, SMALL, workers=1, shard_bytes=60 * 768)
     assert contents(killed) == contents(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
@@ -236,6 +248,24 @@ def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monk
     (tmp_path / "torn" / "work" / "parts" / "0.raw").write_bytes(b"half")
     prepare(tmp_path / "raw", tmp_path / "torn", SMALL, workers=1, shard_bytes=20 * 768)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+def test_of_two_that_start_together_one_waits_and_finds_it_done(mixed: Path, tmp_path: Path) -> None:
+    made: list[dict[str, str]] = []
+
+    def go() -> None:
+        prepare(mixed, tmp_path / "data", SMALL, workers=1)
+        made.append({name: str((tmp_path / "data" / name).stat().st_mtime_ns) for name in contents(tmp_path / "data")})
+
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    first, second = ({name: when for name, when in times.items() if name != ".lock"} for times in made)
+    assert first == second
 
 
 def test_a_decoder_that_crashes_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,10 +481,12 @@ def test_training_prepares_raw_videos_once_in_the_cache(
     train_clips = clip_source(recipe, "train", device, lines.append)
     assert train_clips.batch(range(4)).shape == (4, 5, 3, 16, 16)
     (folder,) = (tmp_path / "cache" / "prepared").iterdir()
+    lines = [line for line in lines if not line.startswith("preparing ")]  # every so often on a slow machine
     assert len(lines) == 1
     assert f"11 videos, 114 frames of {mixed} are prepared in {folder}; 5 left out (broken.mp4, " in lines[0]
     made = contents(folder)
     test = clip_source(recipe, "test", device, lines.append)
+    assert len(lines) == 1
     assert torch.equal(test.batch(range(64)), test.batch(range(64, 128)))  # fixed ones
     assert contents(folder) == made
     # the prepared folder itself, and other videos: no new preparation, and one of its own

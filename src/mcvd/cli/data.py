@@ -10,6 +10,9 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 
 from mcvd.cli.options import Count, MaybeCount, MaybeRate
 
+Size = tuple[int, int] | None
+Fit = Literal["crop", "stretch"] | None
+Filter = Literal["area", "bilinear", "lanczos"] | None
 _PRESET = "(default: the layout's; videos: {})"
 
 
@@ -30,24 +33,20 @@ class Prepare:
     """New or empty folder, or one of an earlier run."""
     layout: Literal["videos", "kth", "bair", "cityscapes", "ucf101"] = "videos"
     """Whatever lies there, or the raw download of a published data set with its split and its way to resize."""
-    size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint=_PRESET.format("64 64"))] = (
-        None
-    )
+    size: Annotated[Size, arg(metavar="HEIGHT WIDTH", help_behavior_hint=_PRESET.format("64 64"))] = None
     """Of the stored frames, in pixels."""
-    channels: Annotated[Literal[1, 3] | None, arg(help_behavior_hint=_PRESET.format("3"))] = None
+    channels: Annotated[Literal[1, 3] | None, arg(metavar="1|3", help_behavior_hint=_PRESET.format("3"))] = None
     """1: grey; 3: RGB."""
-    fit: Annotated[Literal["crop", "stretch"] | None, arg(help_behavior_hint=_PRESET.format("crop"))] = None
+    fit: Annotated[Fit, arg(metavar="crop|stretch", help_behavior_hint=_PRESET.format("crop"))] = None
     """Cut the sides off to the proportions of --size, or squeeze the whole picture in."""
-    resample: Annotated[
-        Literal["area", "bilinear", "lanczos"] | None, arg(help_behavior_hint=_PRESET.format("area"))
-    ] = None
+    resample: Annotated[Filter, arg(metavar="area|bilinear|lanczos", help_behavior_hint=_PRESET.format("area"))] = None
     """Filter for making frames smaller."""
     fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: all frames as they are)")] = None
     """Frames a second to store, picked by time."""
     min_frames: Count = 2
     """Shorter videos are left out."""
     split_by: Annotated[str, arg(metavar="auto|file|folder|REGEX")] = "auto"
-    """What stays together: auto takes train/, val/ and test/ folders, else files; a REGEX has a group: 'person(\\d+)'."""
+    """What stays together: auto takes train/, val/ and test/ folders, else files; REGEX: e.g. 'person(\\d+)'."""
     test_share: Annotated[float, arg(metavar="X")] = 0.1
     """Share of the groups that is held out for test."""
     val_share: Annotated[float, arg(metavar="X")] = 0.0
@@ -124,7 +123,11 @@ class Fetch:
 
 @dataclass(kw_only=True)
 class Command:
-    """Prepares videos for training, says what a data set holds, fetches published ones."""
+    """Prepares videos for training (by default at 64x64 pixels and their own rate of frames a second), says what a data
+    set holds, fetches published ones.
+
+    Examples: mcvd data prepare my_videos my_data; mcvd data info my_data --sheet clips.png; mcvd data prepare --help
+    """
 
     action: OmitArgPrefixes[
         OmitSubcommandPrefixes[

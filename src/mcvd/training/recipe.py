@@ -26,6 +26,12 @@ class DataConfig:
     """Take every stride-th frame of a video."""
     flip: bool = False
     """Mirror half of the clips left to right."""
+    fps: float | None = None
+    """Frames a second that videos are resampled to when they are prepared; None keeps their own."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """How frames become the model's shape: cut to it from the centre, or stretched."""
+    split_by: str = "auto"
+    """What is held out for validation as a whole: `file`, `folder`, or a regular expression with a group."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from mcvd.config import to_dict
 from mcvd.data.fetch import cache_dir
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.errors import McvdError
@@ -54,8 +55,14 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
 
     path = prepared_data(
         Path(recipe.data.path).expanduser(),
-        Settings(size=network.size, channels=network.channels),
-        _say_first if report is None else report,
+        Settings(
+            size=network.size,
+            channels=network.channels,
+            fit=recipe.data.fit,
+            fps=recipe.data.fps,
+            split_by=recipe.data.split_by,
+        ),
+        _say_nothing if split != "train" else report or _say_first,
     )
     if split == "test" and "val" in info(path).splits:
         split = "val"
@@ -82,7 +89,7 @@ def prepared_data(path: Path, settings: Settings, report: Report) -> Path:
 
     if is_prepared(path) or (path.exists() and hdf5_shards(path)):
         return path
-    key = json.dumps([str(path.resolve()), settings.decoding()])
+    key = json.dumps([str(path.resolve()), to_dict(settings)])  # runs with another split get a folder of their own
     folder = cache_dir() / "prepared" / f"{path.resolve().stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     said = time.monotonic()
 
@@ -92,14 +99,16 @@ def prepared_data(path: Path, settings: Settings, report: Report) -> Path:
             said = time.monotonic()
             report(f"preparing {path}: {done} of {total} videos")
 
-    new = not is_prepared(folder)
     manifest = prepare(path, folder, settings, progress=progress)
-    if new or manifest.skipped:
-        frames = sum(entry.frames for entry in manifest.videos)
-        left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
-        more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
-        report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
+    frames = sum(entry.frames for entry in manifest.videos)
+    left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
+    more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
+    report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
     return folder
+
+
+def _say_nothing(line: str) -> None:
+    """The lines were said for the other split."""
 
 
 def _say_first(line: str) -> None:

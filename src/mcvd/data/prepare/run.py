@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mcvd.data.prepare.bair import find_bair
 from mcvd.data.prepare.cityscapes import find_cityscapes
 from mcvd.data.prepare.items import Item, find_items, natural_text, no_videos
 from mcvd.data.prepare.kth import find_kth
+from mcvd.data.prepare.lock import locked
 from mcvd.data.prepare.parts import RETRY, UNOPENED, load_part, part_file, settle, unwritable, write_atomically
 from mcvd.data.prepare.settings import Settings
 from mcvd.data.prepare.ucf101 import find_ucf101
@@ -75,9 +76,11 @@ def prepare(
     items, ignored = FIND[settings.layout](root)
     if not items:
         raise no_videos(root)
-    with _locked(folder):
+    with locked(folder):
         old = _earlier(folder, settings)
         work = _Work(folder, settings, old, shard_bytes)
+        if old is not None and old.root != str(root) and not any(item.name in work.known for item in items):
+            raise McvdError(f"{folder} was prepared from {old.root}, not {root}; choose another folder")
         kept, todo = work.sort_out(items)
         if progress is not None:
             progress(len(items) - len(todo), len(items))
@@ -111,6 +114,8 @@ class _Work:
         journaled = _read_journal(self.journal)
         self.known = {entry.source: entry for entry in (*(old.entries if old else ()), *journaled)}
         self.next_shard = 1 + max((entry.shard for entry in self.known.values()), default=-1)
+        lost = _lost_shards(folder, self.known.values(), self.frame_bytes)
+        self.known = {name: entry for name, entry in self.known.items() if entry.shard not in lost}
         self.placed: dict[str, Entry] = {}
         self.batch: list[Entry] = []
 
@@ -200,6 +205,16 @@ def _still_true(item: Item, entry: Entry) -> Entry | None:
     return None
 
 
+def _lost_shards(folder: Path, entries: Iterable[Entry], frame_bytes: int) -> set[int]:
+    """Shards that are not there, or shorter than what should be in them."""
+    needed: dict[int, int] = {}
+    for entry in entries:
+        if not entry.skipped:
+            needed[entry.shard] = max(needed.get(entry.shard, 0), (entry.offset + entry.frames) * frame_bytes)
+    paths = {shard: shard_path(folder, shard) for shard in needed}
+    return {shard for shard, path in paths.items() if not path.is_file() or path.stat().st_size <= needed[shard]}
+
+
 def _read_journal(path: Path) -> list[Entry]:
     """Entries of finished shards; a last line that was cut is as if it had not been begun."""
     entries = []
@@ -264,9 +279,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _drop_unused(folder: Path, manifest: Manifest) -> None:
-    """Shards of which no video is left, after the sources have changed."""
+    """Shards of which no video is left, after the sources have changed, and half of one from before a kill."""
     used = {shard_path(folder, entry.shard) for entry in manifest.videos}
-    for path in (folder / "shards").glob("[0-9]*.npy"):
+    for path in (folder / "shards").iterdir():
         if path not in used:
             path.unlink(missing_ok=True)
 
@@ -282,19 +297,3 @@ def _processes(workers: int | None, videos: int) -> int:
         return workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if videos <= FEW else min(cores, videos)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time prepares into a folder; the others wait, and then find the work done. Death unlocks."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    with handle:
-        with contextlib.suppress(ImportError, OSError):  # Windows, and network disks without locks
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
