@@ -33,7 +33,7 @@ class Options:
     model: str = "digits"
     """Bundled name or model folder."""
     digits: Path | None = None
-    """Folder of the MNIST files, or an .npz of resized digits (benchmarks/gpu/digits.py makes it); None is the cache."""
+    """Folder of the MNIST files, or an .npz of resized digits (see benchmarks/gpu/digits.py); None is the cache."""
     clips: int = 256
     """Test clips."""
     samples: int = 10

@@ -1,4 +1,4 @@
-"""Shared fixtures. OMP_WAIT_POLICY must be set before torch is imported: spinning barriers cost 10-50x on busy cores."""
+"""Shared fixtures. OMP_WAIT_POLICY is set before torch is imported: spinning barriers cost 10-50x on busy cores."""
 
 import os
 

@@ -29,9 +29,7 @@ from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.source import ClipSource, clip_source
-
-VALIDATION_CLIPS = 64
+from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
@@ -247,7 +245,7 @@ def train(
             if processes.rank == 0:
                 report(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
         del state, source
-        test = clips(recipe, "test", processes.device).batch(range(VALIDATION_CLIPS))
+        test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS))
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:
             _loop(trainer, test, log, output, deadline)
