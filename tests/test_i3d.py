@@ -48,6 +48,21 @@ def test_convolution_and_pooling_equal_3d_operators(frames, size, stride, height
     assert torch.equal(i3d.max_pool(x, (window,) * 3, (stride,) * 3), expected)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_winograd_equals_the_direct_convolution(frames):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, frames, 28, 32, 64, generator=generator)
+    kernel, bias = torch.randn(8, 64, 3, 3, 3, generator=generator), torch.randn(8, generator=generator)
+    ours = i3d.TapsConv(64, 8, 3)
+    ours.load_state_dict({"weight": kernel.transpose(1, 2).flatten(1, 2), "bias": bias})
+    assert ours._by_winograd(x)
+    with torch.no_grad():
+        made = ours(x, then=lambda y: y)
+    expected = F.conv3d(x.permute(0, 4, 1, 2, 3).double(), kernel.double(), bias.double(), padding=1)
+    error = (made - expected.permute(0, 2, 3, 4, 1)).abs().max() / expected.std()
+    assert error < 2e-4
+
+
 @pytest.mark.oracle
 def test_resize_equals_the_published_preprocessing(oracle_dir):
     vectors = load_file(oracle_dir / "metrics" / "frechet.safetensors")

@@ -2,8 +2,8 @@
 
 Written for speed on any device: videos are stored ``(B, T, H, W, C)``, so that a 1x1x1 convolution is one matrix
 product, and a k x k x k convolution is a 2-D convolution over frames whose channels are the k neighbouring frames side
-by side (about twice as fast as a 3-D convolution on CPUs). Batch-norm is folded into the weights. Padding is
-TensorFlow's SAME: as much as needed, the odd pixel or frame at the end.
+by side (up to twice as fast as a 3-D convolution on CPUs; `winograd` for the largest). Batch-norm is folded into the
+weights. Padding is TensorFlow's SAME: as much as needed, the odd pixel or frame at the end.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
+from mcvd.evaluation import winograd
 from mcvd.evaluation.weights import load_weights
 
 SIZE = 224
@@ -35,7 +36,7 @@ def load(weights: Path | str | None = None, device: torch.device | str | None = 
     """
     network = I3D()
     network.load_state_dict(fold_batch_norm(load_weights("i3d", weights)))
-    network.to(device or "cpu", memory_format=torch.channels_last)
+    network = network.to(device or "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 
@@ -74,12 +75,12 @@ class I3D(nn.Module):
         if clips.shape[1] < SHORTEST:
             raise McvdError(f"I3D needs clips of at least {SHORTEST} frames, these have {clips.shape[1]}")
         device = self.logits.weight.device
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [self._logits(_in_unit_range(part.to(device))) for part in clips.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)  # outside: an ordinary tensor
 
     def features(self, videos: Tensor, chunk: int = 8) -> Tensor:
-        """Logits of videos of any size and of 1 or 3 colours, resized chunk by chunk: ``(B, T, C, H, W) -> (B, 400)``."""
+        """Logits of videos of any size, grey or colour, resized chunk by chunk: ``(B, T, C, H, W)`` -> ``(B, 400)``."""
         device = self.logits.weight.device
         parts = [self(resize(part.to(device)), chunk) for part in videos.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)
@@ -96,7 +97,7 @@ class I3D(nn.Module):
             if stage == "5b":
                 x = max_pool(x, (2, 2, 2), (2, 2, 2))
             x = self.get_submodule(f"mixed_{stage}")(x)
-        # Averages over 2 x 7 x 7 windows at stride 1, the logits of each, and their mean: all linear, so averaged first.
+        # Averages over 2 x 7 x 7 at stride 1, the logits of each and their mean: all linear, so averaged first.
         x = x.mean((2, 3))
         return self.logits((x[:, :-1] + x[:, 1:]).mean(1) / 2)
 
@@ -118,7 +119,9 @@ _WIDTHS = (
 class Mixed(nn.Module):
     """Four branches side by side: 1x1x1; 1x1x1 then 3x3x3, twice; 3x3x3 max-pool then 1x1x1."""
 
-    def __init__(self, channels: int, one: int, reduced: int, three: int, reduced2: int, three2: int, pool: int) -> None:
+    def __init__(
+        self, channels: int, one: int, reduced: int, three: int, reduced2: int, three2: int, pool: int
+    ) -> None:
         super().__init__()
         self.widths = (one, reduced, reduced2)
         self.pointwise = nn.Linear(channels, sum(self.widths))  # the three 1x1x1 convolutions of the same input
@@ -145,6 +148,7 @@ class TapsConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, size * channels, size, size))
         self.bias = nn.Parameter(torch.empty(out))
         self._parts: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._turned: Tensor | None = None
 
     def forward(self, x: Tensor, then: Callable[[Tensor], Tensor] = F.relu_) -> Tensor:
         """``then`` is applied to each run of output frames, while it is still in the caches of the processor."""
@@ -153,10 +157,17 @@ class TapsConv(nn.Module):
         before, _ = same_padding(frames, k, s)
         (top, bottom), (left, right) = same_padding(height, k, s), same_padding(width, k, s)
         even = (top, left) == (bottom, right)
+        turned = winograd.turn_input(x) if self._by_winograd(x) else None
         outputs = []
         for (low, high), run in groupby(range(math.ceil(frames / s)), lambda t: self._seen(t * s - before, frames)):
             first, *rest = run
             start, count = first * s - before, 1 + len(rest)
+            if turned is not None:
+                stacked = torch.cat([turned[:, :, start + i : start + i + count] for i in range(low, high)], -1)
+                y = torch.bmm(stacked.flatten(1, 4), self._turned_weight()[:, low * channels : high * channels])
+                y = winograd.turn_output(y.unflatten(1, stacked.shape[1:5]).flatten(1, 2)) + self.bias
+                outputs.append(then(y.unflatten(0, (batch, count))))
+                continue
             shape = (batch, count, height, width, high - low, channels)
             if even:
                 taps = inside = x.new_empty(shape)
@@ -170,6 +181,17 @@ class TapsConv(nn.Module):
             y = F.conv2d(images, self._part(low, high), self.bias, s, (top, left) if even else 0)
             outputs.append(then(y.permute(0, 2, 3, 1).unflatten(0, (batch, count))))
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+
+    def _by_winograd(self, x: Tensor) -> bool:
+        """Where it pays: large images of many channels, on a CPU."""
+        height, width, channels = x.shape[2:]
+        large = min(height, width) >= 28 and height % winograd.TILE == width % winograd.TILE == 0
+        return x.device.type == "cpu" and self.size == 3 and self.stride == 1 and large and channels >= 64
+
+    def _turned_weight(self) -> Tensor:
+        if self._turned is None:
+            self._turned = winograd.turn_weight(self.weight)
+        return self._turned
 
     def _seen(self, start: int, frames: int) -> tuple[int, int]:
         """Taps low..high of a window that starts at frame ``start`` and lie in the clip."""

@@ -1,10 +1,18 @@
-"""Frame metrics: PSNR and SSIM of videos in [0, 1]."""
+"""Frame metrics: squared error, PSNR and SSIM of videos in [0, 1]; `published_frames.py` has the published variants."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def mse(video: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error of each frame. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``, float64.
+
+    Kept per frame, it gives the PSNR of any set of frames: -10 log10 of their mean.
+    """
+    return (video.double() - truth.double()).square().flatten(-3).mean(-1)
 
 
 def psnr(video: Tensor, truth: Tensor) -> Tensor:

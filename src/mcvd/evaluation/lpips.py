@@ -23,7 +23,7 @@ def load(weights: Path | str | None = None, device: torch.device | str | None = 
     """
     network = LPIPS()
     network.load_state_dict(load_weights("lpips", weights))
-    network.to(device or "cpu", memory_format=torch.channels_last)
+    network = network.to(device or "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 
@@ -53,7 +53,7 @@ class LPIPS(nn.Module):
                 f"LPIPS takes two batches of images (B, 3, H, W) of at least {SMALLEST} pixels a side, not"
                 f" {tuple(a.shape)} and {tuple(b.shape)}"
             )
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             parts = [self._distance(x, y) for x, y in zip(a.split(chunk), b.split(chunk))]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.shift.device)  # outside: an ordinary tensor
 

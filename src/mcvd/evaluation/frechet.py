@@ -1,0 +1,135 @@
+"""Distances between two sets of features: Fréchet (FVD, on I3D logits) and kernel (KVD), in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.evaluation.files import load_tensors, save_tensors
+
+
+class Moments:
+    """Sufficient statistics of the Fréchet distance: count, mean and scatter (the sum of outer products of deviations).
+
+    Kept about the running mean (Chan et al. 1979), not as raw sums, so that no digits cancel; batches and shards merge
+    in any order to the same numbers within float64 rounding.
+    """
+
+    def __init__(self, features: Tensor | None = None) -> None:
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)
+        self.scatter = torch.zeros(0, 0, dtype=torch.float64)
+        if features is not None:
+            self.add(features)
+
+    def add(self, features: Tensor) -> Moments:
+        """Takes a batch of features ``(B, D)`` in; returns itself."""
+        batch = Moments()
+        if len(features):
+            features = features.detach().cpu().double()
+            batch.count, batch.mean = len(features), features.mean(0)
+            centred = features - batch.mean
+            batch.scatter = centred.T @ centred
+        return self.merge(batch)
+
+    def merge(self, *others: Moments) -> Moments:
+        """Takes the statistics of other sets in; returns itself."""
+        for other in others:
+            if other.count == 0:
+                continue
+            if self.count == 0:
+                self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
+                continue
+            if self.mean.shape != other.mean.shape:
+                raise McvdError(f"features of {len(self.mean)} and {len(other.mean)} numbers cannot be merged")
+            total, shift = self.count + other.count, other.mean - self.mean
+            self.scatter += other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
+            self.mean += shift * (other.count / total)
+            self.count = total
+        return self
+
+    def covariance(self) -> Tensor:
+        """``(D, D)``, unbiased (ddof 1). Raises McvdError for fewer than two features."""
+        if self.count < 2:
+            raise McvdError(f"a covariance needs at least 2 videos, there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def factor(self) -> Tensor:
+        """F ``(D, R)`` with F F^T = covariance. R is at most count - 1: what lies beyond is rounding, and its square
+        root would not be small."""
+        values, vectors = torch.linalg.eigh(self.covariance())
+        values, vectors = values.flip(0), vectors.flip(1)
+        floor = values[0].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+        rank = min(int((values > floor).sum()), self.count - 1)
+        return vectors[:, :rank] * values[:rank].sqrt()
+
+    def save(self, path: Path | str) -> None:
+        """Writes the statistics as safetensors."""
+        save_tensors({"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Moments:
+        """Reads what `save` wrote."""
+        tensors, moments = load_tensors(path), cls()
+        if set(tensors) != {"count", "mean", "scatter"}:
+            raise McvdError(f"{path} holds no statistics of features")
+        moments.count = int(tensors["count"])
+        moments.mean, moments.scatter = tensors["mean"], tensors["scatter"]
+        return moments
+
+
+def frechet_distance(real: Moments, fake: Moments) -> float:
+    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), the squared Fréchet distance of two Gaussians.
+
+    With S1 = F1 F1^T and S2 = F2 F2^T, tr (S1 S2)^1/2 is the sum of the singular values of F1^T F2. Unlike the root of
+    a matrix product, this is exact to rounding also where there are fewer videos than features, and real.
+    The value depends on both counts: compare only values with the same numbers of real and fake videos.
+    """
+    if real.mean.shape != fake.mean.shape:
+        raise McvdError(f"features of {len(real.mean)} and {len(fake.mean)} numbers cannot be compared")
+    overlap = torch.linalg.svdvals(real.factor().T @ fake.factor()).sum()
+    spread = real.covariance().trace() + fake.covariance().trace() - 2 * overlap
+    return max(0.0, float((real.mean - fake.mean).square().sum() + spread))
+
+
+def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 0) -> float:
+    """Fréchet distance extrapolated to endlessly many fakes (Chong and Forsyth 2020), against the same real statistics.
+
+    The bias is close to linear in 1 / N once N exceeds the number of features: distances of random subsets of
+    ``points`` sizes, from a quarter of the fakes to all, are fitted by a line in 1 / N; its value at 0 is returned.
+    fake: features ``(N, D)``. Raises McvdError for fewer than D fakes, where that line means nothing.
+    """
+    if len(fake) < fake.shape[1]:
+        raise McvdError(f"an extrapolation over {fake.shape[1]} features needs as many fake videos, not {len(fake)}")
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.linspace(max(2, len(fake) // 4), len(fake), points).round().long()
+    distances = []
+    for size in sizes.tolist():
+        subset = fake[torch.randperm(len(fake), generator=generator)[:size].to(fake.device)]
+        distances.append(frechet_distance(real, Moments(subset)))
+    inverse = 1 / sizes.double()
+    line = torch.stack([torch.ones_like(inverse), inverse], 1)
+    return float(torch.linalg.lstsq(line, torch.tensor(distances, dtype=torch.float64)[:, None]).solution[0])
+
+
+def kernel_distance(real: Tensor, fake: Tensor) -> float:
+    """KVD: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
+
+    real ``(N, D)``, fake ``(M, D)``, N and M at least 2. Its mean is 0 for two samples of the same videos whatever
+    their number (so it may come out below 0), which is what the Fréchet distance lacks.
+    """
+    if len(real) < 2 or len(fake) < 2:
+        raise McvdError(f"KVD needs at least 2 videos on each side, there are {len(real)} and {len(fake)}")
+    real, fake = real.cpu().double(), fake.cpu().double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        matrix = kernel(x, x)
+        return (matrix.sum() - matrix.trace()) / (len(x) * (len(x) - 1))
+
+    return float(within(real) + within(fake) - 2 * kernel(real, fake).mean())

@@ -1,0 +1,140 @@
+"""The accumulator of per-video results: whatever was measured for each (clip, sample), in any order, from any process.
+
+Everything reported is made from a table of numbers this small (a few curves and 400 features a video), so batches,
+processes and interrupted runs only ever add rows, and merging in any order gives the very same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.evaluation.files import load_tensors, save_tensors
+
+Key = tuple[int, int]
+HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A number over clips: mean, standard deviation (ddof 0), half-width of the 95 % interval of the mean, count.
+
+    The interval is 1.96 standard errors (ddof 1), as published; nan for a single clip.
+    """
+
+    mean: float
+    std: float
+    conf95: float
+    count: int
+
+
+def summarize(values: Tensor) -> Summary:
+    """Summary of one value a clip, ``(clips,)``."""
+    values, n = values.double(), len(values)
+    error = float(values.std(unbiased=True)) / n**0.5 if n > 1 else float("nan")
+    return Summary(float(values.mean()), float(values.std(unbiased=False)), 1.959964 * error, n)
+
+
+class Table:
+    """Rows by (clip, sample); columns by name, each a tensor of one shape, such as the SSIM of every frame ``(T,)``.
+
+    Usual columns: ``mse``, ``ssim``, ``lpips`` of each frame, ``features`` (I3D, 400), and those of `calibration`.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[Key, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._rows
+
+    def __iter__(self) -> Iterator[Key]:
+        """(clip, sample) of each row, sorted: what an interrupted run need not do again."""
+        return iter(sorted(self._rows))
+
+    def add(self, clips: Sequence[int] | Tensor, samples: Sequence[int] | Tensor | int = 0, **columns: Tensor) -> None:
+        """Adds one value per row of each column, ``(B, ...)``; a row may get its columns one after the other.
+
+        Raises McvdError where a row has another value already: two shards then do not come from the same evaluation.
+        """
+        clip_ids = [int(clip) for clip in clips]
+        sample_ids = [samples] * len(clip_ids) if isinstance(samples, int) else [int(sample) for sample in samples]
+        for name, values in columns.items():
+            if not len(values) == len(clip_ids) == len(sample_ids):
+                raise McvdError(f"{name}: {len(values)} values for {len(clip_ids)} clips, {len(sample_ids)} samples")
+            for key, value in zip(zip(clip_ids, sample_ids), values.detach().cpu()):
+                known = self._rows.setdefault(key, {}).setdefault(name, value)
+                if known is value:
+                    self._rows[key][name] = value.clone()  # not a view that keeps the whole batch in memory
+                elif known.shape != value.shape or not torch.allclose(known, value.to(known), 1e-4, 1e-6, True):
+                    raise McvdError(f"clip {key[0]}, sample {key[1]} was measured twice with different {name}")
+
+    def merge(self, *others: Table) -> Table:
+        """Takes the rows of other tables in; returns itself. The order of merging does not matter."""
+        for other in others:
+            for (clip, sample), row in other._rows.items():
+                self.add([clip], [sample], **{name: value[None] for name, value in row.items()})
+        return self
+
+    def rows(self, name: str, sample: int | None = None) -> Tensor:
+        """A column as ``(rows, ...)``, sorted by clip, then sample; only those of one sample where it is given."""
+        keys = [key for key in self if sample is None or key[1] == sample]
+        return torch.stack(self._values(name, keys))
+
+    def grid(self, name: str) -> Tensor:
+        """A column as ``(clips, samples, ...)``, sorted; McvdError unless every clip has the same samples."""
+        keys = list(self)
+        samples = sorted({sample for _, sample in keys})
+        clips = sorted({clip for clip, _ in keys})
+        if len(keys) != len(clips) * len(samples):
+            raise McvdError(f"not every one of {len(clips)} clips has all of {len(samples)} samples yet")
+        return torch.stack(self._values(name, keys)).unflatten(0, (len(clips), len(samples)))
+
+    def per_video(self, metric: str) -> Tensor:
+        """One value a video, ``(clips, samples)``: the mean over its frames; ``psnr`` is that of the mean error."""
+        if metric == "psnr":
+            return -10 * self.grid("mse").double().mean(-1).log10()
+        return self.grid(metric).double().mean(-1)
+
+    def summary(self, metric: str, over: Literal["best", "mean"] = "best") -> Summary:
+        """``mse``, ``psnr``, ``ssim`` or ``lpips`` over clips: of each clip's best sample by this very metric (as
+        published; depends on the number of samples), or of the mean over its samples."""
+        values = self.per_video(metric)
+        if over == "mean":
+            return summarize(values.mean(1))
+        return summarize(values.amax(1) if metric in HIGHER_IS_BETTER else values.amin(1))
+
+    def save(self, path: Path | str) -> None:
+        """Writes all rows as safetensors, whole or not at all."""
+        keys, tensors = list(self), {}
+        for name in sorted({name for row in self._rows.values() for name in row}):
+            having = [key for key in keys if name in self._rows[key]]
+            tensors[f"value.{name}"] = torch.stack(self._values(name, having))
+            tensors[f"key.{name}"] = torch.tensor(having)
+        save_tensors(tensors, path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Table:
+        """Reads what `save` wrote."""
+        tensors, table = load_tensors(path), cls()
+        for entry in sorted(tensors):
+            if entry.startswith("value."):
+                name = entry.removeprefix("value.")
+                clips, samples = tensors[f"key.{name}"].unbind(1)
+                table.add(clips, samples, **{name: tensors[entry]})
+        return table
+
+    def _values(self, name: str, keys: Sequence[Key]) -> list[Tensor]:
+        missing = next((key for key in keys if name not in self._rows[key]), None)
+        if not keys or missing is not None:
+            where = f" of clip {missing[0]}, sample {missing[1]}" if missing else ""
+            raise McvdError(f"{name}{where} was not measured")
+        return [self._rows[key][name] for key in keys]
