@@ -34,7 +34,7 @@ COMMANDS = {
     "train": _Entry("train", "a model, by a recipe", "mcvd train my_recipe.yaml --data my_videos"),
     "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
-    "fetch": _Entry("fetch", "data that training needs", "mcvd fetch mnist"),
+    "fetch": _Entry("fetch", "data and weights of metrics", "mcvd fetch mnist"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
 }
 
