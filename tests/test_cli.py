@@ -264,6 +264,15 @@ def test_fetch_takes_a_folder(assets_dir, tmp_path, capsys):
     assert str(tmp_path / "mnist") in capsys.readouterr().out
 
 
+def test_fetch_brings_weights_of_a_metric(assets_dir, tmp_path, capsys):
+    place = tmp_path / "weights"
+    assert main(["fetch", "lpips", "--source", str(assets_dir / "lpips_alex.npz"), "--output", str(place)]) == 0
+    assert (place / "lpips.safetensors").is_file()
+    assert main(["fetch", "i3d", "--source", str(assets_dir / "lpips_alex.npz"), "--output", str(place)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (place / "i3d.safetensors").exists()
+
+
 def test_import_writes_a_model_folder(clip, monkeypatch, capsys):
     import mcvd.interop.official as official
 
