@@ -42,6 +42,8 @@ class Options:
     """Solver, see `mcvd predict --help`."""
     steps: int = 20
     """Network calls per block (of 5 frames)."""
+    guidance: float = 1.0
+    """How strongly the known frames are followed; 1 is the model itself."""
     batch_size: int = 64
     """Trajectories in one network call."""
     sheet: Path | None = None
@@ -68,6 +70,7 @@ def measure(model: VideoDiffusion, clips: Tensor, options: Options) -> dict[str,
         samples=options.samples,
         solver=options.solver,
         steps=options.steps,
+        guidance=options.guidance,
         batch_size=options.batch_size,
     ).cpu()
     seconds = time.perf_counter() - began
@@ -94,7 +97,7 @@ def main(options: Options) -> None:
     result = {
         "model": options.model,
         "protocol": f"SMMNIST {size}x{size}, 5 -> 10, {options.clips} test clips (seed {SEED}), "
-        f"{options.samples} samples each, {options.solver} {options.steps} steps",
+        f"{options.samples} samples each, {options.solver} {options.steps} steps, guidance {options.guidance:g}",
         **{name: round(value, 4) for name, value in measure(model, clips, options).items()},
         "machine": torch.cuda.get_device_name() if model.device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
@@ -105,7 +108,8 @@ def main(options: Options) -> None:
     if options.sheet is not None:
         from mcvd.training.samples import sample_sheet
 
-        sample_sheet(model, clips, rows=4, solver=options.solver, steps=options.steps).save(options.sheet)
+        rows = {"rows": 4, "solver": options.solver, "steps": options.steps, "guidance": options.guidance}
+        sample_sheet(model, clips, **rows).save(options.sheet)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from mcvd.model import VideoDiffusion
 
 
 def sample_sheet(
-    model: VideoDiffusion, clips: Tensor, rows: int = 2, solver: str = "dpm++", steps: int = 20
+    model: VideoDiffusion, clips: Tensor, rows: int = 2, solver: str = "dpm++", steps: int = 20, guidance: float = 1.0
 ) -> Image.Image:
     """Truth, prediction, backward prediction, interpolation and generation of the first `rows` clips.
 
@@ -32,7 +32,7 @@ def sample_sheet(
         if all(known) or (task != "generate" and not any(known)):
             continue
         try:
-            video = model.fill(truth, known, solver=solver, steps=steps)
+            video = model.fill(truth, known, solver=solver, steps=steps, guidance=guidance)
         except McvdError:  # not trained for this task
             continue
         lines += [(f"{task} {i}", clip.cpu()) for i, clip in enumerate(video)]
