@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test check install
 
 # the bundled model is small: guidance makes it follow the known frames more closely
-FOLLOW := --guidance 2 --solver dpm++
+FOLLOW := --guidance 2
 demo: $(VENV)/.installed
 	$(BIN)/mcvd predict examples/digits.mp4 --frames 10 --samples 3 $(FOLLOW) --out output/predict.mp4
 	$(BIN)/mcvd predict examples/digits.mp4 --backward --frames 10 --samples 3 $(FOLLOW) --out output/backward.mp4

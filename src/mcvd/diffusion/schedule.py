@@ -31,8 +31,10 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "cosine"):
             raise McvdError(f"noise schedule is {self.kind!r}; it is 'linear' or 'cosine'")
-        if self.steps < 1 + self.zero_terminal:
-            raise McvdError(f"a noise schedule needs at least {1 + self.zero_terminal} steps, not {self.steps}")
+        if self.steps < 1:
+            raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
+        if self.zero_terminal and self.steps < 2:
+            raise McvdError("a zero-terminal noise schedule needs at least 2 steps: one with noise alone says nothing")
 
     @cached_property
     def alpha_bar(self) -> Tensor:
