@@ -371,3 +371,15 @@ def test_whole_real_clips(assets_dir: Path) -> None:
     """Counts in headers may be off by one (the avi of HMDB says 49 and holds 48); that is no damage."""
     for name, frames in (("TrumanShow_wave_f_nm_np1_fr_med_26.avi", 48), ("gestures/yes.mkv", 65)):
         assert len(read_video(assets_dir / "clips" / name, size=(60, 80), channels=1)) == frames
+
+
+def test_frames_that_are_neither_given_nor_made_have_no_edge() -> None:
+    video = torch.full((4, 1, 64, 64), 0.5)
+
+    def area(marks: list[int], colour: tuple[int, int, int]) -> int:
+        pixels = np.asarray(contact_sheet([("", video)], torch.tensor(marks)))
+        return int((pixels == colour).all(-1).sum())
+
+    edge = 68 * 68 - 64 * 64
+    assert area([0, 1, 1, 1], MADE) - area([0, 1, -1, -1], MADE) == 2 * edge
+    assert area([0, 0, 0, 1], GIVEN) - area([0, -1, -1, -1], GIVEN) == 2 * edge

@@ -107,10 +107,10 @@ def fill_in(
         write_video(path, sample, fps=fps)
         print(f"{done} {path} ({count(len(sample), 'frame')} at {fps:.4g} fps)")
     rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
-    edges = ~torch.tensor(known)
+    edges = 1 - torch.tensor(known).int()
     if truth is not None:
         rows.insert(0, ("real clip", truth))
-        edges = torch.stack([torch.zeros_like(edges), *[edges] * len(videos)])
+        edges = torch.stack([-edges, *[edges] * len(videos)])  # the model did not see its other frames
     done = "replaced" if sheet.exists() else "wrote"
     contact_sheet(rows, edges, path=sheet)
     print(f"{done} {sheet} (all frames in a picture: given ones edged blue, made ones orange)")

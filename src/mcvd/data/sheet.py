@@ -41,8 +41,8 @@ def contact_sheet(
     """One row of frames for each (label, video); frame numbers on top.
 
     rows: videos (T, C, H, W), uint8 or float in [0, 1]; T may differ, height and width may not.
-    made: bool (T,) for all rows or (rows, T): frames with an orange edge (made by the model); the others get a blue one
-    (given). None: no edges.
+    made: (T,) for all rows or (rows, T), bool or int: frames of 1 get an orange edge (made by the model), of 0 a blue one
+    (given), of -1 none (neither: a real frame that the model did not see). None: no edges at all.
     columns: frames side by side before the rows go on below (default: what fits in about 1600 px, 4 to 20).
     scale: pixels become scale x scale (default: short side at least 64 px). path: where to save the PNG too.
     """
@@ -55,7 +55,7 @@ def contact_sheet(
     longest = max(len(video) for video in videos)
     marks = None
     if made is not None:
-        marks = torch.as_tensor(made, dtype=torch.bool).cpu()
+        marks = torch.as_tensor(made).cpu().to(torch.int8)
         if marks.shape not in ((longest,), (len(rows), longest)):
             raise McvdError(f"made must be ({longest},) or ({len(rows)}, {longest}), not {tuple(marks.shape)}")
         marks = marks.expand(len(rows), longest)
@@ -89,7 +89,7 @@ def contact_sheet(
                 continue
             y = top + head + row * cell_h
             if marks is not None:
-                colour = MADE if marks[row, frame] else GIVEN
+                colour = {1: MADE, 0: GIVEN}.get(int(marks[row, frame]), PAPER)
                 draw.rectangle((x, y, x + width + 2 * edge - 1, y + height + 2 * edge - 1), fill=colour)
             sheet.paste(_picture(video[frame], scale), (x + edge, y + edge))
     for group in range(groups):

@@ -27,7 +27,7 @@ def sample_sheet(
         "generate": [False] * (p + k + f),
     }
     lines: list[tuple[str, Tensor]] = [(f"clip {i}", clip) for i, clip in enumerate(truth)]
-    made = [torch.zeros(p + k + f, dtype=torch.bool)] * len(lines)
+    made = [-torch.ones(p + k + f, dtype=torch.int)] * len(lines)
     for task, known in tasks.items():
         if all(known) or (task != "generate" and not any(known)):
             continue
@@ -36,5 +36,5 @@ def sample_sheet(
         except McvdError:  # not trained for this task
             continue
         lines += [(f"{task} {i}", clip.cpu()) for i, clip in enumerate(video)]
-        made += [~torch.tensor(known)] * len(video)
+        made += [1 - torch.tensor(known).int()] * len(video)
     return contact_sheet(lines, torch.stack(made))
