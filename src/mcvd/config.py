@@ -18,6 +18,8 @@ def to_dict(config: Any) -> Any:
     """A dataclass, with everything in it, as dictionaries and lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: to_dict(item) for key, item in config.items()}
     return [to_dict(item) for item in config] if isinstance(config, (tuple, list)) else config
 
 
@@ -113,6 +115,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise McvdError(f"{where}: expected {len(arguments)} values, found {len(value)}")
         return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise McvdError(f"{where}: expected keys and values, found {value!r}")
+        return {key: _convert(arguments[1], item, f"{where}: {key}") for key, item in value.items()}
+    if origin is list:
+        if not isinstance(value, list):
+            raise McvdError(f"{where}: expected a list, found {value!r}")
+        return [_convert(arguments[0], item, where) for item in value]
     if hint is float and isinstance(value, str):
         # YAML 1.1 reads 1e-4 as text
         try:

@@ -1,0 +1,101 @@
+"""The result of an evaluation: numbers, each with its interval, and all that they depend on, as one JSON file.
+
+A folder of an evaluation holds `result.json` (a `Result`), `rows.safetensors` (a `Table`: columns ``mse``, ``ssim``,
+``lpips`` per made frame, ``features`` per made video, those of `calibration` per clip) and, for the report, `videos/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mcvd.config import from_dict, to_dict
+from mcvd.errors import McvdError
+from mcvd.evaluation.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric's value with its 95 % interval."""
+
+    value: float
+    low: float | None = None
+    """Lower end of the interval; None where there is too little to say."""
+    high: float | None = None
+    """Upper end of the interval."""
+    interval: str = ""
+    """What the interval is: `bootstrap over clips, 1000 resamples` or `1.96 standard errors over 10 trajectories`."""
+    of: str = ""
+    """What was measured, in words: `best of 10 samples, mean over 256 clips`."""
+
+
+@dataclass(frozen=True)
+class System:
+    """What was measured."""
+
+    name: str
+    """As a person calls it: a model's name, or of the folder of videos that were scored."""
+    weights: str = ""
+    """sha256 of the weights' file; empty where only videos are known."""
+    solver: str = ""
+    steps: int = 0
+    guidance: float = 1.0
+    seed: int = 0
+    reference: bool = False
+    """Sampled as the published code did, its defects included."""
+    version: str = ""
+    """Of mcvd."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Numbers of one system under one protocol."""
+
+    protocol: Protocol
+    system: System
+    clips: int
+    """Clips that were measured, at most the protocol's."""
+    samples: int
+    """Videos made for each of them."""
+    data: str
+    """sha256 of the real clips: two results with the same have seen the same pixels."""
+    numbers: dict[str, Number] = field(default_factory=dict)
+    """By metric: psnr, ssim, lpips, fvd, fvd_trajectory, kvd, crps, spread_skill ..."""
+    frames: dict[str, list[float]] = field(default_factory=dict)
+    """By metric: its mean at every made frame, in the order of time."""
+    networks: dict[str, str] = field(default_factory=dict)
+    """sha256 of the tensors of the networks that measure: i3d, lpips."""
+    machine: str = ""
+    seconds: float = 0.0
+    date: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that the protocol asks for was measured."""
+        return self.clips == self.protocol.clips and self.samples == self.protocol.samples
+
+    def save(self, path: Path | str) -> None:
+        """Writes it as JSON, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(to_dict(self), indent=1) + "\n")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Result:
+        """Reads `result.json`, or that of a folder."""
+        path = Path(path)
+        path = path / "result.json" if path.is_dir() else path
+        try:
+            data = json.loads(path.read_text())
+        except OSError as error:
+            raise McvdError(f"cannot read {path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise McvdError(f"{path} is no result of an evaluation: {error}") from None
+        return from_dict(cls, data, str(path))
