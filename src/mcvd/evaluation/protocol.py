@@ -69,7 +69,7 @@ class Protocol:
         seen = {"predict": (1, 0), "backward": (0, 1), "interpolate": (1, 1), "generate": (0, 0)}[self.task]
         if (self.past > 0, self.future > 0) != tuple(map(bool, seen)):
             raise McvdError(
-                f"protocol {self.name}: {self.task} from {self.past} past and {self.future} future frames is no such task"
+                f"protocol {self.name}: {self.task} from {self.past} past, {self.future} future frames cannot be"
             )
 
     @property
