@@ -35,6 +35,8 @@ COMMANDS = {
     "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
     "fetch": _Entry("fetch", "data and weights of metrics", "mcvd fetch mnist"),
+    "report": _Entry("report", "of an evaluation, as a page", "mcvd report results/mine"),
+    "compare": _Entry("compare", "evaluations side by side", "mcvd compare results/mine results/theirs"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
 }
 

@@ -56,6 +56,11 @@ class Table:
     def __contains__(self, key: Key) -> bool:
         return key in self._rows
 
+    @property
+    def columns(self) -> set[str]:
+        """Names of the columns that at least one row has."""
+        return {name for row in self._rows.values() for name in row}
+
     def __iter__(self) -> Iterator[Key]:
         """(clip, sample) of each row, sorted: what an interrupted run need not do again."""
         return iter(sorted(self._rows))
@@ -115,7 +120,7 @@ class Table:
     def save(self, path: Path | str) -> None:
         """Writes all rows as safetensors, whole or not at all."""
         keys, tensors = list(self), {}
-        for name in sorted({name for row in self._rows.values() for name in row}):
+        for name in sorted(self.columns):
             having = [key for key in keys if name in self._rows[key]]
             tensors[f"value.{name}"] = torch.stack(self._values(name, having))
             tensors[f"key.{name}"] = torch.tensor(having)

@@ -1,0 +1,42 @@
+"""`mcvd compare`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mcvd.cli.options import Flag
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Evaluations side by side: numbers with their intervals, and the differences between systems that saw the same
+    clips. Numbers that were measured differently do not share a column, unless with --mixed.
+
+    Example: mcvd compare results/ours results/theirs --published
+    """
+
+    folders: Annotated[tuple[Path, ...], Positional, arg(metavar="FOLDER...", help_behavior_hint="")]
+    """Folders written by mcvd evaluate, or their result.json; the others are compared with the first."""
+    mixed: Flag = False
+    """Let numbers under different protocols share a column; what differs is marked, and nothing is called best."""
+    published: Flag = False
+    """Add the values that papers print for the benchmark of the first, each with its source and its protocol."""
+    format: Literal["md", "csv", "json"] = "md"
+    """Markdown to read, csv for a spreadsheet, json with everything."""
+
+    def run(self) -> None:
+        """Does it."""
+        from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
+
+        comparison = compare(self.folders, mixed=self.mixed, with_published=self.published)
+        if self.format == "md":
+            print(to_markdown(comparison))
+            return
+        for note in comparison.notes:
+            print(f"mcvd: note: {note}", file=sys.stderr)
+        sys.stdout.write(to_csv(comparison) if self.format == "csv" else to_json(comparison))

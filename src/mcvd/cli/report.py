@@ -1,0 +1,28 @@
+"""`mcvd report`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(kw_only=True)
+class Command:
+    """The report of an evaluation, made again from what is in its folder: report.html, one file to open in a browser or
+    to send, and report.md with report_files/.
+
+    Example: mcvd report results/ours
+    """
+
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")]
+    """Folder written by mcvd evaluate. Earlier reports in it are replaced."""
+
+    def run(self) -> None:
+        """Does it."""
+        from mcvd.evaluation.report import write_report
+
+        for path in write_report(self.folder):
+            print(f"wrote {path}")

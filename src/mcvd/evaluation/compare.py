@@ -1,0 +1,308 @@
+"""Several evaluations in one table, with the differences between systems that saw the same clips.
+
+Numbers under different protocols do not share a column unless the caller says that they may, and then what differs is
+written beside them and nothing is called best.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcvd.config import to_dict
+from mcvd.errors import McvdError
+from mcvd.evaluation.curves import COLUMN
+from mcvd.evaluation.match import Difference, differences, measured
+from mcvd.evaluation.page import markdown_table
+from mcvd.evaluation.published import Published, benchmark_of, published
+from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
+from mcvd.evaluation.wording import best_of, in_order, interval, metric, printed
+
+RESAMPLES = 5000
+ENOUGH = 10  # clips; the interval of fewer is too narrow to call anything significant
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much larger a metric is for system `a` than for `b`, on average over the same clips."""
+
+    a: str
+    b: str
+    metric: str
+    difference: float
+    low: float
+    high: float
+    """Ends of the 95 % interval: percentiles over resamples of the clips."""
+    clips: int
+
+    @property
+    def verdict(self) -> str:
+        """`significant`: the interval leaves 0 out; `too few clips` to say; else `not significant`."""
+        if self.clips < ENOUGH:
+            return "too few clips"
+        return "significant" if self.low > 0 or self.high < 0 else "not significant"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations side by side."""
+
+    names: tuple[str, ...]
+    """Of the systems, made different where two have the same."""
+    evaluations: tuple[Evaluation, ...]
+    differing: tuple[tuple[Difference, ...], ...]
+    """What each one did differently from the first."""
+    paired: tuple[Paired, ...]
+    published: tuple[Published, ...]
+    notes: tuple[str, ...]
+    """What a reader must know before comparing."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the numbers were measured in different ways."""
+        return any(self.differing)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all metrics, in the order of tables."""
+        names = {name for evaluation in self.evaluations for name in evaluation.result.numbers}
+        return in_order(names | {name for row in self.published for name in row.values})
+
+
+def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published: bool = False) -> Comparison:
+    """Reads evaluations and puts them side by side.
+
+    mixed: numbers under different protocols may share a column. with_published: add what papers print for the
+    benchmark of the first; values that are known to be measured differently only with `mixed`.
+    Raises McvdError where protocols differ and `mixed` is off, naming the fields.
+    """
+    if not paths:
+        raise McvdError("nothing to compare: name the folders of one or more evaluations")
+    evaluations = tuple(Evaluation.load(path) for path in paths)
+    names = _names(evaluations)
+    first = evaluations[0].result
+    differing = tuple(differences(other.result, first) for other in evaluations)
+    if not mixed:
+        _refuse(names, differing)
+    rows: tuple[Published, ...] = ()
+    notes = _notes(names, evaluations)
+    if with_published:
+        rows, said = _published_rows(evaluations[0], mixed)
+        notes += said
+    paired: list[Paired] = []
+    for i, a in enumerate(evaluations):
+        for j in range(i + 1, len(evaluations)):
+            found, said = paired_differences(a, evaluations[j], names[i], names[j])
+            paired, notes = paired + found, notes + said
+    return Comparison(names, evaluations, differing, tuple(paired), rows, tuple(notes))
+
+
+def _names(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """System names; with the solver, then the folder, where that is needed to tell them apart."""
+    systems = [evaluation.result.system for evaluation in evaluations]
+    choices = [
+        [system.name for system in systems],
+        [f"{s.name} ({s.solver} {s.steps})" if s.solver else s.name for s in systems],
+        [f"{s.name} ({e.folder.resolve().name})" for s, e in zip(systems, evaluations)],
+        [f"{s.name} ({e.folder})" for s, e in zip(systems, evaluations)],
+    ]
+    distinct = next((names for names in choices if len(set(names)) == len(names)), None)
+    if distinct is None:
+        raise McvdError("the same evaluation is named twice")
+    return tuple(distinct)
+
+
+def _refuse(names: Sequence[str], differing: Sequence[Sequence[Difference]]) -> None:
+    for name, found in zip(names, differing):
+        if found:
+            raise McvdError(
+                f"{name} was measured differently from {names[0]} ({'; '.join(map(str, found))}): such numbers do not"
+                " belong in one column; --mixed puts them there and marks them"
+            )
+
+
+def _notes(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]:
+    notes = []
+    first = evaluations[0].result
+    for name, evaluation in zip(names, evaluations):
+        result = evaluation.result
+        if not result.complete:
+            asked = f"{result.protocol.clips} clips x {result.protocol.samples} samples"
+            notes.append(
+                f"{name} is not the whole protocol: {result.clips} clips x {result.samples} samples, not {asked}"
+            )
+        if evaluation is not evaluations[0] and (result.data != first.data or not result.data):
+            how = "saw other real clips than" if result.data and first.data else "may not have seen the same clips as"
+            notes.append(f"{name} {how} {names[0]} (sha256 {result.data[:8] or '?'}, {first.data[:8] or '?'})")
+    return notes
+
+
+def _published_rows(evaluation: Evaluation, mixed: bool) -> tuple[tuple[Published, ...], list[str]]:
+    benchmark, protocol = benchmark_of(evaluation.result.protocol), measured(evaluation.result)
+    rows = published(benchmark)
+    if not rows:
+        return (), [f"no published values are known for {benchmark}"]
+    if mixed:
+        return rows, []
+    comparable = tuple(row for row in rows if not row.match(protocol).differing)
+    hidden = len(rows) - len(comparable)
+    return comparable, [f"{hidden} published rows were measured differently; --mixed shows them"] if hidden else []
+
+
+def per_clip(evaluation: Evaluation, table: Table) -> dict[str, Tensor]:
+    """Every metric that each clip has a value of: PSNR, SSIM, LPIPS of its best sample or the mean over its samples, as
+    the protocol says, and CRPS. By name, ``(clips,)`` float64."""
+    values = {}
+    for name, column in COLUMN.items():
+        if column in table.columns:
+            each = table.per_video(name)
+            best = each.amax(1) if name in HIGHER_IS_BETTER else each.amin(1)
+            values[name] = best if evaluation.result.protocol.best else each.mean(1)
+    if "crps" in table.columns:
+        values["crps"] = table.rows("crps", sample=0).double().flatten(1).mean(1)
+    return values
+
+
+def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> tuple[list[Paired], list[str]]:
+    """The differences a - b of every metric that both have per clip, and notes on what stands in the way of them."""
+    pair = f"{a_name} and {b_name}"
+    if a.table is None or b.table is None:
+        return [], [f"no paired difference of {pair}: rows.safetensors is not in both folders"]
+    if not a.result.data or a.result.data != b.result.data:
+        return [], [f"no paired difference of {pair}: they did not see the same clips"]
+    if differences(a.result, b.result):
+        return [], [f"no paired difference of {pair}: they were measured differently"]
+    if {clip for clip, _ in a.table} != {clip for clip, _ in b.table}:
+        return [], [f"no paired difference of {pair}: their rows are of different clips"]
+    found, notes = [], []
+    ours, theirs = per_clip(a, a.table), per_clip(b, b.table)
+    for name in in_order(ours.keys() & theirs.keys()):
+        change = ours[name] - theirs[name]
+        if len(change) < 2 or not bool(change.isfinite().all()):
+            notes.append(f"no paired difference of {pair} in {name}: one clip only, or a clip that is matched exactly")
+            continue
+        low, high = bootstrap(change)
+        found.append(Paired(a_name, b_name, name, float(change.mean()), low, high, len(change)))
+    return found, notes
+
+
+def bootstrap(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of values ``(clips,)``: percentiles of the means of resampled clips (Efron 1979)."""
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The table with intervals, best values bold; then paired differences and notes."""
+    names = comparison.metrics
+    best = {name: best_of(name, _values(comparison, name)) for name in names} if not comparison.mixed else {}
+    rows, marks = [], list[str]()
+    for i, (label, evaluation) in enumerate(zip(comparison.names, comparison.evaluations)):
+        cells = []
+        for name in names:
+            number = evaluation.result.numbers.get(name)
+            value = printed(name, number.value) if number else ""
+            value = f"**{value}**" if i in best.get(name, ()) else value
+            cells.append(f"{value} {interval(name, number)}".strip() if number else "")
+        if comparison.differing[i]:
+            label += _mark(marks, "; ".join(map(str, comparison.differing[i])))
+        rows.append([label, *cells])
+    protocol = measured(comparison.evaluations[0].result)
+    for row in comparison.published:
+        mark = _mark(marks, f"published; {row.confidence}; {row.source}; protocol: {row.match(protocol)}")
+        cells = [row.values[name].text if name in row.values else "" for name in names]
+        rows.append([row.method + mark, *cells])
+    lines = [markdown_table(["system", *(metric(name).heading for name in names)], rows), ""]
+    lines += [f"[{i}] {mark}  " for i, mark in enumerate(marks, 1)]
+    first = comparison.evaluations[0].result
+    lines.append(
+        f"Protocol {first.protocol.name}, {first.clips} clips x {first.samples} samples; brackets: 95 % intervals."
+        + (" Measured in different ways, so nothing is called best." if comparison.mixed else " Bold: best.")
+    )
+    if comparison.paired:
+        lines += ["", _paired_table(comparison.paired), "", _paired_note(comparison.paired)]
+    return "\n".join([*lines, *(["", *(f"Note: {note}.  " for note in comparison.notes)] if comparison.notes else [])])
+
+
+def _mark(marks: list[str], text: str) -> str:
+    """The number of a footnote, which is added where it is new."""
+    if text not in marks:
+        marks.append(text)
+    return f" [{marks.index(text) + 1}]"
+
+
+def _paired_table(paired: Sequence[Paired]) -> str:
+    rows = []
+    for row in paired:
+        sign = "+" if row.difference > 0 else ""
+        ends = f"[{printed(row.metric, row.low)}, {printed(row.metric, row.high)}]"
+        value = f"{sign}{printed(row.metric, row.difference)} {ends}"
+        rows.append([f"{row.a} - {row.b}", metric(row.metric).heading, value, str(row.clips), row.verdict])
+    return markdown_table(["difference", "metric", "value", "clips", ""], rows)
+
+
+def _paired_note(paired: Sequence[Paired]) -> str:
+    count = f"{RESAMPLES} resamples of the clips"
+    many = f" With {len(paired)} differences, 1 in 20 would look significant by chance." if len(paired) > 4 else ""
+    return f"Paired differences over the same clips; 95 % interval by {count}.{many}"
+
+
+def _values(comparison: Comparison, name: str) -> list[float | None]:
+    numbers = [evaluation.result.numbers.get(name) for evaluation in comparison.evaluations]
+    return [number.value if number else None for number in numbers]
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A row a system, and for every metric its value and the ends of its interval."""
+    names = comparison.metrics
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    writer.writerow(["system", "protocol", "clips", "samples", *ends, "differs", "source", "confidence"])
+    for label, evaluation, found in zip(comparison.names, comparison.evaluations, comparison.differing):
+        result = evaluation.result
+        numbers = [result.numbers.get(name) for name in names]
+        cells = [cell for n in numbers for cell in ((n.value, n.low, n.high) if n else (None, None, None))]
+        differs = "; ".join(map(str, found))
+        writer.writerow([label, result.protocol.name, result.clips, result.samples, *cells, differs, "", ""])
+    protocol = measured(comparison.evaluations[0].result)
+    for row in comparison.published:
+        quoted = [row.values.get(name) for name in names]
+        cells = [cell for value in quoted for cell in (value.value if value else None, None, None)]
+        match = row.match(protocol)
+        writer.writerow([row.method, row.benchmark, "", "", *cells, str(match), row.source, row.confidence])
+    return stream.getvalue()
+
+
+def to_json(comparison: Comparison) -> str:
+    """Everything, results whole, as JSON."""
+    protocol = measured(comparison.evaluations[0].result)
+    systems: list[dict[str, Any]] = [
+        {"name": label, "folder": str(e.folder), "differs": list(map(str, found)), "result": to_dict(e.result)}
+        for label, e, found in zip(comparison.names, comparison.evaluations, comparison.differing)
+    ]
+    quoted = [
+        {
+            "method": row.method,
+            "values": {name: value.text for name, value in row.values.items()},
+            "source": row.source,
+            "confidence": row.confidence,
+            "protocol": str(row.match(protocol)),
+        }
+        for row in comparison.published
+    ]
+    paired = [{**dataclasses.asdict(row), "verdict": row.verdict} for row in comparison.paired]
+    data = {"mixed": comparison.mixed, "systems": systems, "paired": paired, "published": quoted}
+    return json.dumps({**data, "notes": list(comparison.notes)}, indent=1) + "\n"

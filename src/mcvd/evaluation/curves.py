@@ -1,0 +1,126 @@
+"""A metric frame by frame: of the system, with its 95 % interval over clips, and of copying the given frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mcvd.evaluation.image import mse, ssim
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.published_frames import published_ssim, through_network_range
+from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
+
+SMALLEST_ERROR = 1e-10  # mean squared error of a frame; 100 dB: a frame that is equal would be infinitely good
+COLUMN = {"psnr": "mse", "ssim": "ssim", "lpips": "lpips"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean over clips at every made frame, and the ends of its 95 % interval (1.96 standard errors over clips)."""
+
+    label: str
+    mean: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
+    role: str = "system"
+    """`system`, `mean` (over its samples) or `copy`."""
+
+
+def best_samples(table: Table, metric: str) -> Tensor:
+    """Position of the best sample of each clip by this very metric, ``(clips,)``."""
+    values = table.per_video(metric)
+    return values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1)
+
+
+def frame_values(table: Table, metric: str) -> Tensor:
+    """``psnr``, ``ssim`` or ``lpips`` of every frame of every video, ``(clips, samples, frames)``."""
+    values = table.grid(COLUMN[metric]).double()
+    return decibels(values) if metric == "psnr" else values
+
+
+def decibels(error: Tensor) -> Tensor:
+    """PSNR of mean squared errors."""
+    return -10 * error.clamp_min(SMALLEST_ERROR).log10()
+
+
+def system_curves(table: Table, metric: str, best: bool) -> list[Curve]:
+    """The curve that the protocol asks for with its interval and, where that is the best sample's, the mean over
+    samples as well: what a single video is like."""
+    values = frame_values(table, metric)
+    mean, samples = values.mean(1), values.shape[1]
+    if not best or samples == 1:
+        label = f"mean over {samples} samples" if samples > 1 else "the sample"
+        return [_with_interval(label, mean)]
+    chosen = values[torch.arange(len(values)), best_samples(table, metric)]
+    return [
+        _with_interval(f"best of {samples} samples", chosen),
+        Curve("mean over samples", mean.mean(0).tolist(), role="mean"),
+    ]
+
+
+def _with_interval(label: str, values: Tensor) -> Curve:
+    mean = values.mean(0)
+    if len(values) < 2:
+        return Curve(label, mean.tolist())
+    half = 1.959964 * values.std(0, unbiased=True) / len(values) ** 0.5
+    return Curve(label, mean.tolist(), (mean - half).tolist(), (mean + half).tolist())
+
+
+def copied(real: Tensor, protocol: Protocol) -> Tensor | None:
+    """What needs no model, ``(frames, C, H, W)`` uint8: the nearest given frame repeated or, between two, one faded
+    into the other; None for generation. real: ``(T, C, H, W)`` uint8."""
+    p, n = protocol.past, protocol.frames
+    if protocol.task == "generate":
+        return None
+    if protocol.task == "predict":
+        return real[p - 1].expand(n, *real.shape[1:])
+    if protocol.task == "backward":
+        return real[p + n].expand(n, *real.shape[1:])
+    share = (torch.arange(1, n + 1) / (n + 1)).view(n, 1, 1, 1)
+    return ((1 - share) * real[p - 1].float() + share * real[p + n].float()).round().to(torch.uint8)
+
+
+def copy_label(protocol: Protocol) -> str:
+    """What `copied` does, in words."""
+    return {
+        "predict": "last given frame copied",
+        "backward": "first given frame copied",
+        "interpolate": "given frames faded",
+        "generate": "",
+    }[protocol.task]
+
+
+def copy_table(evaluation: Evaluation) -> Table | None:
+    """Squared error and SSIM of `copied` for the clips whose videos were kept, measured as the protocol says; None for
+    generation or where there are no videos. SSIM is left out where its window does not fit."""
+    protocol, table = evaluation.result.protocol, Table()
+    if protocol.task == "generate" or not evaluation.videos:
+        return None
+    made = slice(protocol.past, protocol.past + protocol.frames)
+    for clip in evaluation.videos:
+        real = evaluation.real(clip)
+        copy = copied(real, protocol)
+        assert copy is not None  # not for generation
+        pictures = [copy, real[made]]
+        if protocol.pixels == "published":
+            ours, truth = (through_network_range(frames) for frames in pictures)
+        else:
+            ours, truth = (frames.float() / 255 for frames in pictures)
+        columns = {"mse": mse(ours, truth)}
+        if min(real.shape[-2:]) >= 11:
+            same = published_ssim(ours, truth, protocol.binary) if protocol.pixels == "published" else ssim(ours, truth)
+            columns["ssim"] = same
+        table.add([clip], **{name: value[None] for name, value in columns.items()})
+    return table
+
+
+def copy_curve(table: Table, metric: str, label: str) -> Curve | None:
+    """The curve of a `copy_table`; None for a metric that is not in it."""
+    if COLUMN[metric] not in table.columns:
+        return None
+    clips = len(table)
+    words = f"{label} ({clips} clip{'s' if clips != 1 else ''})"
+    return Curve(words, frame_values(table, metric).mean((0, 1)).tolist(), role="copy")

@@ -1,0 +1,130 @@
+"""Whether two numbers were measured in the same way and, if not, in which fields of the protocol they differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Result
+
+FIELDS = {
+    "data": "data",
+    "task": "task",
+    "past": "frames given before",
+    "frames": "frames made",
+    "future": "frames given after",
+    "size": "size of frames",
+    "stride": "every n-th frame, n",
+    "clips": "test clips",
+    "samples": "samples of a clip",
+    "choice": "choice of clips",
+    "choice_seed": "seed of the clips",
+    "pixels": "frames that SSIM and LPIPS see",
+    "binary": "rounded to black and white",
+    "lpips_size": "side of pictures for LPIPS",
+    "best": "value of a clip",
+    "fvd": "frames in FVD",
+    "fvd_pooled": "FVD over samples",
+}
+_VALUES: dict[tuple[str, Any], str] = {
+    ("choice", "fixed"): "spread evenly, fixed",
+    ("choice", "published"): "random starts, as published",
+    ("pixels", "published"): "8 bits by truncation, as published",
+    ("pixels", "plain"): "as they are",
+    ("binary", True): "yes",
+    ("binary", False): "no",
+    ("lpips_size", None): "as they are",
+    ("best", True): "its best sample",
+    ("best", False): "mean over its samples",
+    ("fvd", "context"): "given and made",
+    ("fvd", "made"): "made alone",
+    ("fvd", "none"): "not measured",
+    ("fvd_pooled", True): "all pooled",
+    ("fvd_pooled", False): "mean over trajectories",
+}
+_OURS = {"name", "data", "choice_seed"}  # words and numbers of our own, which no paper could have
+_OF_GIVEN = {"pixels", "binary", "lpips_size", "best", "fvd"}  # without meaning where no frame is given
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that two measurements did differently."""
+
+    field: str
+    """Of `Protocol`, or `network of lpips`."""
+    mine: str
+    other: str
+
+    def __str__(self) -> str:
+        return f"{FIELDS.get(self.field, self.field)}: {self.mine}, not {self.other}"
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is known of whether a published value was measured as ours."""
+
+    differs: tuple[Difference, ...]
+    unknown: tuple[str, ...]
+    """Fields of `Protocol` that the source does not state."""
+    apart: str = ""
+    """A reason of its own why the values cannot be compared."""
+
+    @property
+    def differing(self) -> bool:
+        """Whether something is known to differ."""
+        return bool(self.differs or self.apart)
+
+    @property
+    def sure(self) -> bool:
+        """Whether everything is stated and the same."""
+        return not (self.differing or self.unknown)
+
+    def __str__(self) -> str:
+        unknown = ", ".join(FIELDS.get(name, name) for name in self.unknown)
+        if self.differing:
+            reasons = [*filter(None, [self.apart]), *map(str, self.differs)]
+            return f"differs: {'; '.join(reasons)}" + (f" (not stated: {unknown})" if unknown else "")
+        return "the same" if not unknown else f"the same as far as stated (not stated: {unknown})"
+
+
+def in_words(field: str, value: Any) -> str:
+    """The value of a field of `Protocol` as a person says it."""
+    if (field, value) in _VALUES:
+        return _VALUES[field, value]
+    return "x".join(map(str, reversed(value))) if field == "size" else str(value)
+
+
+def measured(result: Result) -> Protocol:
+    """The protocol as it was carried out: with the clips and samples that were measured."""
+    return dataclasses.replace(result.protocol, clips=result.clips, samples=result.samples)
+
+
+def differences(a: Result, b: Result) -> tuple[Difference, ...]:
+    """What two results did differently: fields of their protocols but the name, and the networks that measured."""
+    mine, other = dataclasses.asdict(measured(a)), dataclasses.asdict(measured(b))
+    out = [
+        Difference(name, in_words(name, value), in_words(name, other[name]))
+        for name, value in mine.items()
+        if name != "name" and value != other[name]
+    ]
+    out += [
+        Difference(f"network of {network}", a.networks[network][:8], b.networks[network][:8])
+        for network in sorted(a.networks.keys() & b.networks.keys())
+        if a.networks[network] != b.networks[network]
+    ]
+    return tuple(out)
+
+
+def match_fields(protocol: Protocol, known: Mapping[str, Any], apart: str = "") -> Match:
+    """A protocol against the fields that are known of another; those of `known` that are absent are not stated."""
+    idle = _OURS | _OF_GIVEN if protocol.task == "generate" else _OURS
+    mine = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in idle}
+    differs = [
+        Difference(name, in_words(name, value), in_words(name, known[name]))
+        for name, value in mine.items()
+        if name in known and known[name] != value
+    ]
+    return Match(tuple(differs), tuple(name for name in mine if name not in known), apart)

@@ -1,0 +1,198 @@
+"""The report of an evaluation: numbers, curves, clips and published values, as one page."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mcvd.evaluation.curves import COLUMN, Curve, copy_curve, copy_label, copy_table, system_curves
+from mcvd.evaluation.match import FIELDS, in_words, measured
+from mcvd.evaluation.page import Grid, Page, Picture, Section, Text, write_page
+from mcvd.evaluation.published import METRICS, benchmark_of, published
+from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.shown import draw_clips
+from mcvd.evaluation.svg import line_chart
+from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
+from mcvd.evaluation.wording import in_order, interval, metric, printed
+
+PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown
+
+
+def write_report(folder: Path | str) -> list[Path]:
+    """Writes `report.html` (one file, nothing outside it) and `report.md` with `report_files/` into the folder of an
+    evaluation, and returns both paths. What was not kept (rows, videos) is said, not shown. Raises McvdError for a
+    folder that is none of an evaluation or holds a damaged file."""
+    evaluation = Evaluation.load(folder)
+    return write_page(make_page(evaluation), evaluation.folder, "report")
+
+
+def make_page(evaluation: Evaluation) -> Page:
+    """The report as a document."""
+    result, protocol = evaluation.result, evaluation.result.protocol
+    copy = copy_table(evaluation)
+    sections = [
+        _numbers(evaluation, copy),
+        _curves(evaluation, copy),
+        *_clips(evaluation),
+        _published(evaluation),
+        _protocol(evaluation),
+        _system(evaluation),
+    ]
+    tasks = {"predict": "prediction", "backward": "backward prediction", "interpolate": "interpolation"}
+    task = tasks.get(protocol.task, "generation")
+    given = f"{protocol.past} + {protocol.future} given" if protocol.future else f"{protocol.past} given"
+    lead = (
+        f"{protocol.data}: {task}, {given} and {protocol.frames} made frames of {in_words('size', protocol.size)}"
+        f" pixels, {_count(result.clips, 'clip')} x {_count(result.samples, 'sample')}"
+    )
+    return Page(f"{result.system.name} on {protocol.name}", f"{lead}. {result.date}".strip(), sections)
+
+
+def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
+    result = evaluation.result
+    copied = _copied_numbers(copy)
+    header = ["metric", "value", "95 % interval", *([copy_label(result.protocol)] if copied else []), "of", "interval"]
+    rows = []
+    for name in in_order(set(result.numbers)):
+        number = result.numbers[name]
+        row = [metric(name).heading, printed(name, number.value), interval(name, number)]
+        row += [printed(name, copied.get(name))] if copied else []
+        rows.append([*row, number.of, number.interval])
+    parts: list[Text | Grid | Picture] = []
+    if not result.complete:
+        parts.append(
+            Text(
+                f"Not the whole protocol: {result.clips} of {_count(result.protocol.clips, 'clip')},"
+                f" {result.samples} of {_count(result.protocol.samples, 'sample')}. FVD, and PSNR, SSIM and LPIPS of"
+                " the best sample, depend on these counts."
+            )
+        )
+    parts.append(Grid(header, rows))
+    if copied and copy is not None:
+        parts.append(
+            Text(
+                f"{copy_label(result.protocol).capitalize()}: what needs no model, on the {_count(len(copy), 'clip')}"
+                " whose videos were kept. Numbers that are not better are no sign of a model that has learnt motion;"
+                " the best of several samples has an advantage over it, their mean (the curves below) has not.",
+                note=True,
+            )
+        )
+    return Section("Numbers", parts)
+
+
+def _copied_numbers(copy: Table | None) -> dict[str, float]:
+    if copy is None:
+        return {}
+    return {name: copy.summary(name).mean for name in ("psnr", "ssim") if COLUMN[name] in copy.columns}
+
+
+def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
+    result, protocol = evaluation.result, evaluation.result.protocol
+    parts: list[Text | Grid | Picture] = []
+    for name in COLUMN:
+        curves: list[Curve] = []
+        if evaluation.table is not None and COLUMN[name] in evaluation.table.columns:
+            curves = system_curves(evaluation.table, name, protocol.best)
+        elif name in result.frames:
+            curves = [Curve(result.system.name, result.frames[name])]
+        if not curves:
+            continue
+        base = copy_curve(copy, name, copy_label(protocol)) if copy is not None else None
+        curves += [base] if base else []
+        title = f"{metric(name).label} of every frame, {_direction(name)}"
+        options = (protocol.past, f"frame of the clip (made: {_made(evaluation)})", title, metric(name).digits)
+        alone = line_chart(curves, *options, alone=True)
+        inline = line_chart(curves, *options, alone=False)
+        parts += [Text(title), Picture(f"curve-{name}.svg", alone.encode(), title, inline)]
+    if not parts:
+        return Section("Frame by frame", [Text("No frame has a true one to be compared with, or none was measured.")])
+    note = "The band is 1.96 standard errors over clips. PSNR of a frame ends at 100 dB."
+    if copy is None and protocol.task != "generate":
+        note += " There is no curve of copying: videos/ is not in the folder."
+    return Section("Frame by frame", [*parts, Text(note, note=True)])
+
+
+def _clips(evaluation: Evaluation) -> list[Section]:
+    if not evaluation.videos:
+        return [Section("Clips", [Text("The videos were not kept: there is no videos/ in the folder.")])]
+    kept, used, left_out = len(evaluation.videos), 0, 0
+    sections: list[Section] = []
+    for shown in draw_clips(evaluation):
+        size = len(shown.sheet) + len(shown.animation)
+        if sections and used + size > PICTURE_BUDGET:
+            left_out += 1
+            continue
+        used += size
+        parts: list[Text | Grid | Picture] = [Text(shown.caption, note=True)] if shown.caption else []
+        name = f"clip-{shown.clip:05d}"
+        parts.append(Picture(f"{name}.gif", shown.animation, f"animation of clip {shown.clip}"))
+        parts.append(Picture(f"{name}.png", shown.sheet, f"all frames of clip {shown.clip}"))
+        sections.append(Section(shown.title[0].upper() + shown.title[1:], parts, level=3))
+    text = (
+        f"Chosen among the {_count(kept, 'clip')} whose videos were kept. Blue edge: given to the model; orange: made"
+        " by it; none (grey in the animation): real and not seen."
+    )
+    if left_out:
+        text += f" {_count(left_out, 'clip')} more would make the page too large."
+    return [Section("Clips", [Text(text, note=True)]), *sections]
+
+
+def _published(evaluation: Evaluation) -> Section:
+    result = evaluation.result
+    benchmark, protocol = benchmark_of(result.protocol), measured(result)
+    rows = published(benchmark)
+    if not rows:
+        return Section("Published values", [Text(f"None are known for {benchmark}.")])
+    own = [printed(name, result.numbers[name].value) if name in result.numbers else "" for name in METRICS]
+    cells = [[result.system.name, *own, "this evaluation", "", ""]]
+    for row in rows:
+        values = [row.values[name].text if name in row.values else "" for name in METRICS]
+        cells.append([row.method, *values, str(row.match(protocol)), row.confidence, row.source])
+    header = ["system", *(metric(name).heading for name in METRICS), "protocol", "confidence", "source"]
+    note = (
+        "Values as printed. Verified: read in the table of those who measured, or who print them beside their own;"
+        " third party: in a text that repeats them; recalled: to be checked before it is quoted. Where the protocol"
+        " differs or is not stated, the values give an order of magnitude and no ranking."
+    )
+    return Section("Published values", [Grid(header, cells, own=frozenset({0})), Text(note, note=True)])
+
+
+def _protocol(evaluation: Evaluation) -> Section:
+    result = evaluation.result
+    done = measured(result)
+    rows = []
+    for name, value in dataclasses.asdict(result.protocol).items():
+        asked, carried_out = in_words(name, value), in_words(name, getattr(done, name))
+        words = asked if asked == carried_out else f"{carried_out} (the protocol asks for {asked})"
+        rows.append([FIELDS.get(name, name), words])
+    rows.append(["sha256 of the real clips", result.data or "not known"])
+    rows += [[f"sha256 of {name}", value] for name, value in sorted(result.networks.items())]
+    return Section("Protocol", [Grid(["", ""], rows)])
+
+
+def _system(evaluation: Evaluation) -> Section:
+    result, system = evaluation.result, evaluation.result.system
+    rows = [["name", system.name], ["sha256 of the weights", system.weights or "not known: videos were scored"]]
+    if system.solver:
+        rows += [
+            ["solver", f"{system.solver}, {_count(system.steps, 'step')}"],
+            ["guidance", f"{system.guidance:g}"],
+            ["seed", str(system.seed)],
+            ["sampled as the published code did", "yes" if system.reference else "no"],
+        ]
+    rows += [["mcvd", system.version], ["machine", result.machine], ["date", result.date]]
+    rows += [["time", f"{result.seconds:.0f} s"]] if result.seconds else []
+    return Section("System", [Grid(["", ""], [row for row in rows if row[1]])])
+
+
+def _made(evaluation: Evaluation) -> str:
+    protocol = evaluation.result.protocol
+    return f"{protocol.past} to {protocol.past + protocol.frames - 1}"
+
+
+def _direction(name: str) -> str:
+    return "higher is better" if name in HIGHER_IS_BETTER else "lower is better"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,68 @@
+"""The folder of an evaluation, read back: `result.json`, `rows.safetensors` and `videos/`."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.evaluation.result import Result
+from mcvd.evaluation.table import Table
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `mcvd evaluate` left in a folder. Rows and videos may be missing."""
+
+    folder: Path
+    result: Result
+
+    @classmethod
+    def load(cls, path: Path | str) -> Evaluation:
+        """Reads the result of a folder, or of the `result.json` in it; McvdError where there is none."""
+        path = Path(path).expanduser()
+        return cls(path if path.is_dir() else path.parent, Result.load(path))
+
+    @cached_property
+    def table(self) -> Table | None:
+        """The measurements of every video; None where they were not kept."""
+        path = self.folder / "rows.safetensors"
+        return Table.load(path) if path.is_file() else None
+
+    @cached_property
+    def videos(self) -> dict[int, Path]:
+        """The files that hold the videos, by clip, in order; empty where they were not kept."""
+        paths = sorted((self.folder / "videos").glob("*.npz"))
+        for path in paths:
+            if not path.stem.isdigit():
+                raise McvdError(f"{path}: the videos of a clip are named by its number, such as 00012.npz")
+        return {int(path.stem): path for path in paths}
+
+    def real(self, clip: int) -> Tensor:
+        """The real clip, ``(T, C, H, W)`` uint8, its given frames among them."""
+        return self._read(clip, "real", 4)
+
+    def made(self, clip: int) -> Tensor:
+        """The videos made for a clip, ``(S, T, C, H, W)`` uint8, the given frames among them."""
+        return self._read(clip, "made", 5)
+
+    def _read(self, clip: int, name: str, dimensions: int) -> Tensor:
+        path = self.videos[clip]
+        try:
+            with np.load(path) as archive:
+                array = archive[name]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise McvdError(f"{path} cannot be read: {error}") from None
+        frames = self.result.protocol.clip_frames
+        if array.dtype != np.uint8 or array.ndim != dimensions or array.shape[-4] != frames or 0 in array.shape:
+            raise McvdError(
+                f"{path}: {name} is {array.dtype} {array.shape}; it must be uint8 of {dimensions} dimensions with"
+                f" {frames} frames"
+            )
+        return torch.from_numpy(array)

@@ -1,0 +1,193 @@
+"""Evaluations side by side."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluations
+from mcvd.cli.main import main
+from mcvd.errors import McvdError
+from mcvd.evaluation.compare import bootstrap, compare, to_csv, to_json, to_markdown
+from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.wording import best_of
+
+
+@pytest.fixture
+def a(tmp_path: Path) -> Path:
+    return evaluations.write_folder(tmp_path / "a", evaluations.errors(), name="ours", videos=0)
+
+
+@pytest.fixture
+def b(tmp_path: Path) -> Path:
+    """1 dB worse than `a` on every clip."""
+    mse = evaluations.shift(evaluations.errors(), -1.0)
+    return evaluations.write_folder(tmp_path / "b", mse, name="theirs", videos=0)
+
+
+def edit(folder: Path, protocol: dict[str, object] | None = None, **fields: object) -> Path:
+    result = Evaluation.load(folder).result
+    changed = dataclasses.replace(result.protocol, **(protocol or {}))  # type: ignore[arg-type]
+    dataclasses.replace(result, protocol=changed, **fields).save(folder / "result.json")  # type: ignore[arg-type]
+    return folder
+
+
+def test_best_is_bold_in_its_own_direction(a: Path, b: Path) -> None:
+    lines = to_markdown(compare([a, b])).splitlines()
+    assert lines[0] == "| system | PSNR (dB) ↑ | SSIM ↑ | LPIPS ↓ |"
+    ours, theirs = lines[2], lines[3]
+    assert ours.startswith("| ours | **")
+    assert ours.count("**") == 6  # better by every metric
+    assert "**" not in theirs
+    psnr = Evaluation.load(a).result.numbers["psnr"]
+    assert f"**{psnr.value:.2f}** [{psnr.low:.2f}, {psnr.high:.2f}]" in ours
+
+
+def test_paired_difference_by_construction(a: Path, b: Path) -> None:
+    """Every clip is 1 dB better, so the difference is 1 dB without any spread, although the clips differ much."""
+    paired = {row.metric: row for row in compare([a, b]).paired}
+    row = paired["psnr"]
+    assert (row.difference, row.low, row.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert (row.a, row.b, row.clips, row.verdict) == ("ours", "theirs", 12, "significant")
+    assert paired["lpips"].high < 0
+    assert "| ours - theirs | PSNR (dB) ↑ | +1.00 [1.00, 1.00] | 12 | significant |" in to_markdown(compare([a, b]))
+
+
+def test_differences_that_cancel_are_not_significant(a: Path, tmp_path: Path) -> None:
+    errors = evaluations.errors()
+    errors[:6], errors[6:] = evaluations.shift(errors[:6], 1.0), evaluations.shift(errors[6:], -1.0)
+    c = evaluations.write_folder(tmp_path / "c", errors, name="c", videos=0)
+    row = next(row for row in compare([a, c]).paired if row.metric == "psnr")
+    assert row.difference == pytest.approx(0, abs=1e-9)
+    assert row.low < 0 < row.high
+    assert row.verdict == "not significant"
+
+
+def test_mean_over_samples_is_paired_where_the_protocol_says_so(a: Path, b: Path) -> None:
+    errors = evaluations.errors()
+    errors[:, 1:] *= 2  # of b: its first sample as of a, the others worse
+    for folder in (a, b):
+        edit(folder, {"best": False})
+    table = evaluations.write_folder(b.parent / "spare", errors, videos=0) / "rows.safetensors"
+    table.replace(b / "rows.safetensors")
+    row = next(row for row in compare([a, b]).paired if row.metric == "psnr")
+    assert row.difference == pytest.approx(2 / 3 * 10 * torch.tensor(2.0).log10().item())
+
+
+def test_few_clips_are_too_few(tmp_path: Path) -> None:
+    protocol = dataclasses.replace(evaluations.PROTOCOL, clips=4)
+    errors = evaluations.errors(4)
+    one = evaluations.write_folder(tmp_path / "one", errors, protocol, videos=0)
+    two = evaluations.write_folder(tmp_path / "two", evaluations.shift(errors, -1), protocol, videos=0)
+    assert {row.verdict for row in compare([one, two]).paired} == {"too few clips"}
+
+
+def test_bootstrap_covers_the_mean_as_the_normal_interval_does() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(1)).double()
+    low, high = bootstrap(values)
+    half = 1.96 * values.std().item() / 20
+    assert low == pytest.approx(values.mean().item() - half, abs=0.012)
+    assert high == pytest.approx(values.mean().item() + half, abs=0.012)
+
+
+def test_other_protocols_are_refused_and_marked_when_mixed(a: Path, b: Path) -> None:
+    edit(b, {"best": False, "name": "bair-2to14+edited"})
+    with pytest.raises(McvdError, match=r"theirs.*value of a clip: mean over its samples, not its best.*--mixed"):
+        compare([a, b])
+    comparison = compare([a, b], mixed=True)
+    text = to_markdown(comparison)
+    assert "| theirs [1] |" in text
+    assert "[1] value of a clip: mean over its samples, not its best sample" in text
+    assert "**" not in text
+    assert comparison.paired == ()
+    assert "they were measured differently" in text
+
+
+def test_fewer_clips_and_other_networks_are_other_protocols_too(a: Path, b: Path) -> None:
+    edit(b, clips=11)
+    with pytest.raises(McvdError, match="test clips: 11, not 12"):
+        compare([a, b])
+    edit(a, networks={"lpips": "1" * 64})
+    edit(b, clips=12, networks={"lpips": "2" * 64})
+    with pytest.raises(McvdError, match="network of lpips: 22222222, not 11111111"):
+        compare([a, b])
+
+
+def test_a_preset_under_another_name_is_the_same_protocol(a: Path, b: Path) -> None:
+    edit(b, {"name": "bair-2to14+edited"})
+    assert not compare([a, b]).mixed
+
+
+def test_other_clips_are_told_and_not_paired(a: Path, b: Path) -> None:
+    edit(b, data="e" * 64)
+    comparison = compare([a, b])
+    assert any("theirs saw other real clips than ours (sha256 eeeeeeee, dddddddd)" in n for n in comparison.notes)
+    assert comparison.paired == ()
+
+
+def test_missing_rows_leave_the_table_and_a_note(a: Path, b: Path) -> None:
+    (b / "rows.safetensors").unlink()
+    comparison = compare([a, b])
+    assert comparison.paired == ()
+    assert "rows.safetensors is not in both" in " ".join(comparison.notes)
+
+
+def test_systems_of_one_name_are_told_apart(a: Path, tmp_path: Path) -> None:
+    quick = evaluations.write_folder(tmp_path / "q", evaluations.errors(), name="ours", videos=0, steps=10)
+    assert compare([a, quick]).names == ("ours (ddpm 100)", "ours (ddpm 10)")
+    again = evaluations.write_folder(tmp_path / "again", evaluations.errors(), name="ours", videos=0)
+    assert compare([a, again]).names == ("ours (a)", "ours (again)")
+    with pytest.raises(McvdError, match="named twice"):
+        compare([a, a])
+
+
+def test_published_rows(a: Path) -> None:
+    comparison = compare([a], with_published=True)  # 16 px, 12 clips: nothing published is like it
+    assert comparison.published == ()
+    assert "published rows were measured differently; --mixed shows them" in comparison.notes[0]
+    protocol = {"size": (64, 64), "clips": 256, "samples": 10, "choice": "published"}
+    edit(a, protocol, clips=256, samples=10)
+    comparison = compare([a], with_published=True)
+    methods = [row.method for row in comparison.published]
+    assert "MCVD concat past-mask" in methods
+    assert "FAR-B" not in methods  # 100 samples
+    assert "FAR-B" in [row.method for row in compare([a], mixed=True, with_published=True).published]
+    text = to_markdown(comparison)
+    assert "| 87.9 |" in text
+    assert "verified; BAIR table of the authors' talk" in text
+
+
+def test_csv_and_json(a: Path, b: Path) -> None:
+    comparison = compare([a, b])
+    rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
+    number = Evaluation.load(b).result.numbers["ssim"]
+    assert rows[1]["system"] == "theirs"
+    assert [float(rows[1][key]) for key in ("ssim", "ssim_low", "ssim_high")] == [number.value, number.low, number.high]
+    data = json.loads(to_json(comparison))
+    assert data["systems"][1]["result"]["numbers"]["ssim"]["value"] == number.value
+    assert data["paired"][0]["verdict"] == "significant"
+
+
+def test_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(a), str(b / "result.json")]) == 0
+    assert "| ours - theirs |" in capsys.readouterr().out
+    edit(b, {"stride": 2})
+    assert main(["compare", str(a), str(b)]) == 1
+    assert "every n-th frame, n: 2, not 1" in capsys.readouterr().err
+    assert main(["compare", str(a), str(b), "--mixed", "--format", "csv"]) == 0
+    assert "every n-th frame" in capsys.readouterr().out
+    assert main(["compare"]) != 0
+    assert "error" in capsys.readouterr().err
+
+
+def test_best_values() -> None:
+    assert best_of("fvd", [3.0, 1.0, None, 1.04]) == {1, 3}  # both print as 1.0
+    assert best_of("spread_skill", [0.5, 1.2, 2.0]) == {1}
+    assert best_of("mystery", [1.0, 2.0]) == set()
+    assert best_of("psnr", [1.0]) == set()
