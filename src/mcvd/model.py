@@ -202,6 +202,7 @@ class VideoDiffusion(nn.Module):
         seed: int = 0,
         guidance: float = 1.0,
         batch_size: int = 32,
+        first_clip: int = 0,
         reference: bool = False,
         progress: Progress | None = None,
     ) -> Tensor:
@@ -213,6 +214,7 @@ class VideoDiffusion(nn.Module):
         solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; steps None is the solver's default.
         seed: same seed, same result, however the work is split into batches. Sample j of the
             clip at place i is always the same trajectory.
+        first_clip: place of the first clip here among all that are filled in with this seed, in several calls.
         guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
         batch_size: trajectories in one network call.
         reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
@@ -228,7 +230,12 @@ class VideoDiffusion(nn.Module):
                 f"known has shape {tuple(flags.shape)}; it takes one flag for each of {given.shape[1]} frames"
             )
         known = flags.tolist()
-        for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        for name, value, least in (
+            ("samples", samples, 1),
+            ("batch_size", batch_size, 1),
+            ("first_clip", first_clip, 0),
+            ("seed", seed, 0),
+        ):
             if value < least:
                 raise McvdError(f"{name} is {value}; it must be at least {least}")
         if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
@@ -252,6 +259,7 @@ class VideoDiffusion(nn.Module):
                 seed=seed,
                 guidance=guidance,
                 batch_size=batch_size,
+                first_clip=first_clip,
                 clip_made=not reference,
                 progress=progress,
             )

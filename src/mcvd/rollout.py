@@ -53,6 +53,7 @@ def rollout(
     seed: int = 0,
     guidance: float = 1.0,
     batch_size: int = 32,
+    first_clip: int = 0,
     clip_made: bool = True,
     noise: Noise | None = None,
     progress: Progress | None = None,
@@ -60,16 +61,17 @@ def rollout(
     """Fills in the frames of video ``(B, T, C, H, W)`` in [0, 1] that are not known -> ``(B * samples, T, C, H, W)``.
 
     Given frames are returned bit for bit. noise: where noise comes from (None: :class:`SeededNoise` of `seed`).
+    first_clip: number of the first clip; trajectory (clip number, sample) has noise of its own.
     clip_made: limit made frames to the range of a video before later blocks read them (the published code does not).
     """
     noise = SeededNoise(seed, video.device) if noise is None else noise
-    trajectories = [(clip, i) for clip in range(len(video)) for i in range(samples)]
+    trajectories = [(first_clip + clip, i) for clip in range(len(video)) for i in range(samples)]
     chunks = [trajectories[i : i + batch_size] for i in range(0, len(trajectories), batch_size)]
     done, total = 0, len(chunks) * len(blocks) * len(table.rows)
     given = torch.tensor([bool(k) for k in known], device=video.device)
     out = []
     for chunk in chunks:
-        clips = torch.tensor([clip for clip, _ in chunk], device=video.device)
+        clips = torch.tensor([clip - first_clip for clip, _ in chunk], device=video.device)
         frames = (video[clips] * 2 - 1) * given.view(-1, 1, 1, 1)
         for block in blocks:
 

@@ -32,6 +32,8 @@ COMMANDS = {
     "generate": _Entry("generate", "new videos from nothing", "mcvd generate --frames 30 --samples 16"),
     "fill": _Entry("fill", "any missing frames of a clip", "mcvd fill clip.mp4 --known 0-4,15-19"),
     "train": _Entry("train", "a model, by a recipe", "mcvd train my_recipe.yaml --data my_videos"),
+    "evaluate": _Entry("evaluate", "how good a model is", "mcvd evaluate MODEL --data D --protocol bair-1to15"),
+    "score": _Entry("score", "any made videos against real ones", "mcvd score REAL FAKE --protocol bair-1to15"),
     "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
     "fetch": _Entry("fetch", "data and weights of metrics", "mcvd fetch mnist"),

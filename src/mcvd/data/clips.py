@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Clips:
     fixed: None: an endless random stream; long videos hold more clips, so they are drawn more often. A number: that
     many clips that never change, spread evenly over the videos (as the published test sets are) and over their time;
     position i is clip i mod `fixed`.
+    starts: of fixed clips: spread over the time of their video, or `published_starts` of the seed.
     where: the data set's name in errors. Videos too short for a clip are named in a warning and left out.
     """
 
@@ -63,6 +64,7 @@ class Clips:
         flip: bool = False,
         split: str = "train",
         fixed: int | None = None,
+        starts: Literal["spread", "published"] = "spread",
         seed: int = 0,
         where: str = "the data",
     ):
@@ -92,6 +94,9 @@ class Clips:
         self.ends = np.cumsum(self.rooms)
         last = len(self.videos) - 1
         self._chosen = [round(i / max(fixed - 1, 1) * last) for i in range(fixed)] if fixed else []
+        self._starts = None
+        if starts == "published":
+            self._starts = published_starts([int(self.rooms[which]) for which in self._chosen], seed)
 
     def __len__(self) -> int:
         """Different clips there are: videos times first frames."""
@@ -111,6 +116,8 @@ class Clips:
     def _fixed_place(self, index: int) -> Place:
         """Videos by the published rule; the clips that share a video are spread over its time, the first at frame 0."""
         which = self._chosen[index]
+        if self._starts is not None:
+            return Place(self.videos[which], self._starts[index], self.slack[0] // 2, self.slack[1] // 2, False)
         first, sharing = self._chosen.index(which), self._chosen.count(which)
         start = round((index - first) / max(sharing - 1, 1) * (int(self.rooms[which]) - 1))
         return Place(self.videos[which], start, self.slack[0] // 2, self.slack[1] // 2, False)
@@ -134,6 +141,20 @@ class Clips:
     def _read(self, video: int, start: int) -> np.ndarray:
         """Frames start, start + stride, ... of a video, ``(frames, H, W, C)`` uint8; `video` counts all splits."""
         raise NotImplementedError
+
+
+def published_starts(rooms: Sequence[int], seed: int) -> list[int]:
+    """First frames of test clips by the rule of the authors' loader: clips are visited in a random order, and each
+    start is drawn from numpy's legacy generator; the last of its `rooms` possible ones never is, where there are two.
+
+    Both streams begin at `seed`. In the authors' runs they went on from whatever had been drawn before (weights, other
+    loaders), so the law is theirs but the very clips of a published run are not.
+    """
+    order = torch.randperm(len(rooms), generator=torch.Generator().manual_seed(seed)).tolist()
+    rng, out = np.random.RandomState(seed), [0] * len(rooms)
+    for index in order:
+        out[index] = int(rng.choice(rooms[index] - 1)) if rooms[index] > 1 else 0
+    return out
 
 
 def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int]:

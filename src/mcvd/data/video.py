@@ -28,7 +28,17 @@ from mcvd.data.sheet import contact_sheet
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
 
-__all__ = ["IMAGE_SUFFIXES", "VideoInfo", "contact_sheet", "read_video", "video_info", "write_video"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Fitter",
+    "VideoInfo",
+    "contact_sheet",
+    "decoded_frames",
+    "decoded_stills",
+    "read_video",
+    "video_info",
+    "write_video",
+]
 
 Fit = Literal["crop", "stretch"]
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -81,8 +91,8 @@ def read_video(
         raise McvdError(f"size is {size}; it must be one positive number or (height, width)")
 
     stop = None if frames is None else start + (frames - 1) * stride + 1
-    wanted = islice(_frames(path), start, stop, stride)
-    fitter = _Fitter(target, channels, fit)
+    wanted = islice(decoded_frames(path), start, stop, stride)
+    fitter = Fitter(target, channels, fit)
     out = [fitter(frame) for frame in wanted]
     if not out:
         raise McvdError(f"{path} has no frame {start}" if start else f"{path} holds no frame")
@@ -124,26 +134,26 @@ def video_info(path: Path | str) -> VideoInfo:
 
 # ------------------------------------------------------------------------------------------------------- sources
 
-_Source = tuple[Any, Fraction, int]
+SourceFrame = tuple[Any, Fraction, int]
 """A picture (av.VideoFrame, or (H, W, 1|3) uint8 array), pixel width / height, degrees to turn it anticlockwise."""
 
 
-def _frames(path: Path) -> Iterator[_Source]:
+def decoded_frames(path: Path) -> Iterator[SourceFrame]:
     """All frames of whatever lies at ``path``, one by one: nothing is decoded that is not asked for."""
     _must_exist(path)
     if path.is_dir():
         for image in _images_in(path):
-            yield from _still_frames(image, first_only=True)
+            yield from decoded_stills(image, first_only=True)
     elif path.suffix.lower() in (".npz", ".npy"):
         for frame in _array(path):
             yield frame, Fraction(1), 0
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        yield from _still_frames(path)
+        yield from decoded_stills(path)
     else:
         yield from _container_frames(path)
 
 
-def _container_frames(path: Path) -> Iterator[_Source]:
+def _container_frames(path: Path) -> Iterator[SourceFrame]:
     done, end = 0, 0.0
     try:
         with av.open(str(path)) as container:
@@ -167,7 +177,7 @@ def _container_frames(path: Path) -> Iterator[_Source]:
         warnings.warn(f"{path} may be cut short: frames end at {end:.1f} s of {duration:.1f} s", stacklevel=2)
 
 
-def _still_frames(path: Path, first_only: bool = False) -> Iterator[_Source]:
+def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame]:
     """Frames of an image file; gif, webp, apng and tiff may hold many, composed as a viewer shows them."""
     done = 0
     try:
@@ -232,7 +242,7 @@ def _array(path: Path) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ geometry
 
 
-class _Fitter:
+class Fitter:
     """Turns each source picture into (H, W, C) uint8 of the size asked for.
 
     One scaler with one thread for the whole video: PyAV's default builds a many-threaded one for every frame, which
@@ -243,7 +253,7 @@ class _Fitter:
         self.size, self.channels, self.fit = size, channels, fit
         self.scaler = VideoReformatter()
 
-    def __call__(self, source: _Source) -> np.ndarray:
+    def __call__(self, source: SourceFrame) -> np.ndarray:
         frame, aspect, turn = source
         quarter = round(turn / 90) % 4
         if isinstance(frame, np.ndarray):

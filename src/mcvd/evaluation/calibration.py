@@ -43,9 +43,9 @@ def spread_skill(table: Table, samples: int) -> Tensor:
     """Spread over skill of each frame, ``(T,)``: 1 where the samples are calibrated, below 1 where they are too alike.
 
     sqrt((1 + 1/S) mean variance / mean squared error of the mean of S samples) over all clips of a table that holds
-    the columns of `calibration` (Fortin et al. 2014).
+    the columns of `calibration`, at sample 0 of each clip (Fortin et al. 2014).
     """
-    variance, error = (table.rows(name).mean(0) for name in ("variance", "error"))
+    variance, error = (table.rows(name, sample=0).mean(0) for name in ("variance", "error"))
     return math.sqrt(1 + 1 / samples) * (variance / error).sqrt()
 
 

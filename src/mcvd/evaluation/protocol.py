@@ -12,6 +12,7 @@ from typing import Literal
 from mcvd.errors import McvdError
 
 Task = Literal["predict", "backward", "interpolate", "generate"]
+Source = Literal["moving-mnist", "videos", "kth", "bair", "cityscapes", "ucf101"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,15 @@ class Protocol:
     """Frames that are made."""
     future: int = 0
     """Real frames after those that are made (interpolation, backward prediction)."""
+    source: Source = "videos"
+    """How real frames come to be: `moving-mnist`: drawn on the fly; else decoded and resized as
+    `mcvd data prepare --layout` does for that data set (`videos`: area averages, the middle cut out)."""
+    split: Literal["train", "val", "test"] = "test"
+    """Side of the data's split that the clips are from."""
     size: tuple[int, int] = (64, 64)
     """Height and width of the frames that are compared, in pixels."""
+    channels: int = 3
+    """Of the frames: 3 for RGB, 1 for grey (repeated to three for LPIPS and FVD)."""
     stride: int = 1
     """Every stride-th frame of the videos."""
     clips: int = 256
@@ -46,7 +54,8 @@ class Protocol:
     choice_seed: int = 0
     """Seed of the clips, where they are made or drawn at random."""
     pixels: Literal["published", "plain"] = "published"
-    """SSIM and LPIPS of frames as the authors' code sees them (`published_frames.py`), or of the frames as they are."""
+    """`published`: made frames are measured before they are rounded to 8 bits, SSIM and LPIPS of frames as the authors'
+    code sees them (`published_frames.py`); `plain`: everything of 8-bit frames, as they are saved."""
     binary: bool = False
     """Frames are rounded to black and white before SSIM and LPIPS (published, Moving MNIST)."""
     lpips_size: int | None = 128
@@ -56,14 +65,18 @@ class Protocol:
     fvd: Literal["context", "made", "none"] = "context"
     """What enters FVD: the given real frames together with the made ones, or the made frames alone."""
     fvd_pooled: bool = True
-    """FVD of all samples of all clips against the real clips once each; False: mean of the FVDs of trajectories, each
-    one sample a clip."""
+    """The FVD that counts: of all samples of all clips against the real clips once each; False: the mean of the FVDs of
+    trajectories, each one sample a clip. Both are measured."""
 
     def __post_init__(self) -> None:
         counts = {"frames": self.frames, "clips": self.clips, "samples": self.samples, "stride": self.stride}
         for name, value in counts.items():
             if value < 1:
                 raise McvdError(f"protocol {self.name}: {name} is {value}; it must be at least 1")
+        if self.channels not in (1, 3) or min(self.size) < 1:
+            raise McvdError(
+                f"protocol {self.name}: size {self.size} must be positive, channels ({self.channels}) 1 or 3"
+            )
         if self.past < 0 or self.future < 0:
             raise McvdError(f"protocol {self.name}: past {self.past} and future {self.future} count frames")
         seen = {"predict": (1, 0), "backward": (0, 1), "interpolate": (1, 1), "generate": (0, 0)}[self.task]
@@ -76,6 +89,52 @@ class Protocol:
     def clip_frames(self) -> int:
         """Frames of a real clip. For generation, as published, that many frames are made and compared."""
         return self.past + self.frames + self.future
+
+    @property
+    def made(self) -> slice:
+        """Where the made frames are in a clip."""
+        return slice(self.past, self.past + self.frames)
+
+    @property
+    def fvd_frames(self) -> int:
+        """Frames of a video that FVD sees; 0 without FVD."""
+        return {"context": self.clip_frames, "made": self.frames, "none": 0}[self.fvd]
+
+    @property
+    def words(self) -> str:
+        """All of it in one sentence, for a caption."""
+        height, width = self.size
+        given = {
+            "predict": f"{self.frames} frames predicted from {self.past}",
+            "backward": f"{self.frames} frames made before {self.future} given ones",
+            "interpolate": f"{self.frames} frames between {self.past} and {self.future} given ones",
+            "generate": f"{self.frames} frames generated from nothing",
+        }[self.task]
+        parts = [
+            f"{self.data} ({self.split})",
+            f"{width}x{height} {'grey' if self.channels == 1 else 'RGB'}",
+            given + (f", every {self.stride}. frame" if self.stride > 1 else ""),
+            f"{self.clips} clips ({self._clips_words}), {self.samples} sample{'s' * (self.samples > 1)} each",
+        ]
+        if self.task != "generate":
+            seen = "as the published code sees frames" if self.pixels == "published" else "of plain 8-bit frames"
+            seen += " (rounded to black and white)" if self.binary and self.pixels == "published" else ""
+            lpips = f"LPIPS at {self.lpips_size} px" if self.lpips_size else "LPIPS at full size"
+            counts = ("best" if self.best else "mean") + " of the samples"
+            parts.append(f"PSNR, SSIM and {lpips} {seen}, {counts if self.samples > 1 else 'of the one sample'}")
+        if self.fvd != "none":
+            frames = f"{self.fvd_frames} frames, " + (
+                "made only" if self.fvd == "made" else "the given ones included" if any(self.known) else "all made"
+            )
+            pooled = "all samples pooled" if self.fvd_pooled else "mean over trajectories"
+            parts.append(f"FVD (I3D, Kinetics-400 logits) on {frames}, {pooled}")
+        return "; ".join(parts) + "."
+
+    @property
+    def _clips_words(self) -> str:
+        if self.choice == "published":
+            return f"random starts by the authors' rule, seed {self.choice_seed}"
+        return f"made with seed {self.choice_seed}" if self.source == "moving-mnist" else "fixed list"
 
     @property
     def known(self) -> tuple[bool, ...]:

@@ -8,13 +8,14 @@ PSNR is plain: of the mean error over all frames of a video, before any rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mcvd.evaluation.image import ssim
-from mcvd.evaluation.lpips import LPIPS
 
 
 def through_network_range(video: Tensor) -> Tensor:
@@ -47,7 +48,11 @@ def published_ssim(video: Tensor, truth: Tensor, binary: bool = False) -> Tensor
 
 
 def published_lpips(
-    network: LPIPS, video: Tensor, truth: Tensor, binary: bool = False, size: int | None = 128
+    network: Callable[[Tensor, Tensor], Tensor],
+    video: Tensor,
+    truth: Tensor,
+    binary: bool = False,
+    size: int | None = 128,
 ) -> Tensor:
     """LPIPS of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``.
 

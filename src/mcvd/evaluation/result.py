@@ -1,7 +1,8 @@
 """The result of an evaluation: numbers, each with its interval, and all that they depend on, as one JSON file.
 
 A folder of an evaluation holds `result.json` (a `Result`), `rows.safetensors` (a `Table`: columns ``mse``, ``ssim``,
-``lpips`` per made frame, ``features`` per made video, those of `calibration` per clip) and, for the report, `videos/`.
+``lpips`` per made frame, ``features`` per made video; once a clip, at sample 0: ``real``, the features of the real
+clip, those of `calibration`, and ``seconds``), `result.md` and, for the report, `videos/`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class System:
     name: str
     """As a person calls it: a model's name, or of the folder of videos that were scored."""
     weights: str = ""
-    """sha256 of the weights' file; empty where only videos are known."""
+    """sha256 of the weights' tensors and the configuration; empty where only videos are known."""
     solver: str = ""
     steps: int = 0
     guidance: float = 1.0
@@ -60,7 +61,7 @@ class Result:
     samples: int
     """Videos made for each of them."""
     data: str
-    """sha256 of the real clips: two results with the same have seen the same pixels."""
+    """sha256 of the real clips' pixels: two results with the same have seen the same pixels."""
     numbers: dict[str, Number] = field(default_factory=dict)
     """By metric: psnr, ssim, lpips, fvd, fvd_trajectory, kvd, crps, spread_skill ..."""
     frames: dict[str, list[float]] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Result:
     """sha256 of the tensors of the networks that measure: i3d, lpips."""
     machine: str = ""
     seconds: float = 0.0
+    """Of work in all, summed over processes and restarts."""
     date: str = ""
 
     @property

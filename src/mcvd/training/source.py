@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mcvd.config import to_dict
-from mcvd.data.fetch import cache_dir
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.errors import McvdError
 from mcvd.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from mcvd.data.prepare import Settings
-
 TEST_CLIPS = 64  # fixed clips of the held-out videos
-LINE_EVERY = 20.0  # s between lines while videos are prepared
 
 Report = Callable[[str], None]
 
@@ -51,7 +42,7 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
         return MovingMNIST(digits, frames, size=network.size[0], seed=recipe.seed, device=device)
     if recipe.data.path is None:
         raise McvdError("this recipe trains on videos: say where they are with --data FOLDER")
-    from mcvd.data.prepare import Settings, info, open_data  # needs PyAV; Moving MNIST does not
+    from mcvd.data.prepare import Settings, info, open_data, prepared_data  # needs PyAV; Moving MNIST does not
 
     path = prepared_data(
         Path(recipe.data.path).expanduser(),
@@ -77,34 +68,6 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
         fixed=None if split == "train" else TEST_CLIPS,
         seed=recipe.seed,
     )
-
-
-def prepared_data(path: Path, settings: Settings, report: Report) -> Path:
-    """`path` itself where clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache that
-    its videos are prepared in, now or before. Sources that have changed since are decoded again.
-    """
-    from mcvd.data.hdf5 import hdf5_shards
-    from mcvd.data.prepare import prepare
-    from mcvd.data.shards import is_prepared
-
-    if is_prepared(path) or (path.exists() and hdf5_shards(path)):
-        return path
-    key = json.dumps([str(path.resolve()), to_dict(settings)])  # runs with another split get a folder of their own
-    folder = cache_dir() / "prepared" / f"{path.resolve().stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    said = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > LINE_EVERY:
-            said = time.monotonic()
-            report(f"preparing {path}: {done} of {total} videos")
-
-    manifest = prepare(path, folder, settings, progress=progress)
-    frames = sum(entry.frames for entry in manifest.videos)
-    left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
-    more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
-    report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
-    return folder
 
 
 def _say_nothing(line: str) -> None:

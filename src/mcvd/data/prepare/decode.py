@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mcvd.data.prepare.items import Item
 from mcvd.data.prepare.settings import Settings
-from mcvd.data.video import _Fitter, _frames, _still_frames, video_info
+from mcvd.data.video import Fitter, decoded_frames, decoded_stills, video_info
 from mcvd.errors import McvdError
 
 
@@ -73,10 +73,10 @@ class Decoder:
         """The source's pictures as `mcvd.data.video` gives them: picture, pixel width / height, degrees to turn."""
         kind, file = self.item.kind, Path(self.item.files[0])
         if kind in ("video", "npy"):
-            yield from _frames(file)
+            yield from decoded_frames(file)
         elif kind == "images":
             for image in self.item.files:
-                yield from _still_frames(Path(image), first_only=True)
+                yield from decoded_stills(Path(image), first_only=True)
         elif kind == "npz":
             yield from self._npz(file)
         else:
@@ -90,7 +90,7 @@ class Decoder:
             try:
                 with zipfile.ZipFile(file) as archive, archive.open(f"{self.item.key}.npy") as source:
                     member.write_bytes(source.read())
-                yield from _frames(member)
+                yield from decoded_frames(member)
             except (zipfile.BadZipFile, KeyError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
                 raise McvdError(f"{self.item.name} is damaged ({error})") from error
             except McvdError as error:
@@ -121,7 +121,7 @@ class _Fit:
         self.settings = settings
         # for the filters of published data sets the picture comes whole, and is resized here
         size = settings.size if settings.resample == "area" else None
-        self.reader = _Fitter(size, settings.channels, settings.fit)
+        self.reader = Fitter(size, settings.channels, settings.fit)
 
     def __call__(self, picture: Any, aspect: Any, turn: int) -> np.ndarray:
         frame = self.reader((picture, aspect, turn))

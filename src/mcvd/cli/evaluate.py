@@ -1,0 +1,142 @@
+"""`mcvd evaluate`"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from mcvd.cli.options import MODEL_HELP, Count, Device, Flag, MaybeCount, Number, Seed
+
+if TYPE_CHECKING:
+    from mcvd.evaluation.protocol import Protocol
+    from mcvd.evaluation.result import Result
+
+PROTOCOL_HELP = "Preset, e.g. smmnist-5to10; `list` names all of them. See docs/evaluation.md."
+SET_HELP = "Another value of the protocol, e.g. samples=2, size=[32,32]; the result is then named NAME+edited."
+METRICS_HELP = "Some of psnr,ssim,lpips,fvd,kvd,calibration, with commas."
+DATA_HELP = (
+    "Test videos: a folder of `mcvd data prepare`, raw videos (prepared once, in the cache) or the authors' HDF5 "
+    "shards; for Moving MNIST the folder of the MNIST files."
+)
+_ALL = "(default: all that the protocol allows)"
+Settings = Annotated[
+    UseAppendAction[list[str]],
+    arg(metavar="KEY=VALUE", help=SET_HELP, help_behavior_hint="(can be repeated)"),
+]
+Metrics = Annotated[str | None, arg(metavar="NAMES", help=METRICS_HELP, help_behavior_hint=_ALL)]
+
+
+@dataclass(kw_only=True)
+class Command:
+    """How good a model is, by a protocol: FVD, PSNR, SSIM, LPIPS, each with its interval and all that it depends on.
+
+    Run the same command again to continue where it was killed. Several GPUs: torchrun --nproc-per-node 8 -m mcvd
+    evaluate ...
+
+    Example: mcvd evaluate my_model --data BAIR/ --protocol bair-1to15
+    """
+
+    model: Annotated[str, Positional, arg(metavar="MODEL", help=MODEL_HELP)]
+    protocol: Annotated[str, arg(metavar="NAME", help=PROTOCOL_HELP)]
+    data: Annotated[Path | None, arg(metavar="PATH", help=DATA_HELP, help_behavior_hint="(default: cached MNIST)")] = (
+        None
+    )
+    set: Settings = field(default_factory=list)
+    metrics: Metrics = None
+    solver: Annotated[str, arg(metavar="NAME")] = "ddpm"
+    """ddpm (as in the paper's tables), ddim, f-pndm or dpm++ (the quick ones)."""
+    steps: Annotated[MaybeCount, arg(help_behavior_hint="(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20)")] = None
+    """Denoising steps for every block of frames."""
+    seed: Seed = 0
+    """Of what the model makes; the clips have theirs in the protocol."""
+    guidance: Number = 1.0
+    """1 is the model itself; larger keeps closer to the given frames, with less variety."""
+    batch_size: Count = 32
+    """Samples made at once; fewer need less memory."""
+    reference: Flag = False
+    """Sample as the published code did, its defects included (ddpm or ddim)."""
+    output: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/evaluate/MODEL-PROTOCOL-SOLVER)")
+    ] = None
+    """result.json, result.md, rows.safetensors and videos/; one of another evaluation is refused."""
+    no_videos: Flag = False
+    """Do not keep what is made."""
+    device: Device = None
+    """cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        """Does it."""
+        if self.protocol == "list":
+            print_protocols()
+            return
+        from mcvd.cli.progress import ProgressBar
+        from mcvd.evaluation.evaluate import Sampling, evaluate
+        from mcvd.evaluation.presets import find_protocol
+        from mcvd.interop.load import load
+
+        protocol = find_protocol(self.protocol, self.set)
+        model = load(self.model, device=local_device(self.device))
+        output = self.output or self._folder(protocol)
+        with ProgressBar("evaluating", "videos") as bar:
+            result = evaluate(
+                model,
+                protocol,
+                output,
+                name=Path(self.model).stem or self.model,
+                data=self.data,
+                sampling=Sampling(self.solver, self.steps, self.seed, self.guidance, self.batch_size, self.reference),
+                metrics=names(self.metrics),
+                videos=not self.no_videos,
+                report=say,
+                progress=bar,
+            )
+        show(result, output)
+
+    def _folder(self, protocol: Protocol) -> Path:
+        parts = [Path(self.model).stem, protocol.name, f"{self.solver}{self.steps or ''}"]
+        parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
+        parts += ["reference"] if self.reference else []
+        parts += [f"seed{self.seed}"] if self.seed else []
+        return Path("runs") / "evaluate" / "-".join(parts)
+
+
+def names(text: str | None) -> list[str] | None:
+    """``psnr,ssim`` -> names; None stays None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def local_device(device: str | None) -> str | None:
+    """The GPU of this process, where torchrun started several and none is named."""
+    if device is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def show(result: Result | None, output: Path) -> None:
+    """Prints the numbers; only the first process has them."""
+    if result is None:
+        return
+    from mcvd.evaluation.summary import lines
+
+    print("\n".join(lines(result)))
+    print(f"the result is in {output} (result.json; for a paper: result.md)")
+
+
+def print_protocols() -> None:
+    """Every preset and what it means."""
+    from mcvd.evaluation.presets import PRESETS
+
+    width = max(map(len, PRESETS))
+    for name, protocol in PRESETS.items():
+        print(f"{name:<{width}}  {protocol.words}")
+
+
+def say(line: str) -> None:
+    """A line, at once."""
+    print(line, flush=True)

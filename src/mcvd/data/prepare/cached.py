@@ -1,0 +1,42 @@
+"""Raw videos prepared once, in the cache, by whoever needs them first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mcvd.config import to_dict
+from mcvd.data.fetch import cache_dir
+from mcvd.data.hdf5 import hdf5_shards
+from mcvd.data.prepare.run import prepare
+from mcvd.data.prepare.settings import Settings
+from mcvd.data.shards import is_prepared
+
+LINE_EVERY = 20.0  # s between lines while videos are prepared
+
+
+def prepared_data(path: Path, settings: Settings, report: Callable[[str], None]) -> Path:
+    """`path` itself where clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache that
+    its videos are prepared in, now or before. Sources that have changed since are decoded again.
+    """
+    if is_prepared(path) or (path.exists() and hdf5_shards(path)):
+        return path
+    key = json.dumps([str(path.resolve()), to_dict(settings)])  # runs with another split get a folder of their own
+    folder = cache_dir() / "prepared" / f"{path.resolve().stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > LINE_EVERY:
+            said = time.monotonic()
+            report(f"preparing {path}: {done} of {total} videos")
+
+    manifest = prepare(path, folder, settings, progress=progress)
+    frames = sum(entry.frames for entry in manifest.videos)
+    left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
+    more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
+    report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
+    return folder

@@ -1,0 +1,118 @@
+"""The real clips of a protocol, by number: the same on every machine and in every process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcvd.data.moving_mnist import CANVAS, MovingMNIST, find_mnist, load_digits, reference_sequence
+from mcvd.errors import McvdError
+from mcvd.evaluation.protocol import Protocol
+
+PUBLISHED_DIGITS = 256
+"""The published test set draws its digits from so many of the first test images."""
+_AT_ONCE = 32  # clips
+
+
+class RealClips(Interface):
+    """Clips ``(B, T, C, H, W)`` uint8 by their numbers."""
+
+    def batch(self, indices: Sequence[int], /) -> Tensor:
+        """The clips with these numbers."""
+
+
+def real_clips(protocol: Protocol, data: Path | str | None = None, report: Callable[[str], None] = print) -> RealClips:
+    """The real clips of a protocol, numbers 0 .. protocol.clips - 1.
+
+    data: a folder that `mcvd data prepare` made, raw videos (prepared in the cache, once; `report` takes the lines
+    about that) or the authors' HDF5 shards; for Moving MNIST a folder with the MNIST files (None: the cache).
+    Raises McvdError where the data are not there or do not fit the protocol.
+    """
+    path = None if data is None else Path(data).expanduser()
+    if protocol.source == "moving-mnist":
+        return _moving_digits(protocol, path)
+    if path is None:
+        raise McvdError(f"protocol {protocol.name} is on {protocol.data}: say where the videos are with --data FOLDER")
+    return _stored(protocol, path, report)
+
+
+def _moving_digits(protocol: Protocol, path: Path | None) -> RealClips:
+    if protocol.size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or protocol.channels != 1:
+        raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; the protocol asks for {protocol.size}")
+    digits = load_digits(find_mnist(path), "train" if protocol.split == "train" else "test", limit=PUBLISHED_DIGITS)
+    span = (protocol.clip_frames - 1) * protocol.stride + 1
+    if protocol.choice == "published":
+        return _PublishedDigits(protocol, digits, span)
+    return _Strided(MovingMNIST(digits, span, size=protocol.size[0], seed=protocol.choice_seed), protocol.stride)
+
+
+class _Strided:
+    """Every stride-th frame of clips."""
+
+    def __init__(self, clips: MovingMNIST, stride: int):
+        self.clips, self.stride = clips, stride
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        return self.clips.batch(indices)[:, :: self.stride]
+
+
+class _PublishedDigits:
+    """The authors' stream of Moving MNIST, which begins at the seed. In their runs the seed is the first index that a
+    shuffled loader happens to ask for, so the law is theirs but the very clips of a published run are not known."""
+
+    def __init__(self, protocol: Protocol, digits: Tensor, span: int):
+        rng = np.random.RandomState(protocol.choice_seed)
+        videos = torch.stack([reference_sequence(digits, rng, span) for _ in range(protocol.clips)])
+        if protocol.size[0] != CANVAS:
+            means = videos.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).float().mean((-1, -3))
+            videos = means.add(0.5).floor().to(torch.uint8)  # halves up, as `MovingMNIST` rounds
+        self.videos = videos[:, :: protocol.stride]
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        return self.videos[list(indices)]
+
+
+def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> RealClips:
+    from mcvd.data.prepare import PRESETS, open_data, prepared_data  # needs PyAV; Moving MNIST does not
+
+    height, width = protocol.size
+    settings = replace(PRESETS[protocol.source], size=protocol.size, channels=protocol.channels)
+    if protocol.source == "ucf101":  # stored wider than high; the middle is cut out
+        settings = replace(settings, size=(height, round(width * 85 / 64)))
+    place = prepared_data(path, settings, report)
+    clips = open_data(
+        place,
+        protocol.clip_frames,
+        size=protocol.size,
+        channels=protocol.channels,
+        stride=protocol.stride,
+        split=protocol.split,
+        fixed=protocol.clips,
+        starts="published" if protocol.choice == "published" else "spread",
+        seed=protocol.choice_seed,
+    )
+    if height < clips.stored[0] and width < clips.stored[1]:
+        raise McvdError(
+            f"{path} holds frames of {clips.stored[1]}x{clips.stored[0]}, protocol {protocol.name} compares"
+            f" {width}x{height}: prepare the videos at that size, or measure at theirs with"
+            f" --set size=[{clips.stored[0]},{clips.stored[1]}]"
+        )
+    return clips
+
+
+def content_sha256(clips: RealClips, count: int) -> str:
+    """A hash of the pixels of clips 0 .. count - 1."""
+    digest = hashlib.sha256()
+    for first in range(0, count, _AT_ONCE):
+        part = clips.batch(range(first, min(first + _AT_ONCE, count)))
+        if first == 0:
+            digest.update(f"{count} {list(part.shape[1:])}\n".encode())
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,163 @@
+"""`evaluate`: how good a model is under a protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcvd import __version__
+from mcvd.config import to_dict
+from mcvd.diffusion.solvers import SOLVERS
+from mcvd.errors import McvdError
+from mcvd.evaluation.clips import RealClips, content_sha256, real_clips
+from mcvd.evaluation.folder import Folder
+from mcvd.evaluation.measure import Instruments, load_instruments
+from mcvd.evaluation.presets import choose_metrics
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.published_weights import PUBLISHED, tensors_sha256
+from mcvd.evaluation.result import Result, System
+from mcvd.evaluation.run import Job, Processes, Progress, Report, run
+from mcvd.model import VideoDiffusion
+from mcvd.plan import plan
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the model makes videos; as the options of `VideoDiffusion.fill`."""
+
+    solver: str = "ddpm"
+    steps: int | None = None
+    seed: int = 0
+    guidance: float = 1.0
+    batch_size: int = 32
+    """Trajectories in one network call; it changes results by rounding at most."""
+    reference: bool = False
+
+
+def evaluate(
+    model: VideoDiffusion,
+    protocol: Protocol,
+    output: Path | str,
+    *,
+    name: str,
+    data: Path | str | None = None,
+    sampling: Sampling | None = None,
+    metrics: Sequence[str] | None = None,
+    instruments: Instruments | None = None,
+    clips: RealClips | None = None,
+    videos: bool = True,
+    processes: Processes | None = None,
+    report: Report = print,
+    progress: Progress | None = None,
+) -> Result | None:
+    """Measures a model under a protocol -> the result, which is in `output` too; None in all processes but the first.
+
+    output: folder of this evaluation (see `mcvd.evaluation.folder`); the same call again continues what was killed, or
+        gives the finished result. A folder of anything else is refused.
+    name: of the model, for people. data: see `real_clips`; clips: real clips from elsewhere instead.
+    metrics: names of `presets.METRICS`; None is all that the protocol allows. instruments: networks that measure
+        (default: the published ones). videos: keep what is made in `output`/videos.
+    processes: which share of the work is done here (default: as torchrun says).
+    Raises McvdError where model, data and protocol do not fit together.
+    """
+    sampling = sampling or Sampling()
+    processes = processes or Processes.of_torchrun()
+    say = report if processes.rank == 0 else _nothing
+    check_fit(model, protocol, name)
+    chosen, notes = choose_metrics(protocol, metrics)
+    for note in notes:
+        say(note)
+    folder = Folder(output)
+    real = clips if clips is not None else real_clips(protocol, data, say)
+    networks = network_hashes(chosen) if instruments is None else dict(instruments.hashes)
+    job = Job(
+        protocol,
+        _system(model, name, sampling),
+        chosen,
+        real,
+        protocol.clips,
+        content_sha256(real, protocol.clips),
+        _maker(model, protocol, sampling),
+        batch=max(1, sampling.batch_size // protocol.samples),
+        networks=networks,
+    )
+    return run(
+        job,
+        folder,
+        lambda: instruments or load_instruments(chosen, model.device),
+        videos=videos,
+        processes=processes,
+        device=model.device,
+        report=say,
+        progress=progress if processes.rank == 0 else None,
+    )
+
+
+def network_hashes(metrics: Sequence[str]) -> dict[str, str]:
+    """sha256 of the published networks that these metrics need."""
+    needed = (["i3d"] if {"fvd", "kvd"} & set(metrics) else []) + (["lpips"] if "lpips" in metrics else [])
+    return {name: published.tensors_sha256 for name, published in PUBLISHED.items() if name in needed}
+
+
+def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
+    """McvdError where the model cannot do what the protocol asks for, saying what would work."""
+    if model.size != protocol.size or model.channels != protocol.channels:
+        (height, width), channels = model.size, model.channels
+        edits = [] if model.size == protocol.size else [f"--set size=[{height},{width}]"]
+        edits += [] if channels == protocol.channels else [f"--set channels={channels}"]
+        raise McvdError(
+            f"{name} makes frames of {width}x{height} with {channels} channel(s), protocol {protocol.name} compares "
+            f"{protocol.size[1]}x{protocol.size[0]} with {protocol.channels}: measure at the model's with "
+            f"{' '.join(edits)} (another protocol, named so)"
+        )
+    try:
+        plan(protocol.known, model.layout, model.config.masking)
+    except McvdError as error:
+        raise McvdError(f"protocol {protocol.name}: {error}") from None
+
+
+def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
+    if sampling.solver not in SOLVERS:
+        raise McvdError(f"solver is {sampling.solver!r}; it is one of {', '.join(SOLVERS)}")
+    most = model.config.schedule.steps
+    default = min(100 if sampling.reference else SOLVERS[sampling.solver].steps, most)
+    config = json.dumps(to_dict(model.config), sort_keys=True)
+    weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
+    return System(
+        name,
+        tensors_sha256(weights),
+        sampling.solver,
+        sampling.steps or default,
+        sampling.guidance,
+        sampling.seed,
+        sampling.reference,
+        __version__,
+    )
+
+
+def _maker(model: VideoDiffusion, protocol: Protocol, sampling: Sampling) -> Callable[[int, Tensor], Tensor]:
+    def make(first: int, real: Tensor) -> Tensor:
+        made = model.fill(
+            real,
+            protocol.known,
+            samples=protocol.samples,
+            solver=sampling.solver,
+            steps=sampling.steps,
+            seed=sampling.seed,
+            guidance=sampling.guidance,
+            batch_size=sampling.batch_size,
+            first_clip=first,
+            reference=sampling.reference,
+        )
+        return made.unflatten(0, (len(real), protocol.samples))
+
+    return make
+
+
+def _nothing(line: str) -> None:
+    """Of the processes, one speaks."""

@@ -1,0 +1,117 @@
+"""The folder of an evaluation: what was begun in it, the rows so far, the videos, the result.
+
+identity.json      protocol, system, data and metrics, written first: nothing else may go on in this folder
+rows/A-B.safetensors   the rows of clips A .. B - 1, one whole file a batch, whichever process made it
+videos/00012.npz   `real` (T, C, H, W) and `made` (S, T, C, H, W) uint8, written before the rows of that clip
+rows.safetensors   all rows, at the end; then result.md and result.json, and rows/ goes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.evaluation.result import Result
+from mcvd.evaluation.table import Table
+
+IDENTITY = "identity.json"
+
+
+class Folder:
+    """An evaluation on disk. Every file appears whole or not at all, so a kill costs at most a batch."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path).expanduser()
+        self.rows = self.path / "rows"
+
+    def begin(self, identity: dict[str, Any]) -> None:
+        """Claims the folder, or continues in it; McvdError where it holds anything else."""
+        identity = json.loads(json.dumps(identity))
+        file = self.path / IDENTITY
+        try:
+            self.rows.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                strange = [item.name for item in self.path.iterdir() if not item.name.startswith(IDENTITY)]
+                if strange and not file.is_file():  # another process may have claimed it just now
+                    raise McvdError(f"{self.path} holds other files ({strange[0]}); choose another --output")
+                _write(file, json.dumps(identity, indent=1) + "\n")
+            old = json.loads(file.read_text())
+        except OSError as error:
+            raise McvdError(f"cannot use {self.path}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise McvdError(f"{file} is damaged ({error}); choose another --output") from None
+        differ = [f"{key} {was}, not {now}" for key, was, now in _differences(old, identity)]
+        if differ:
+            more = f" and {len(differ) - 2} more" if len(differ) > 2 else ""
+            raise McvdError(
+                f"{self.path} holds another evaluation ({'; '.join(differ[:2])}{more}); choose another --output"
+            )
+
+    def result(self) -> Result | None:
+        """The finished result, if there is one."""
+        return Result.load(self.path) if (self.path / "result.json").is_file() else None
+
+    def table(self) -> Table:
+        """All rows so far, of all processes."""
+        whole = self.path / "rows.safetensors"
+        while True:
+            files = ([whole] if whole.is_file() else []) + sorted(self.rows.glob("*.safetensors"))
+            try:
+                return Table().merge(*(Table.load(file) for file in files))
+            except McvdError:
+                if all(file.is_file() for file in files):
+                    raise  # else another process has just joined them to one
+
+    def save_rows(self, table: Table, first: int, end: int) -> None:
+        """Writes the rows of clips first .. end - 1."""
+        table.save(self.rows / f"{first:05d}-{end:05d}.safetensors")
+
+    def clips_done(self) -> int:
+        """How many clips have their rows in rows/, by the names of the files."""
+        ranges = [file.stem.split("-") for file in self.rows.glob("*.safetensors")]
+        return sum(int(end) - int(first) for first, end in ranges)
+
+    def save_video(self, clip: int, real: Tensor, made: Tensor) -> None:
+        """Writes videos/CLIP.npz: real ``(T, C, H, W)``, made ``(S, T, C, H, W)``, both uint8."""
+        path = self.path / "videos" / f"{clip:05d}.npz"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as stream:
+                np.savez_compressed(stream, real=real.numpy(), made=made.numpy())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
+
+    def finish(self, table: Table, result: Result, line: str) -> None:
+        """Writes all rows as one file, the Markdown and the result; then drops rows/."""
+        table.save(self.path / "rows.safetensors")
+        _write(self.path / "result.md", line)
+        result.save(self.path / "result.json")
+        shutil.rmtree(self.rows, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of everything that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*new, *(name for name in old if name not in new)]
+        return [
+            found
+            for name in names
+            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [(key, old, new)]

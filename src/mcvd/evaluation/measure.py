@@ -1,0 +1,114 @@
+"""What is measured of a batch of clips, by a protocol: rows of a `Table`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.evaluation import i3d, lpips
+from mcvd.evaluation.calibration import calibration
+from mcvd.evaluation.image import mse, ssim
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.published_frames import published_lpips, published_ssim, through_network_range
+from mcvd.evaluation.published_weights import PUBLISHED
+from mcvd.evaluation.table import Table
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """The networks that measure."""
+
+    features: Callable[[Tensor], Tensor] | None = None
+    """Videos ``(B, T, C, H, W)`` in [0, 1] -> features ``(B, D)``, for FVD and KVD."""
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Two batches of images ``(B, C, H, W)`` in [0, 1] or uint8 -> distances ``(B,)``."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of their weights, by name."""
+
+
+def load_instruments(metrics: Sequence[str], device: torch.device | str = "cpu") -> Instruments:
+    """The networks that these metrics need, on a device; McvdError that says how to get weights that are not there."""
+    features = distance = None
+    hashes = {}
+    try:
+        if {"fvd", "kvd"} & set(metrics):
+            network = i3d.load(device=device)
+            chunk = 4 if torch.device(device).type == "cpu" else 16
+
+            def features(videos: Tensor) -> Tensor:
+                return network.features(videos, chunk)
+
+            hashes["i3d"] = PUBLISHED["i3d"].tensors_sha256
+        if "lpips" in metrics:
+            distance = lpips.load(device=device)
+            hashes["lpips"] = PUBLISHED["lpips"].tensors_sha256
+    except McvdError as error:
+        rest = ",".join(name for name in metrics if name in ("psnr", "ssim", "calibration"))
+        without = f" (or measure without: --metrics {rest})" if rest else ""
+        raise McvdError(f"{error}{without}") from None
+    return Instruments(features, distance, hashes)
+
+
+def as_saved(videos: Tensor) -> Tensor:
+    """Videos in 8 bits, rounded to the nearest: [0, 1] or uint8 -> uint8."""
+    return videos if videos.dtype == torch.uint8 else (255 * videos.clamp(0, 1)).round().to(torch.uint8)
+
+
+def measure(
+    protocol: Protocol,
+    metrics: Sequence[str],
+    instruments: Instruments,
+    first: int,
+    real: Tensor,
+    made: Tensor,
+    real_features: Tensor | None = None,
+) -> Table:
+    """The rows of clips first, first + 1, ...
+
+    real: ``(B, T, C, H, W)`` uint8. made: ``(B, S, T, C, H, W)``, float in [0, 1] or uint8: whole clips with the given
+    frames in place. real_features: those of the real clips ``(B, D)``, where they are known already.
+    """
+    count, samples = made.shape[:2]
+    if protocol.pixels == "plain":
+        truth, videos = real.float() / 255, as_saved(made).float() / 255
+    else:
+        truth = through_network_range(real)
+        videos = made.float() / 255 if made.dtype == torch.uint8 else made
+    clips = range(first, first + count)
+    table = Table()
+    pairs = {"clips": [clip for clip in clips for _ in range(samples)], "samples": list(range(samples)) * count}
+
+    def add(**columns: Tensor) -> None:
+        table.add(pairs["clips"], pairs["samples"], **{name: value.flatten(0, 1) for name, value in columns.items()})
+
+    if protocol.task != "generate":
+        x, y = videos[:, :, protocol.made], truth[:, protocol.made]
+        y_each = y[:, None].expand_as(x)
+        if "psnr" in metrics:
+            add(mse=mse(x, y_each))
+        if "ssim" in metrics:
+            add(ssim=published_ssim(x, y_each, protocol.binary) if protocol.pixels == "published" else ssim(x, y_each))
+        if "lpips" in metrics:
+            add(lpips=_lpips(protocol, instruments, x, y_each))
+        if "calibration" in metrics:
+            table.add(clips, 0, **calibration(x, y))
+    if {"fvd", "kvd"} & set(metrics):
+        assert instruments.features is not None
+        seen = protocol.made if protocol.fvd == "made" else slice(None)
+        if real_features is None:
+            real_features = instruments.features(truth[:, seen]).cpu()
+        table.add(clips, 0, real=real_features)
+        add(features=instruments.features(videos[:, :, seen].flatten(0, 1)).cpu().unflatten(0, (count, samples)))
+    return table
+
+
+def _lpips(protocol: Protocol, instruments: Instruments, x: Tensor, y: Tensor) -> Tensor:
+    network = instruments.lpips
+    assert network is not None
+    if protocol.pixels == "published":
+        return published_lpips(network, x, y, protocol.binary, protocol.lpips_size).cpu()
+    return network(x.flatten(0, 2), y.flatten(0, 2)).view(x.shape[:3]).cpu()

@@ -1,0 +1,205 @@
+"""The streaming evaluation that `evaluate` and `score` share: clips -> batches -> rows -> numbers, restartable.
+
+Clips are cut into batches at fixed places, and batch b belongs to process b mod `processes`. A batch ends with a whole
+file of rows in the shared folder; the first process waits until all rows are there, and makes the numbers. So neither
+the number of processes nor restarts change what is computed together with what, and no process talks to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcvd.config import to_dict
+from mcvd.data.fetch import cache_dir
+from mcvd.evaluation.clips import RealClips
+from mcvd.evaluation.files import load_tensors, save_tensors
+from mcvd.evaluation.folder import Folder
+from mcvd.evaluation.measure import Instruments, as_saved, measure
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Result, System
+from mcvd.evaluation.statistics import numbers
+from mcvd.evaluation.summary import markdown
+from mcvd.evaluation.table import Table
+
+LOOK_EVERY = 0.5  # s between looks for the rows of other processes
+
+Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
+"""Called as ``progress(videos done, videos to do)``, of this process and this start."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that share an evaluation."""
+
+    rank: int = 0
+    count: int = 1
+
+    @staticmethod
+    def of_torchrun() -> Processes:
+        """As torchrun says in the environment; one alone without it."""
+        return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an evaluation depends on."""
+
+    protocol: Protocol
+    system: System
+    metrics: tuple[str, ...]
+    real: RealClips
+    clips: int
+    """At most the protocol's."""
+    data: str
+    """sha256 of the real clips."""
+    make: Callable[[int, Tensor], Tensor]
+    """(number of the first clip, real clips ``(B, T, C, H, W)``) -> made videos ``(B, S, T, C, H, W)``, whole clips."""
+    batch: int
+    """Clips that are made and measured at once."""
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of the networks that measure, by name."""
+    videos: str = ""
+    """sha256 of the made videos' files, where there are such."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the folder is claimed for."""
+        mine = {"protocol": to_dict(self.protocol), "system": to_dict(self.system), "data": self.data}
+        more = {"clips": self.clips, "metrics": list(self.metrics), "networks": dict(self.networks)}
+        return {**mine, **more, "videos": self.videos}
+
+
+def run(
+    job: Job,
+    folder: Folder,
+    instruments: Callable[[], Instruments],
+    *,
+    videos: bool = True,
+    processes: Processes | None = None,
+    device: torch.device | str = "cpu",
+    report: Report = print,
+    progress: Progress | None = None,
+) -> Result | None:
+    """Does what of the job is not done yet -> the result; None in all processes but the first.
+
+    instruments: loads the networks that measure, if there is anything to do. videos: keep what was made.
+    device: where it is done, for the record. Raises McvdError where the folder holds another evaluation.
+    """
+    processes = processes or Processes.of_torchrun()
+    folder.begin(job.identity())
+    finished = folder.result()
+    if finished is not None:
+        return finished if processes.rank == 0 else None
+    table = folder.table()
+    if len(table) and processes.rank == 0:
+        report(f"continuing {folder.path}: {len({clip for clip, _ in table})} of {job.clips} clips are done")
+    cached = _cached_features(job)
+    todo = [part for part in _batches(job, table) if (part[0] // job.batch) % processes.count == processes.rank]
+    done, total = 0, sum(end - first for first, end in todo) * job.protocol.samples
+    tools = instruments() if todo else Instruments()
+    for first, end in todo:
+        began = time.perf_counter()
+        real = job.real.batch(range(first, end))
+        made = job.make(first, real).cpu()
+        known = None if cached is None else cached[first:end]
+        rows = measure(job.protocol, job.metrics, tools, first, real, made, known)
+        if videos:
+            for clip, one, several in zip(range(first, end), real, as_saved(made)):
+                folder.save_video(clip, one, several)
+        seconds = (time.perf_counter() - began) / (end - first)
+        rows.add(range(first, end), 0, seconds=torch.full((end - first,), seconds, dtype=torch.float64))
+        folder.save_rows(rows, first, end)
+        done += (end - first) * job.protocol.samples
+        if progress is not None:
+            progress(done, total)
+    if processes.rank != 0:
+        return None
+    return _finish(job, folder, device, report)
+
+
+def _batches(job: Job, table: Table) -> list[tuple[int, int]]:
+    """(first, end) of every run of clips that has no rows yet, never across the fixed places."""
+    have = {clip for clip, _ in table}
+    out: list[tuple[int, int]] = []
+    for clip in range(job.clips):
+        if clip in have:
+            continue
+        if out and out[-1][1] == clip and clip % job.batch:
+            out[-1] = (out[-1][0], clip + 1)
+        else:
+            out.append((clip, clip + 1))
+    return out
+
+
+def _finish(job: Job, folder: Folder, device: torch.device | str, report: Report) -> Result:
+    table = folder.table()
+    missing = job.clips - len({clip for clip, _ in table})
+    if missing:
+        report(f"waiting for the other processes: {missing} of {job.clips} clips to come")
+        while folder.clips_done() < job.clips:
+            time.sleep(LOOK_EVERY)
+        table = folder.table()
+    report("computing numbers and intervals")
+    _cache_features(job, table)
+    values, curves = numbers(table, job.protocol, job.metrics)
+    result = Result(
+        job.protocol,
+        job.system,
+        job.clips,
+        len(table) // job.clips,
+        job.data,
+        values,
+        curves,
+        networks=dict(job.networks),
+        machine=machine(device),
+        seconds=float(table.rows("seconds", sample=0).sum()),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+    folder.finish(table, result, markdown(result))
+    return result
+
+
+def machine(device: torch.device | str) -> str:
+    """What it was computed on, in words."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+# ------------------------------------------------------------------------------- features of the real clips, kept
+
+
+def _features_file(job: Job) -> Path | None:
+    network = job.networks.get("i3d")
+    if network is None or not {"fvd", "kvd"} & set(job.metrics):
+        return None
+    seen = range(job.protocol.clip_frames)[job.protocol.made if job.protocol.fvd == "made" else slice(None)]
+    # the published way of real frames differs by a rounding from the plain one
+    key = f"{job.data} {job.clips} {network} {job.protocol.pixels} {seen.start}-{seen.stop}"
+    return cache_dir() / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _cached_features(job: Job) -> Tensor | None:
+    """Features of the real clips from an earlier evaluation on the same pixels, ``(clips, D)``."""
+    file = _features_file(job)
+    if file is None or not file.is_file():
+        return None
+    return load_tensors(file).get("real")
+
+
+def _cache_features(job: Job, table: Table) -> None:
+    file = _features_file(job)
+    if file is not None and not file.is_file():
+        save_tensors({"real": table.rows("real", sample=0)}, file)

@@ -1,0 +1,188 @@
+"""From rows to numbers with intervals: bootstrap over clips, and the published interval over trajectories.
+
+The bootstrap draws clips, each with all its samples: what is random in a test set is the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcvd.evaluation.calibration import spread_skill
+from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Number
+from mcvd.evaluation.table import HIGHER_IS_BETTER, Table, summarize
+
+RESAMPLES, FVD_RESAMPLES = 1000, 200
+
+
+def resampled_counts(clips: int, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """How often each clip is drawn in each resample, ``(resamples, clips)`` float64."""
+    draw = torch.randint(clips, (resamples, clips), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(resamples, clips, dtype=torch.float64).scatter_add_(
+        1, draw, torch.ones(draw.shape, dtype=torch.float64)
+    )
+
+
+def numbers(
+    table: Table, protocol: Protocol, metrics: Sequence[str]
+) -> tuple[dict[str, Number], dict[str, list[float]]]:
+    """All numbers of a table and the curves over made frames, by metric."""
+    out: dict[str, Number] = {}
+    curves: dict[str, list[float]] = {}
+    clips = len({clip for clip, _ in table})
+    samples = len(table) // clips
+    for metric in ("psnr", "ssim", "lpips"):
+        if metric in metrics:
+            out[metric], curves[metric] = _frame_metric(table, metric, protocol.best, clips, samples)
+    if "calibration" in metrics:
+        out |= _calibration_numbers(table, clips, samples, curves)
+    if {"fvd", "kvd"} & set(metrics):
+        real, fake = table.rows("real", sample=0), table.grid("features")
+        if "fvd" in metrics:
+            out |= _fvd_numbers(real, fake)
+        if "kvd" in metrics and clips > 1:
+            out["kvd"] = kvd_number(real, fake)
+    return out, curves
+
+
+# ---------------------------------------------------------------------------------------------------- of frames
+
+
+def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: int) -> tuple[Number, list[float]]:
+    values = table.per_video(metric)
+    frames = table.grid("mse" if metric == "psnr" else metric).double()
+    if best:
+        which = (values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1))[:, None]
+        values, curve = values.gather(1, which)[:, 0], frames[torch.arange(clips)[:, None], which][:, 0].mean(0)
+    else:
+        values, curve = values.mean(1), frames.mean((0, 1))
+    curve = -10 * curve.log10() if metric == "psnr" else curve
+    how = "one sample" if samples == 1 else f"{'best' if best else 'mean'} of {samples} samples"
+    return _mean_number(values, f"{how}, mean over {clips} clips"), curve.tolist()
+
+
+def _mean_number(values: Tensor, of: str) -> Number:
+    """The mean of one value a clip."""
+    if len(values) < 2 or not values.isfinite().all():  # the PSNR of a perfect video is infinite
+        return Number(float(values.mean()), of=of)
+    means = resampled_counts(len(values)) @ values.double() / len(values)
+    return _number(float(values.double().mean()), means, of)
+
+
+def _number(value: float, resampled: Tensor, of: str, *, shift: bool = False) -> Number:
+    """With the 2.5 and 97.5 percentiles of the resampled values; `shift`: moved so that their mean is the value."""
+    moved = resampled + (value - resampled.mean()) if shift else resampled
+    low, high = (float(moved.quantile(q)) for q in (0.025, 0.975))
+    how = f"bootstrap over clips, {len(resampled)} resamples" + (", centred" if shift else "")
+    return Number(value, low, high, how, of)
+
+
+def _calibration_numbers(table: Table, clips: int, samples: int, curves: dict[str, list[float]]) -> dict[str, Number]:
+    crps = table.rows("crps", sample=0)
+    variance, error = (table.rows(name, sample=0).mean(1) for name in ("variance", "error"))
+    curves["crps"] = crps.mean(0).tolist()
+    curves["spread_skill"] = spread_skill(table, samples).tolist()
+    scale = (1 + 1 / samples) ** 0.5
+    value = scale * float((variance.mean() / error.mean()).sqrt())
+    of = f"{samples} samples, {clips} clips, all made frames"
+    if clips < 2:
+        return {"crps": _mean_number(crps.mean(1), of), "spread_skill": Number(value, of=of)}
+    counts = resampled_counts(clips)
+    ratio = scale * (counts @ variance / (counts @ error)).sqrt()
+    return {"crps": _mean_number(crps.mean(1), of), "spread_skill": _number(value, ratio, of)}
+
+
+# --------------------------------------------------------------------------------------------------- of features
+
+
+def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
+    """real ``(N, D)``, fake ``(N, S, D)``."""
+    clips, samples = fake.shape[:2]
+    if clips < 2:
+        return {}
+    moments = Moments(real)
+    value = frechet_distance(moments, Moments(fake.flatten(0, 1)))
+    of = f"{clips * samples} made videos against {clips} real ones"
+    resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
+    # a resample has fewer different clips, so its distance is larger: the width is kept, the bias is not
+    out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64), of, shift=True)}
+    if samples > 1:
+        each = torch.tensor([frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)])
+        summary = summarize(each)
+        out["fvd_trajectory"] = Number(
+            summary.mean,
+            summary.mean - summary.conf95,
+            summary.mean + summary.conf95,
+            f"1.96 standard errors over {samples} trajectories",
+            f"mean of {samples} distances, each {clips} made videos against {clips} real ones",
+        )
+    if clips * samples >= fake.shape[2]:
+        endless = frechet_infinity(moments, fake.flatten(0, 1))
+        out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
+    return out
+
+
+def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
+    """The Fréchet distance where clip i is there counts[i] times, real ``(N, D)`` and fake ``(N, S, D)``.
+
+    tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of F1^T S2 F1, S1 = F1 F1^T: a matrix as large as there
+    are different clips. (`frechet_distance` is more exact and several times slower.)
+    """
+    drawn = counts > 0
+    weights = counts[drawn].double()
+
+    def deviations(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        features = features.double()
+        mean = weights @ features / weights.sum()
+        return mean, (features - mean) * (weights / (weights.sum() - 1)).sqrt()[:, None]
+
+    mean1, x = deviations(real[drawn], weights)
+    mean2, y = deviations(fake[drawn].flatten(0, 1), weights.repeat_interleave(fake.shape[1]))
+    spread = x.square().sum() + y.square().sum()
+    if len(x) > x.shape[1]:
+        x = torch.linalg.qr(x, mode="r").R
+    overlap = torch.linalg.eigvalsh(x @ (y.T @ y) @ x.T).clamp(min=0).sqrt().sum()
+    return max(0.0, float((mean1 - mean2).square().sum() + spread - 2 * overlap))
+
+
+def kvd_number(real: Tensor, fake: Tensor) -> Number:
+    """KVD of `frechet.kernel_distance`, from sums of the kernel between clips; real ``(N, D)``, fake ``(N, S, D)``."""
+    clips, samples = fake.shape[:2]
+    sums = _kernel_sums(real.double(), fake.double())
+    value = float(_kernel_distance(*sums, torch.ones(1, clips, dtype=torch.float64), samples))
+    of = f"{clips * samples} made videos against {clips} real ones"
+    return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples), of)
+
+
+def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the kernel over the videos of two clips, ``(N, N)`` each: real-real, real-made, made-made; and of made
+    videos with themselves ``(N,)``."""
+    clips, samples, dimensions = fake.shape
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / dimensions + 1) ** 3
+
+    flat = fake.flatten(0, 1)
+    within = torch.stack([kernel(x, flat).sum(0).view(clips, samples).sum(1) for x in fake])
+    itself = ((fake.square().sum(2) / dimensions + 1) ** 3).sum(1)
+    return kernel(real, real), kernel(real, flat).view(clips, clips, samples).sum(2), within, itself
+
+
+def _kernel_distance(
+    real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int
+) -> Tensor:
+    """The unbiased estimate for each row of counts ``(R, N)``: pairs of a video with its own copy do not count."""
+    total = counts.sum(1)
+    pairs = total.square() - counts.square().sum(1)
+
+    def off_diagonal(matrix: Tensor) -> Tensor:
+        return ((counts @ matrix) * counts).sum(1) - counts.square() @ matrix.diagonal()
+
+    between_real = off_diagonal(real) / pairs
+    inside = counts @ (made.diagonal() - itself)
+    between_made = (off_diagonal(made) + inside) / (pairs * samples**2 + total * samples * (samples - 1))
+    return between_real + between_made - 2 * ((counts @ across) * counts).sum(1) / (total.square() * samples)

@@ -1,0 +1,90 @@
+"""A result as lines: for the terminal, and as Markdown ready for a paper."""
+
+from __future__ import annotations
+
+import math
+
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Number, Result
+
+TITLES = {
+    "fvd": "FVD",
+    "fvd_trajectory": "FVD, mean of trajectories",
+    "fvd_infinity": "FVD, endless",
+    "kvd": "KVD",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "crps": "CRPS",
+    "spread_skill": "spread/skill",
+}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "kvd": 4, "crps": 4, "spread_skill": 3}
+
+
+def order(protocol: Protocol) -> list[str]:
+    """Metrics in the order of a table: the protocol's own FVD first."""
+    fvd = ["fvd", "fvd_trajectory"] if protocol.fvd_pooled else ["fvd_trajectory", "fvd"]
+    return [*fvd, *(name for name in TITLES if name not in fvd)]
+
+
+def value_text(metric: str, number: Number) -> str:
+    """``25.31 [24.90, 25.77]``."""
+    digits = _DIGITS.get(metric, 1)
+    text = f"{number.value:.{digits}f}"
+    if number.low is None or number.high is None or not math.isfinite(number.low + number.high):
+        return text
+    return f"{text} [{number.low:.{digits}f}, {number.high:.{digits}f}]"
+
+
+def how_sampled(result: Result) -> str:
+    """The system in words: ``digits, dpm++ 20 steps, guidance 2``."""
+    system = result.system
+    parts = [system.name]
+    if system.solver:
+        parts.append(f"{system.solver} {system.steps} steps")
+    if system.guidance != 1:
+        parts.append(f"guidance {system.guidance:g}")
+    if system.reference:
+        parts.append("as the published sampler")
+    return ", ".join(parts)
+
+
+def markdown(result: Result) -> str:
+    """A table of one row with its protocol below, ready for a paper."""
+    names = [name for name in order(result.protocol) if name in result.numbers]
+    head = " | ".join(TITLES[name] for name in names)
+    cells = " | ".join(value_text(name, result.numbers[name]) for name in names)
+    intervals = sorted({number.interval for number in result.numbers.values() if number.interval})
+    protocol = result.protocol
+    measured = "" if result.complete else (
+        f" Incomplete: {result.clips} of {protocol.clips} clips, {result.samples} of {protocol.samples} samples."
+    )  # fmt: skip
+    lines = [
+        f"| | {head} |",
+        "|---" * (len(names) + 1) + "|",
+        f"| {how_sampled(result)} | {cells} |",
+        "",
+        f"Protocol {protocol.name}: {protocol.words}{measured}"
+        + (f" In brackets 95 % intervals: {'; '.join(intervals)}." if intervals else "")
+        + f" Real clips {result.data[:12]}"
+        + (f", weights {result.system.weights[:12]}" if result.system.weights else "")
+        + "".join(f", {name} {value[:12]}" for name, value in sorted(result.networks.items()))
+        + f" (sha256); mcvd {result.system.version}, seed {result.system.seed}, {result.date}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def lines(result: Result) -> list[str]:
+    """For a terminal."""
+    out = [f"{how_sampled(result)}, protocol {result.protocol.name}", result.protocol.words]
+    if not result.complete:
+        out.append(
+            f"incomplete: {result.clips} of {result.protocol.clips} clips, "
+            f"{result.samples} of {result.protocol.samples} samples"
+        )
+    for name in order(result.protocol):
+        if name in result.numbers:
+            number = result.numbers[name]
+            how = f" ({number.of}{'; ' + number.interval if number.interval else ''})"
+            out.append(f"{TITLES[name]:<26} {value_text(name, number)}{how}")
+    return out
