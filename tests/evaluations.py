@@ -12,7 +12,7 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number, Result, System
 from mcvd.evaluation.table import Table
 
-PROTOCOL = Protocol("bair-2to14", "BAIR, test", "predict", 2, 14, size=(16, 16), clips=12, samples=3)
+PROTOCOL = Protocol("bair-2to14", "BAIR, test", "predict", 2, 14, size=(16, 16), channels=1, clips=12, samples=3)
 
 
 def shift(values: torch.Tensor, by: float) -> torch.Tensor:

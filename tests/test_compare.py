@@ -14,7 +14,9 @@ import torch
 import evaluations
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
-from mcvd.evaluation.compare import bootstrap, compare, to_csv, to_json, to_markdown
+from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
+from mcvd.evaluation.paired import bootstrap
+from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.wording import best_of
 
@@ -40,7 +42,7 @@ def edit(folder: Path, protocol: dict[str, object] | None = None, **fields: obje
 
 def test_best_is_bold_in_its_own_direction(a: Path, b: Path) -> None:
     lines = to_markdown(compare([a, b])).splitlines()
-    assert lines[0] == "| system | PSNR (dB) ↑ | SSIM ↑ | LPIPS ↓ |"
+    assert lines[0] == "| system | PSNR, dB ↑ | SSIM ↑ | LPIPS ↓ |"
     ours, theirs = lines[2], lines[3]
     assert ours.startswith("| ours | **")
     assert ours.count("**") == 6  # better by every metric
@@ -56,7 +58,7 @@ def test_paired_difference_by_construction(a: Path, b: Path) -> None:
     assert (row.difference, row.low, row.high) == pytest.approx((1.0, 1.0, 1.0))
     assert (row.a, row.b, row.clips, row.verdict) == ("ours", "theirs", 12, "significant")
     assert paired["lpips"].high < 0
-    assert "| ours - theirs | PSNR (dB) ↑ | +1.00 [1.00, 1.00] | 12 | significant |" in to_markdown(compare([a, b]))
+    assert "| ours - theirs | PSNR, dB ↑ | +1.00 [1.00, 1.00] | 12 | significant |" in to_markdown(compare([a, b]))
 
 
 def test_differences_that_cancel_are_not_significant(a: Path, tmp_path: Path) -> None:
@@ -94,6 +96,24 @@ def test_bootstrap_covers_the_mean_as_the_normal_interval_does() -> None:
     half = 1.96 * values.std().item() / 20
     assert low == pytest.approx(values.mean().item() - half, abs=0.012)
     assert high == pytest.approx(values.mean().item() + half, abs=0.012)
+
+
+def test_fvd_is_paired_over_the_same_clips(a: Path, b: Path) -> None:
+    """b's features are farther from the real ones by a constant, whose square is the difference, whatever the clips."""
+    draw = torch.Generator().manual_seed(0)
+    real, made = torch.randn(12, 6, generator=draw), torch.randn(12, 3, 6, generator=draw)
+    made = made - made.mean((0, 1)) + real.mean(0)
+    apart = torch.tensor([3.0, 0, 0, 0, 0, 0])
+    for folder, features, value in ((a, made, 5.0), (b, made + apart, 14.0)):
+        table = Evaluation.load(folder).table
+        table.add(range(12), 0, real=real)
+        for sample in range(3):
+            table.add(range(12), sample, features=features[:, sample])
+        table.save(folder / "rows.safetensors")
+        edit(folder, numbers={"fvd": Number(value)})
+    row = next(row for row in compare([a, b]).paired if row.metric == "fvd")
+    assert (row.difference, row.clips, row.verdict) == (-9.0, 12, "significant")
+    assert row.low < -9.0 < row.high < 0
 
 
 def test_other_protocols_are_refused_and_marked_when_mixed(a: Path, b: Path) -> None:
@@ -151,7 +171,14 @@ def test_published_rows(a: Path) -> None:
     comparison = compare([a], with_published=True)  # 16 px, 12 clips: nothing published is like it
     assert comparison.published == ()
     assert "published rows were measured differently; --mixed shows them" in comparison.notes[0]
-    protocol = {"size": (64, 64), "clips": 256, "samples": 10, "choice": "published"}
+    protocol = {
+        "size": (64, 64),
+        "clips": 256,
+        "samples": 10,
+        "choice": "published",
+        "channels": 3,
+        "fvd_pooled": False,
+    }
     edit(a, protocol, clips=256, samples=10)
     comparison = compare([a], with_published=True)
     methods = [row.method for row in comparison.published]
@@ -159,6 +186,7 @@ def test_published_rows(a: Path) -> None:
     assert "FAR-B" not in methods  # 100 samples
     assert "FAR-B" in [row.method for row in compare([a], mixed=True, with_published=True).published]
     text = to_markdown(comparison)
+    assert "| system | FVD, mean of trajectories ↓ |" in text  # what the protocol counts
     assert "| 87.9 |" in text
     assert "verified; BAIR table of the authors' talk" in text
 

@@ -50,8 +50,8 @@ def test_page_holds_every_number_and_needs_nothing_else(folder: Path) -> None:
     assert rows["FVD ↓"][1:3] == ["101.2", "[95.0, 107.5]"]
     table = Evaluation.load(folder).table
     best = table.summary("psnr")
-    assert rows["PSNR (dB) ↑"][1] == f"{best.mean:.2f}"
-    assert rows["PSNR (dB) ↑"][2] == f"[{best.mean - best.conf95:.2f}, {best.mean + best.conf95:.2f}]"
+    assert rows["PSNR, dB ↑"][1] == f"{best.mean:.2f}"
+    assert rows["PSNR, dB ↑"][2] == f"[{best.mean - best.conf95:.2f}, {best.mean + best.conf95:.2f}]"
     assert not re.search(r"https?:|<script|<link|@import", html)
     sources = re.findall(r'src="([^"]*)"', html)
     assert sources
@@ -127,11 +127,11 @@ def test_best_median_and_worst_clip(tmp_path: Path) -> None:
     folder = evaluations.write_folder(tmp_path / "run", mse, videos=5)
     chosen = choose_clips(Evaluation.load(folder))
     assert list(chosen) == [1, 0, 2]
-    assert chosen[1] == ["best by PSNR (23.01)", "best by LPIPS (0.071)"]  # 0.005: 23.01 dB; its root
+    assert chosen[1] == ["best by PSNR (23.01)", "best by LPIPS (0.0707)"]  # 0.005: 23.01 dB; its root
     assert chosen[0][0].startswith("median by PSNR")
     assert chosen[2][0].startswith("worst by PSNR")
     html = write_report(folder)[0].read_text()
-    assert "Clip 1: best by PSNR (23.01), best by LPIPS (0.071)" in html
+    assert "Clip 1: best by PSNR (23.01), best by LPIPS (0.0707)" in html
     gif = Image.open(folder / "report_files" / "clip-00001.gif")
     assert gif.n_frames == 16  # the whole clip
     edge = [gif.convert("RGB").getpixel((140, 20)) for frame in (1, 2) if gif.seek(frame) is None]  # of sample 1
@@ -156,7 +156,7 @@ def test_works_without_videos_rows_lpips_and_fvd(tmp_path: Path) -> None:
     assert "The videos were not kept" in html
     assert "There is no curve of copying" in html
     assert "LPIPS of every frame" not in html
-    assert "PSNR (dB) of every frame" in html
+    assert "PSNR, dB of every frame" in html
     (folder / "rows.safetensors").unlink()
     html = write_report(folder)[0].read_text()
     assert "none was measured" in html
@@ -164,7 +164,7 @@ def test_works_without_videos_rows_lpips_and_fvd(tmp_path: Path) -> None:
 
 
 def test_generation_has_no_curves_and_shows_the_first_clips(tmp_path: Path) -> None:
-    protocol = Protocol("bair-gen16", "BAIR, test", "generate", 0, 16, size=(16, 16), clips=12, samples=1)
+    protocol = Protocol("bair-generate-16", "BAIR, test", "generate", 0, 16, size=(16, 16), clips=12, samples=1)
     folder = evaluations.write_folder(tmp_path / "run", evaluations.errors(samples=1), protocol, videos=4)
     (folder / "rows.safetensors").unlink()
     html = write_report(folder)[0].read_text()

@@ -15,42 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mcvd.config import to_dict
 from mcvd.errors import McvdError
-from mcvd.evaluation.curves import COLUMN
 from mcvd.evaluation.match import Difference, differences, measured
 from mcvd.evaluation.page import markdown_table
-from mcvd.evaluation.published import Published, benchmark_of, published
+from mcvd.evaluation.paired import Paired, paired_differences
+from mcvd.evaluation.published import Published, Quoted, benchmark_of, published
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
-from mcvd.evaluation.wording import best_of, in_order, interval, metric, printed
-
-RESAMPLES = 5000
-ENOUGH = 10  # clips; the interval of fewer is too narrow to call anything significant
-
-
-@dataclass(frozen=True)
-class Paired:
-    """How much larger a metric is for system `a` than for `b`, on average over the same clips."""
-
-    a: str
-    b: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    """Ends of the 95 % interval: percentiles over resamples of the clips."""
-    clips: int
-
-    @property
-    def verdict(self) -> str:
-        """`significant`: the interval leaves 0 out; `too few clips` to say; else `not significant`."""
-        if self.clips < ENOUGH:
-            return "too few clips"
-        return "significant" if self.low > 0 or self.high < 0 else "not significant"
+from mcvd.evaluation.summary import order
+from mcvd.evaluation.wording import best_of, heading, in_order, interval, printed
 
 
 @dataclass(frozen=True)
@@ -76,7 +49,13 @@ class Comparison:
     def metrics(self) -> list[str]:
         """Names of all metrics, in the order of tables."""
         names = {name for evaluation in self.evaluations for name in evaluation.result.numbers}
-        return in_order(names | {name for row in self.published for name in row.values})
+        names |= {name for row in self.published for name in self.quoted(row)}
+        return in_order(names, self.evaluations[0].result.protocol)
+
+    def quoted(self, row: Published) -> dict[str, Quoted]:
+        """Published values by metric; their FVD stands in the column of the one that the protocol counts."""
+        counted = order(self.evaluations[0].result.protocol)[0]
+        return {counted if name == "fvd" else name: value for name, value in row.values.items()}
 
 
 def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published: bool = False) -> Comparison:
@@ -159,51 +138,6 @@ def _published_rows(evaluation: Evaluation, mixed: bool) -> tuple[tuple[Publishe
     return comparable, [f"{hidden} published rows were measured differently; --mixed shows them"] if hidden else []
 
 
-def per_clip(evaluation: Evaluation, table: Table) -> dict[str, Tensor]:
-    """Every metric that each clip has a value of: PSNR, SSIM, LPIPS of its best sample or the mean over its samples, as
-    the protocol says, and CRPS. By name, ``(clips,)`` float64."""
-    values = {}
-    for name, column in COLUMN.items():
-        if column in table.columns:
-            each = table.per_video(name)
-            best = each.amax(1) if name in HIGHER_IS_BETTER else each.amin(1)
-            values[name] = best if evaluation.result.protocol.best else each.mean(1)
-    if "crps" in table.columns:
-        values["crps"] = table.rows("crps", sample=0).double().flatten(1).mean(1)
-    return values
-
-
-def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> tuple[list[Paired], list[str]]:
-    """The differences a - b of every metric that both have per clip, and notes on what stands in the way of them."""
-    pair = f"{a_name} and {b_name}"
-    if a.table is None or b.table is None:
-        return [], [f"no paired difference of {pair}: rows.safetensors is not in both folders"]
-    if not a.result.data or a.result.data != b.result.data:
-        return [], [f"no paired difference of {pair}: they did not see the same clips"]
-    if differences(a.result, b.result):
-        return [], [f"no paired difference of {pair}: they were measured differently"]
-    if {clip for clip, _ in a.table} != {clip for clip, _ in b.table}:
-        return [], [f"no paired difference of {pair}: their rows are of different clips"]
-    found, notes = [], []
-    ours, theirs = per_clip(a, a.table), per_clip(b, b.table)
-    for name in in_order(ours.keys() & theirs.keys()):
-        change = ours[name] - theirs[name]
-        if len(change) < 2 or not bool(change.isfinite().all()):
-            notes.append(f"no paired difference of {pair} in {name}: one clip only, or a clip that is matched exactly")
-            continue
-        low, high = bootstrap(change)
-        found.append(Paired(a_name, b_name, name, float(change.mean()), low, high, len(change)))
-    return found, notes
-
-
-def bootstrap(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of values ``(clips,)``: percentiles of the means of resampled clips (Efron 1979)."""
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    low, high = values[picks].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
-
-
 def to_markdown(comparison: Comparison) -> str:
     """The table with intervals, best values bold; then paired differences and notes."""
     names = comparison.metrics
@@ -222,9 +156,10 @@ def to_markdown(comparison: Comparison) -> str:
     protocol = measured(comparison.evaluations[0].result)
     for row in comparison.published:
         mark = _mark(marks, f"published; {row.confidence}; {row.source}; protocol: {row.match(protocol)}")
-        cells = [row.values[name].text if name in row.values else "" for name in names]
+        values = comparison.quoted(row)
+        cells = [values[name].text if name in values else "" for name in names]
         rows.append([row.method + mark, *cells])
-    lines = [markdown_table(["system", *(metric(name).heading for name in names)], rows), ""]
+    lines = [markdown_table(["system", *(heading(name) for name in names)], rows), ""]
     lines += [f"[{i}] {mark}  " for i, mark in enumerate(marks, 1)]
     first = comparison.evaluations[0].result
     lines.append(
@@ -249,14 +184,13 @@ def _paired_table(paired: Sequence[Paired]) -> str:
         sign = "+" if row.difference > 0 else ""
         ends = f"[{printed(row.metric, row.low)}, {printed(row.metric, row.high)}]"
         value = f"{sign}{printed(row.metric, row.difference)} {ends}"
-        rows.append([f"{row.a} - {row.b}", metric(row.metric).heading, value, str(row.clips), row.verdict])
+        rows.append([f"{row.a} - {row.b}", heading(row.metric), value, str(row.clips), row.verdict])
     return markdown_table(["difference", "metric", "value", "clips", ""], rows)
 
 
 def _paired_note(paired: Sequence[Paired]) -> str:
-    count = f"{RESAMPLES} resamples of the clips"
     many = f" With {len(paired)} differences, 1 in 20 would look significant by chance." if len(paired) > 4 else ""
-    return f"Paired differences over the same clips; 95 % interval by {count}.{many}"
+    return f"Paired differences over the same clips; 95 % intervals by resampling the clips.{many}"
 
 
 def _values(comparison: Comparison, name: str) -> list[float | None]:
@@ -279,7 +213,7 @@ def to_csv(comparison: Comparison) -> str:
         writer.writerow([label, result.protocol.name, result.clips, result.samples, *cells, differs, "", ""])
     protocol = measured(comparison.evaluations[0].result)
     for row in comparison.published:
-        quoted = [row.values.get(name) for name in names]
+        quoted = [comparison.quoted(row).get(name) for name in names]
         cells = [cell for value in quoted for cell in (value.value if value else None, None, None)]
         match = row.match(protocol)
         writer.writerow([row.method, row.benchmark, "", "", *cells, str(match), row.source, row.confidence])
@@ -296,7 +230,7 @@ def to_json(comparison: Comparison) -> str:
     quoted = [
         {
             "method": row.method,
-            "values": {name: value.text for name, value in row.values.items()},
+            "values": {name: value.text for name, value in comparison.quoted(row).items()},
             "source": row.source,
             "confidence": row.confidence,
             "protocol": str(row.match(protocol)),

@@ -99,12 +99,11 @@ def copy_table(evaluation: Evaluation) -> Table | None:
     protocol, table = evaluation.result.protocol, Table()
     if protocol.task == "generate" or not evaluation.videos:
         return None
-    made = slice(protocol.past, protocol.past + protocol.frames)
     for clip in evaluation.videos:
         real = evaluation.real(clip)
         copy = copied(real, protocol)
         assert copy is not None  # not for generation
-        pictures = [copy, real[made]]
+        pictures = [copy, real[protocol.made]]
         if protocol.pixels == "published":
             ours, truth = (through_network_range(frames) for frames in pictures)
         else:

@@ -16,7 +16,10 @@ FIELDS = {
     "past": "frames given before",
     "frames": "frames made",
     "future": "frames given after",
+    "source": "source of the frames",
+    "split": "side of the split",
     "size": "size of frames",
+    "channels": "colours",
     "stride": "every n-th frame, n",
     "clips": "test clips",
     "samples": "samples of a clip",
@@ -30,6 +33,9 @@ FIELDS = {
     "fvd_pooled": "FVD over samples",
 }
 _VALUES: dict[tuple[str, Any], str] = {
+    ("source", "moving-mnist"): "drawn on the fly",
+    ("channels", 1): "grey",
+    ("channels", 3): "RGB",
     ("choice", "fixed"): "spread evenly, fixed",
     ("choice", "published"): "random starts, as published",
     ("pixels", "published"): "8 bits by truncation, as published",
@@ -45,7 +51,7 @@ _VALUES: dict[tuple[str, Any], str] = {
     ("fvd_pooled", True): "all pooled",
     ("fvd_pooled", False): "mean over trajectories",
 }
-_OURS = {"name", "data", "choice_seed"}  # words and numbers of our own, which no paper could have
+_OURS = {"name", "data", "source", "choice_seed"}  # words and numbers of our own, which no paper could have
 _OF_GIVEN = {"pixels", "binary", "lpips_size", "best", "fvd"}  # without meaning where no frame is given
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from mcvd.errors import McvdError
 from mcvd.evaluation.match import Match, match_fields
+from mcvd.evaluation.presets import EDITED
 from mcvd.evaluation.protocol import Protocol
 
 Confidence = Literal["verified", "third party", "recalled"]
@@ -68,8 +69,9 @@ class Published:
 
 
 def benchmark_of(protocol: Protocol) -> str:
-    """The benchmark that a protocol belongs to: its preset's name, also where the preset was edited."""
-    return protocol.name.removesuffix("+edited")
+    """The benchmark that a protocol belongs to: its preset's name without `+edited`, `-made` and `-100`, which say how
+    the same frames are measured."""
+    return protocol.name.removesuffix(EDITED).removesuffix("-made").removesuffix("-100")
 
 
 def published(benchmark: str | None = None) -> tuple[Published, ...]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from mcvd.evaluation.curves import COLUMN, Curve, copy_curve, copy_label, copy_table, system_curves
 from mcvd.evaluation.match import FIELDS, in_words, measured
 from mcvd.evaluation.page import Grid, Page, Picture, Section, Text, write_page
+from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published import METRICS, benchmark_of, published
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.shown import draw_clips
+from mcvd.evaluation.summary import order
 from mcvd.evaluation.svg import line_chart
-from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
-from mcvd.evaluation.wording import in_order, interval, metric, printed
+from mcvd.evaluation.table import Table
+from mcvd.evaluation.wording import direction, heading, in_order, interval, printed, title
 
 PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown
 
@@ -38,14 +40,7 @@ def make_page(evaluation: Evaluation) -> Page:
         _protocol(evaluation),
         _system(evaluation),
     ]
-    tasks = {"predict": "prediction", "backward": "backward prediction", "interpolate": "interpolation"}
-    task = tasks.get(protocol.task, "generation")
-    given = f"{protocol.past} + {protocol.future} given" if protocol.future else f"{protocol.past} given"
-    lead = (
-        f"{protocol.data}: {task}, {given} and {protocol.frames} made frames of {in_words('size', protocol.size)}"
-        f" pixels, {_count(result.clips, 'clip')} x {_count(result.samples, 'sample')}"
-    )
-    return Page(f"{result.system.name} on {protocol.name}", f"{lead}. {result.date}".strip(), sections)
+    return Page(f"{result.system.name} on {protocol.name}", f"{protocol.words} {result.date}".strip(), sections)
 
 
 def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
@@ -53,9 +48,9 @@ def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
     copied = _copied_numbers(copy)
     header = ["metric", "value", "95 % interval", *([copy_label(result.protocol)] if copied else []), "of", "interval"]
     rows = []
-    for name in in_order(set(result.numbers)):
+    for name in in_order(set(result.numbers), result.protocol):
         number = result.numbers[name]
-        row = [metric(name).heading, printed(name, number.value), interval(name, number)]
+        row = [heading(name), printed(name, number.value), interval(name, number)]
         row += [printed(name, copied.get(name))] if copied else []
         rows.append([*row, number.of, number.interval])
     parts: list[Text | Grid | Picture] = []
@@ -99,14 +94,17 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
             continue
         base = copy_curve(copy, name, copy_label(protocol)) if copy is not None else None
         curves += [base] if base else []
-        title = f"{metric(name).label} of every frame, {_direction(name)}"
-        options = (protocol.past, f"frame of the clip (made: {_made(evaluation)})", title, metric(name).digits)
-        alone = line_chart(curves, *options, alone=True)
-        inline = line_chart(curves, *options, alone=False)
-        parts += [Text(title), Picture(f"curve-{name}.svg", alone.encode(), title, inline)]
+        words = f"{title(name)} of every frame, {direction(name)}"
+        options = (protocol.past, f"frame of the clip (made: {_made(protocol)})", words)
+        alone = line_chart(name, curves, *options, alone=True)
+        inline = line_chart(name, curves, *options, alone=False)
+        parts += [Text(words), Picture(f"curve-{name}.svg", alone.encode(), words, inline)]
     if not parts:
         return Section("Frame by frame", [Text("No frame has a true one to be compared with, or none was measured.")])
-    note = "The band is 1.96 standard errors over clips. PSNR of a frame ends at 100 dB."
+    note = (
+        "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors over clips. PSNR of a"
+        " frame ends at 100 dB."
+    )
     if copy is None and protocol.task != "generate":
         note += " There is no curve of copying: videos/ is not in the folder."
     return Section("Frame by frame", [*parts, Text(note, note=True)])
@@ -143,12 +141,13 @@ def _published(evaluation: Evaluation) -> Section:
     rows = published(benchmark)
     if not rows:
         return Section("Published values", [Text(f"None are known for {benchmark}.")])
-    own = [printed(name, result.numbers[name].value) if name in result.numbers else "" for name in METRICS]
+    counted = [(name, result.numbers.get(order(result.protocol)[0] if name == "fvd" else name)) for name in METRICS]
+    own = [printed(name, number.value) if number else "" for name, number in counted]
     cells = [[result.system.name, *own, "this evaluation", "", ""]]
     for row in rows:
         values = [row.values[name].text if name in row.values else "" for name in METRICS]
         cells.append([row.method, *values, str(row.match(protocol)), row.confidence, row.source])
-    header = ["system", *(metric(name).heading for name in METRICS), "protocol", "confidence", "source"]
+    header = ["system", *(heading(name) for name in METRICS), "protocol", "confidence", "source"]
     note = (
         "Values as printed. Verified: read in the table of those who measured, or who print them beside their own;"
         " third party: in a text that repeats them; recalled: to be checked before it is quoted. Where the protocol"
@@ -185,13 +184,8 @@ def _system(evaluation: Evaluation) -> Section:
     return Section("System", [Grid(["", ""], [row for row in rows if row[1]])])
 
 
-def _made(evaluation: Evaluation) -> str:
-    protocol = evaluation.result.protocol
-    return f"{protocol.past} to {protocol.past + protocol.frames - 1}"
-
-
-def _direction(name: str) -> str:
-    return "higher is better" if name in HIGHER_IS_BETTER else "lower is better"
+def _made(protocol: Protocol) -> str:
+    return f"{protocol.made.start} to {protocol.made.stop - 1}"
 
 
 def _count(n: int, noun: str) -> str:

@@ -19,7 +19,7 @@ from mcvd.errors import McvdError
 from mcvd.evaluation.curves import best_samples
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.table import HIGHER_IS_BETTER
-from mcvd.evaluation.wording import metric, printed
+from mcvd.evaluation.wording import printed, title
 
 SAMPLES_SHOWN = 5  # of one clip, its best sample always among them
 UNJUDGED = 3  # clips that are shown where nothing says which are good
@@ -58,7 +58,7 @@ def choose_clips(evaluation: Evaluation) -> dict[int, list[str]]:
         ranked.sort(reverse=higher)
         for place, words in _places(len(ranked)):
             value, clip = ranked[place]
-            chosen.setdefault(clip, []).append(f"{words} by {metric(name).label.split()[0]} ({printed(name, value)})")
+            chosen.setdefault(clip, []).append(f"{words} by {title(name).partition(',')[0]} ({printed(name, value)})")
     return chosen or {clip: [f"clip {clip}"] for clip in sorted(kept)[:UNJUDGED]}
 
 
@@ -82,9 +82,9 @@ def draw_clips(evaluation: Evaluation) -> Iterator[Shown]:
         known = torch.tensor(protocol.known).int()
         unseen = torch.full_like(known, MUTED) if protocol.task == "generate" else known - 1  # given 0, others -1
         marks = torch.stack([unseen, *[1 - known] * len(picked)])
-        title = f"clip {clip}: {', '.join(reasons)}" if reasons != [f"clip {clip}"] else reasons[0]
+        words = f"clip {clip}: {', '.join(reasons)}" if reasons != [f"clip {clip}"] else reasons[0]
         caption = f"{len(picked)} of {len(made)} samples" if len(picked) < len(made) else ""
-        yield Shown(clip, title, caption, _sheet(rows, marks), _animation(rows, marks))
+        yield Shown(clip, words, caption, _sheet(rows, marks), _animation(rows, marks))
 
 
 def _best_sample(evaluation: Evaluation, clip: int, samples: int) -> int | None:

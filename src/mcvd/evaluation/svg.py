@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from mcvd.evaluation.curves import Curve
+from mcvd.evaluation.wording import printed
 
 WIDTH, HEIGHT = 720, 290
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 42  # px around the plot
@@ -22,11 +23,11 @@ STYLE = """
 """
 
 
-def line_chart(curves: Sequence[Curve], first: int, x_label: str, title: str, digits: int, *, alone: bool) -> str:
+def line_chart(metric: str, curves: Sequence[Curve], first: int, x_label: str, title: str, *, alone: bool) -> str:
     """Curves over the frames ``first, first + 1, ...``, as SVG.
 
-    digits: of the values under the pointer. alone: for a file of its own, with the namespace and size that a page does
-    not need.
+    metric: says how the values under the pointer are printed. alone: for a file of its own, with the namespace and size
+    that a page does not need.
     """
     values = [v for c in curves for part in (c.mean, c.low, c.high) if part for v in part if math.isfinite(v)]
     ticks = nice_ticks(min(values, default=0), max(values, default=1))
@@ -61,9 +62,9 @@ def line_chart(curves: Sequence[Curve], first: int, x_label: str, title: str, di
         line = [(x(i), y(v)) for i, v in enumerate(curve.mean)]
         parts.append(f'<polyline class="line {curve.role}" points="{_points(line)}"/>')
         for i, value in enumerate(curve.mean):
-            told = f"frame {first + i}, {curve.label}: {value:.{digits}f}"
+            told = f"frame {first + i}, {curve.label}: {printed(metric, value)}"
             if curve.low and curve.high:
-                told += f" [{curve.low[i]:.{digits}f}, {curve.high[i]:.{digits}f}]"
+                told += f" [{printed(metric, curve.low[i])}, {printed(metric, curve.high[i])}]"
             dot = f'<circle class="{curve.role}" cx="{x(i):.1f}" cy="{y(value):.1f}" r="2.5">'
             parts.append(f"{dot}<title>{escape(told)}</title></circle>")
     return "\n".join([*parts, *_legend(curves), "</svg>"])

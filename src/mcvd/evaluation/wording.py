@@ -1,72 +1,63 @@
-"""How metrics are called, printed and judged, in every table."""
+"""Which values of a metric are better, and how numbers of several systems stand in one table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
+from mcvd.evaluation.summary import TITLES, order, value_text
 
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "": ""}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's name for people, the digits that are printed, and what is better."""
-
-    label: str
-    digits: int
-    better: Literal["higher", "lower", "one", ""]
-
-    @property
-    def heading(self) -> str:
-        """The label with an arrow to what is better."""
-        return f"{self.label} {ARROWS[self.better]}".strip()
-
-
-_METRICS = {
-    "psnr": Metric("PSNR (dB)", 2, "higher"),
-    "ssim": Metric("SSIM", 3, "higher"),
-    "lpips": Metric("LPIPS", 3, "lower"),
-    "mse": Metric("MSE", 5, "lower"),
-    "fvd": Metric("FVD", 1, "lower"),
-    "fvd_trajectory": Metric("FVD, mean of trajectories", 1, "lower"),
-    "kvd": Metric("KVD", 2, "lower"),
-    "crps": Metric("CRPS", 4, "lower"),
-    "spread_skill": Metric("spread / skill", 2, "one"),
+_BETTER: dict[str, Literal["higher", "lower", "one"]] = {
+    "psnr": "higher",
+    "ssim": "higher",
+    "spread_skill": "one",
+    **dict.fromkeys(("lpips", "fvd", "fvd_trajectory", "fvd_infinity", "kvd", "crps"), "lower"),
 }
+_ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
 
 
-def metric(name: str) -> Metric:
-    """What is known of a metric; one that is not known is printed under its name and not judged."""
-    return _METRICS.get(name, Metric(name, 4, ""))
+def title(metric: str) -> str:
+    """What people call a metric; its own name where it is not known."""
+    return TITLES.get(metric, metric)
 
 
-def in_order(names: set[str]) -> list[str]:
-    """Names of metrics in the order of tables: the known ones as listed here, then the others by name."""
-    return [name for name in _METRICS if name in names] + sorted(names - _METRICS.keys())
+def heading(metric: str) -> str:
+    """The title with an arrow to what is better."""
+    return title(metric) + _ARROWS.get(_BETTER.get(metric, ""), "")
 
 
-def printed(name: str, value: float | None) -> str:
+def direction(metric: str) -> str:
+    """`higher is better`, in words."""
+    return {"higher": "higher is better", "lower": "lower is better", "one": "1 is best", "": ""}[
+        _BETTER.get(metric, "")
+    ]
+
+
+def in_order(metrics: set[str], protocol: Protocol) -> list[str]:
+    """Metrics in the order of a table under this protocol; those that are not known last."""
+    known = [name for name in order(protocol) if name in metrics]
+    return known + sorted(metrics - set(known))
+
+
+def printed(metric: str, value: float | None) -> str:
     """A metric's value with its usual digits; `-` for none."""
-    return "-" if value is None else f"{value:.{metric(name).digits}f}"
+    return "-" if value is None else value_text(metric, Number(value))
 
 
-def interval(name: str, number: Number) -> str:
-    """`[12.3, 14.5]`, or nothing where there is no interval."""
-    if number.low is None or number.high is None:
-        return ""
-    return f"[{printed(name, number.low)}, {printed(name, number.high)}]"
+def interval(metric: str, number: Number) -> str:
+    """`[12.34, 14.56]`, or nothing where there is no interval."""
+    return value_text(metric, number).partition(" ")[2]
 
 
-def best_of(name: str, values: Sequence[float | None]) -> set[int]:
+def best_of(metric: str, values: Sequence[float | None]) -> set[int]:
     """Positions of the best values by this metric, all of them where they print the same; none for one value alone."""
     known = {i: value for i, value in enumerate(values) if value is not None and not math.isnan(value)}
-    better = metric(name).better
-    if len(known) < 2 or not better:
+    better = _BETTER.get(metric)
+    if len(known) < 2 or better is None:
         return set()
     cost = {"higher": lambda value: -value, "lower": lambda value: value, "one": lambda value: abs(value - 1)}[better]
     best = min(known.values(), key=cost)
-    return {i for i, value in known.items() if printed(name, value) == printed(name, best)}
+    return {i for i, value in known.items() if printed(metric, value) == printed(metric, best)}
