@@ -37,7 +37,7 @@ class Video:
             path = file if kind == "video" else file.parent
             return read_video(path, channels=channels)
         array = _load(self.item)[self.place]
-        frames = torch.from_numpy(np.ascontiguousarray(array_frames(array, self.item.name).transpose(0, 3, 1, 2)))
+        frames = torch.from_numpy(array_frames(array, self.item.name).transpose(0, 3, 1, 2).copy())
         if frames.shape[1] == channels:
             return frames
         if channels == 3:
