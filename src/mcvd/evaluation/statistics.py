@@ -123,7 +123,7 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
             f"1.96 standard errors over {samples} trajectories",
             f"mean of {samples} distances, each {clips} made videos against {clips} real ones",
         )
-    if clips * samples >= fake.shape[2]:
+    if clips * samples >= 4 * fake.shape[2]:  # then its smallest subset is as large as the features are many
         endless = frechet_infinity(moments, fake.flatten(0, 1))
         out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
     return out
