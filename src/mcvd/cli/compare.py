@@ -14,8 +14,8 @@ from mcvd.cli.options import Flag
 
 @dataclass(kw_only=True)
 class Command:
-    """Evaluations side by side: numbers with their intervals, and the differences between systems that saw the same
-    clips. Numbers that were measured differently do not share a column, unless with --mixed.
+    """Evaluations side by side: numbers with their 95 % intervals, and the differences between systems that saw the
+    same clips. Numbers that were measured differently do not share a column, unless with --mixed.
 
     Example: mcvd compare results/ours results/theirs --published
     """

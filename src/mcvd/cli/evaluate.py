@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from mcvd.evaluation.result import Result
 
 PROTOCOL_HELP = "Preset, e.g. smmnist-5to10; `list` names all of them. See docs/evaluation.md."
-SET_HELP = "Another value of the protocol, e.g. samples=2, size=[32,32]; the result is then named NAME+edited."
+SET_HELP = (
+    "Another value of the protocol, e.g. samples=2 or size=[32,32] (height and width in pixels); "
+    "renames it NAME+edited."
+)
 METRICS_HELP = "Some of psnr,ssim,lpips,fvd,kvd,calibration, with commas."
 DATA_HELP = (
     "Test videos: a folder of `mcvd data prepare`, raw videos (prepared once, in the cache) or the authors' HDF5 "

@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 @dataclass(kw_only=True)
 class Command:
-    """The report of an evaluation, made again from what is in its folder: report.html, one file to open in a browser or
-    to send, and report.md with report_files/.
+    """The report of an evaluation, made again from what is in its folder: report.html, one file (at most about 35 MB)
+    to open in a browser or to send, and report.md with report_files/.
 
     Example: mcvd report results/ours
     """

@@ -32,6 +32,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Fitter",
     "VideoInfo",
+    "array_frames",
     "contact_sheet",
     "decoded_frames",
     "decoded_stills",
@@ -215,7 +216,12 @@ def _array(path: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         # (numpy takes anything unknown for a pickle, and says so; that would mislead)
         raise McvdError(f"{path} is damaged, or not a numpy file of plain numbers") from error
-    shape = f"{path} holds an array {loaded.shape} {loaded.dtype}"
+    return array_frames(loaded, str(path))
+
+
+def array_frames(loaded: np.ndarray, where: str) -> np.ndarray:
+    """An array as a video (T, H, W, C) uint8, by the layouts of `read_video`; McvdError that names `where`."""
+    shape = f"{where} holds an array {loaded.shape} {loaded.dtype}"
     layouts = "(T, H, W), (T, H, W, C) or (T, C, H, W) with C 1 or 3"
     if loaded.ndim == 3:
         loaded = loaded[..., None]

@@ -21,7 +21,7 @@ from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_weights import PUBLISHED, tensors_sha256
 from mcvd.evaluation.result import Result, System
-from mcvd.evaluation.run import Job, Processes, Progress, Report, run
+from mcvd.evaluation.run import Job, Processes, Progress, Report, nothing, run
 from mcvd.model import VideoDiffusion
 from mcvd.plan import plan
 
@@ -67,7 +67,7 @@ def evaluate(
     """
     sampling = sampling or Sampling()
     processes = processes or Processes.of_torchrun()
-    say = report if processes.rank == 0 else _nothing
+    say = report if processes.rank == 0 else nothing
     check_fit(model, protocol, name)
     chosen, notes = choose_metrics(protocol, metrics)
     for note in notes:
@@ -157,7 +157,3 @@ def _maker(model: VideoDiffusion, protocol: Protocol, sampling: Sampling) -> Cal
         return made.unflatten(0, (len(real), protocol.samples))
 
     return make
-
-
-def _nothing(line: str) -> None:
-    """Of the processes, one speaks."""

@@ -170,6 +170,10 @@ def _finish(job: Job, folder: Folder, device: torch.device | str, report: Report
     return result
 
 
+def nothing(line: str) -> None:
+    """Takes a report: of several processes, one speaks."""
+
+
 def machine(device: torch.device | str) -> str:
     """What it was computed on, in words."""
     device = torch.device(device)

@@ -75,9 +75,12 @@ def _mean_number(values: Tensor, of: str) -> Number:
 
 def _number(value: float, resampled: Tensor, of: str, *, shift: bool = False) -> Number:
     """With the 2.5 and 97.5 percentiles of the resampled values; `shift`: moved so that their mean is the value."""
+    how = f"bootstrap over clips, {len(resampled)} resamples" + (", centred" if shift else "")
+    resampled = resampled[resampled.isfinite()]  # of few clips, some resamples are one clip many times
+    if not len(resampled):
+        return Number(value, of=of)
     moved = resampled + (value - resampled.mean()) if shift else resampled
     low, high = (float(moved.quantile(q)) for q in (0.025, 0.975))
-    how = f"bootstrap over clips, {len(resampled)} resamples" + (", centred" if shift else "")
     return Number(value, low, high, how, of)
 
 
@@ -120,7 +123,7 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
             f"1.96 standard errors over {samples} trajectories",
             f"mean of {samples} distances, each {clips} made videos against {clips} real ones",
         )
-    if clips * samples >= fake.shape[2]:
+    if clips * samples >= 4 * fake.shape[2]:  # then its smallest subset is as large as the features are many
         endless = frechet_infinity(moments, fake.flatten(0, 1))
         out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
     return out

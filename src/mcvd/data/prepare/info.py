@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from mcvd.data.clips import Clips
 from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards
-from mcvd.data.prepare.items import Item, find_items, no_videos
+from mcvd.data.prepare.items import array_shape, find_items, no_videos
 from mcvd.data.shards import Shards, is_prepared, read_manifest
 from mcvd.data.sheet import contact_sheet
 from mcvd.data.splits import assign_splits
@@ -116,24 +114,13 @@ def info(path: Path | str) -> DataInfo:
                 one = video_info(item.files[0])
                 out.add(split, group, len(item.files), (one.height, one.width), None)
             elif item.kind == "npz":
-                out.add(split, group, _array_length(item), None, None)
+                out.add(split, group, array_shape(item)[0], None, None)
             else:
                 one = video_info(item.files[0])
                 out.add(split, group, one.frames, (one.height, one.width), one.fps)
         except McvdError as error:
             out.skipped.append((item.name, str(error)))
     return out
-
-
-def _array_length(item: Item) -> int:
-    """Frames of an array in an npz, from its head alone."""
-    try:
-        with zipfile.ZipFile(item.files[0]) as archive, archive.open(f"{item.key}.npy") as stream:
-            major, _ = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            return int(read(stream)[0][0])
-    except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile) as error:
-        raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
 
 
 def open_data(path: Path, frames: int, **options: Any) -> Clips:

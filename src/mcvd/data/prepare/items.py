@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zipfile
 from collections import Counter
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
+
+import numpy as np
 
 from mcvd.data.video import IMAGE_SUFFIXES
 from mcvd.errors import McvdError
@@ -106,6 +109,26 @@ def _arrays(file: Path, name: str) -> Iterator[Item]:
         return
     for key in keys:
         yield Item(name if len(keys) == 1 else f"{name}#{key}", "npz", (str(file),), key)
+
+
+def array_shape(item: Item) -> tuple[int, ...]:
+    """Shape of an array in an npz or npy file, from its head alone; McvdError where it is damaged or no array."""
+    try:
+        with contextlib.ExitStack() as stack:
+            if item.kind == "npy":
+                stream: IO[bytes] = stack.enter_context(open(item.files[0], "rb"))
+            else:
+                stream = stack.enter_context(
+                    stack.enter_context(zipfile.ZipFile(item.files[0])).open(f"{item.key}.npy")
+                )
+            major, _ = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+            shape = tuple(map(int, read(stream)[0]))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
+    if not shape:
+        raise McvdError(f"{item.name} holds a single number, no video")
+    return shape
 
 
 def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:

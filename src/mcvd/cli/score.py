@@ -1,0 +1,68 @@
+"""`mcvd score`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from mcvd.cli.evaluate import PROTOCOL_HELP, Metrics, Settings, local_device, names, say, show
+from mcvd.cli.options import Device, Flag
+
+
+@dataclass(kw_only=True)
+class Command:
+    """The numbers of `mcvd evaluate` for any videos, whoever made them, against real ones.
+
+    A set is a folder of video files, of folders of frames or of npz arrays, or one npz or npy file. Made videos belong
+    to the real ones of the same name (NAME-1, NAME-2 ... are samples of NAME), else in sorted order.
+
+    Example: mcvd score real/ predictions/ --protocol bair-2to28 --set samples=1
+    """
+
+    real: Annotated[Path, Positional, arg(metavar="REAL")]
+    """Real clips: as long as the protocol's, or longer (then their first frames count)."""
+    made: Annotated[Path, Positional, arg(metavar="FAKE")]
+    """Made videos: whole clips with the given frames in place, or the made frames alone."""
+    protocol: Annotated[str, arg(metavar="NAME", help=PROTOCOL_HELP)]
+    set: Settings = field(default_factory=list)
+    metrics: Metrics = None
+    name: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: of FAKE)")] = ""
+    """Of the system, in the result."""
+    output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/score/NAME-PROTOCOL)")] = (
+        None
+    )
+    """result.json, result.md, rows.safetensors and videos/; one of another evaluation is refused."""
+    no_videos: Flag = False
+    """Do not keep a copy of the clips."""
+    device: Device = None
+    """cpu, cuda or cuda:N."""
+
+    def run(self) -> None:
+        """Does it."""
+        import torch
+
+        from mcvd.cli.progress import ProgressBar
+        from mcvd.evaluation.presets import find_protocol
+        from mcvd.evaluation.score import score
+
+        protocol = find_protocol(self.protocol, self.set)
+        name = self.name or self.made.resolve().stem
+        output = self.output or Path("runs") / "score" / f"{name}-{protocol.name}"
+        device = local_device(self.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        with ProgressBar("measuring", "videos") as bar:
+            result = score(
+                self.real,
+                self.made,
+                protocol,
+                output,
+                name=name,
+                metrics=names(self.metrics),
+                videos=not self.no_videos,
+                device=device,
+                report=say,
+                progress=bar,
+            )
+        show(result, output)

@@ -1,0 +1,163 @@
+"""`score`: the numbers of any made videos against real ones, by the same protocols and code as `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcvd import __version__
+from mcvd.errors import McvdError
+from mcvd.evaluation.clips import content_sha256
+from mcvd.evaluation.evaluate import network_hashes
+from mcvd.evaluation.folder import Folder
+from mcvd.evaluation.measure import Instruments, load_instruments
+from mcvd.evaluation.presets import choose_metrics
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Result, System
+from mcvd.evaluation.run import Job, Processes, Progress, Report, nothing, run
+from mcvd.evaluation.video_sets import Video, files_sha256, find_videos, pair
+
+_VIDEOS_AT_ONCE = 32
+
+
+def score(
+    real: Path | str,
+    made: Path | str,
+    protocol: Protocol,
+    output: Path | str,
+    *,
+    name: str = "",
+    metrics: Sequence[str] | None = None,
+    instruments: Instruments | None = None,
+    videos: bool = True,
+    device: torch.device | str = "cpu",
+    processes: Processes | None = None,
+    report: Report = print,
+    progress: Progress | None = None,
+) -> Result | None:
+    """Measures videos against real ones -> the result, which is in `output` too; None in all processes but the first.
+
+    real, made: files or folders, see `find_videos`; paired by name, else in sorted order (generation: not at all).
+    A real video is a whole clip of the protocol, or longer: then its first frames count. A made one is a whole clip,
+    whose given frames are taken as they are, or the made frames alone. Frames count as they are: the protocol's stride
+    and resizing are how clips are made, which was done before; other sizes are refused.
+    name: of the system (default: the name of `made`). The other arguments are those of `evaluate`.
+    """
+    processes = processes or Processes.of_torchrun()
+    say = report if processes.rank == 0 else nothing
+    chosen, notes = choose_metrics(protocol, metrics)
+    for note in notes:
+        say(note)
+    truth, fakes = find_videos(real, "real"), find_videos(made, "made")
+    pairs = _pairs(protocol, truth, fakes, say)
+    if len(pairs) > protocol.clips:
+        raise McvdError(
+            f"{real} holds {len(pairs)} clips, protocol {protocol.name} takes {protocol.clips}: "
+            f"--set clips={len(pairs)} measures all"
+        )
+    if len(pairs) < protocol.clips:
+        say(f"note: {len(pairs)} clips of the {protocol.clips} of protocol {protocol.name}: the result is incomplete")
+    truth = truth[: len(pairs)]
+    clips = _RealVideos(truth, protocol, say)
+    job = Job(
+        protocol,
+        System(name or Path(made).stem or str(made), version=__version__),
+        chosen,
+        clips,
+        len(pairs),
+        content_sha256(clips, len(pairs)),
+        _reader(fakes, pairs, protocol),
+        batch=max(1, _VIDEOS_AT_ONCE // protocol.samples),
+        networks=network_hashes(chosen) if instruments is None else dict(instruments.hashes),
+        videos=files_sha256(fakes),
+    )
+    return run(
+        job,
+        Folder(output),
+        lambda: instruments or load_instruments(chosen, device),
+        videos=videos,
+        processes=processes,
+        device=device,
+        report=say,
+        progress=progress if processes.rank == 0 else None,
+    )
+
+
+def _pairs(protocol: Protocol, real: list[Video], made: list[Video], report: Report) -> list[list[int]]:
+    """The made videos of each real one that is measured."""
+    samples = protocol.samples
+    if protocol.task != "generate":
+        pairs, named = pair(real, made, samples)
+        if not named:
+            report(f"paired in sorted order: {real[0].name} with {made[0].name}, {real[-1].name} with {made[-1].name}")
+        return pairs
+    count = min(len(real), len(made) // samples)
+    if not count:
+        raise McvdError(f"{len(made)} made videos are fewer than the {samples} a clip of protocol {protocol.name}")
+    if len(real) > count or len(made) > count * samples:
+        report(f"the first {count} of {len(real)} real and {count * samples} of {len(made)} made videos are measured")
+    return [list(range(i * samples, (i + 1) * samples)) for i in range(count)]
+
+
+class _RealVideos:
+    """Real clips out of files."""
+
+    def __init__(self, videos: Sequence[Video], protocol: Protocol, report: Report):
+        self.videos, self.protocol, self.report = videos, protocol, report
+        self.said = False
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """The clips with these numbers, ``(B, T, C, H, W)`` uint8."""
+        return torch.stack([self._clip(self.videos[i]) for i in indices])
+
+    def _clip(self, video: Video) -> Tensor:
+        protocol, frames = self.protocol, video.read(self.protocol.channels)
+        _check_size(video, frames, protocol)
+        if len(frames) < protocol.clip_frames:
+            raise McvdError(
+                f"{video.name} has {len(frames)} frames; a clip of protocol {protocol.name} has {protocol.clip_frames}"
+            )
+        if len(frames) > protocol.clip_frames and not self.said:
+            self.said = True
+            self.report(
+                f"note: real videos are longer than a clip ({video.name}: {len(frames)} frames): the first "
+                f"{protocol.clip_frames} count"
+            )
+        return frames[: protocol.clip_frames]
+
+
+def _reader(made: Sequence[Video], pairs: list[list[int]], protocol: Protocol) -> Callable[[int, Tensor], Tensor]:
+    def read(first: int, real: Tensor) -> Tensor:
+        groups = pairs[first : first + len(real)]
+        return torch.stack(
+            [torch.stack([_made_clip(made[i], clip, protocol) for i in group]) for clip, group in zip(real, groups)]
+        )
+
+    return read
+
+
+def _made_clip(video: Video, real: Tensor, protocol: Protocol) -> Tensor:
+    frames = video.read(protocol.channels)
+    _check_size(video, frames, protocol)
+    if len(frames) == protocol.clip_frames:
+        return frames
+    if len(frames) == protocol.frames:  # the made frames alone
+        whole = real.clone()
+        whole[protocol.made] = frames
+        return whole
+    which = f"{protocol.clip_frames} frames" + (
+        f", or the {protocol.frames} made ones" if protocol.frames < protocol.clip_frames else ""
+    )
+    raise McvdError(f"{video.name} has {len(frames)} frames; protocol {protocol.name} takes {which}")
+
+
+def _check_size(video: Video, frames: Tensor, protocol: Protocol) -> None:
+    height, width = frames.shape[2:]
+    if (height, width) != protocol.size:
+        raise McvdError(
+            f"{video.name} has frames of {width}x{height}, protocol {protocol.name} compares "
+            f"{protocol.size[1]}x{protocol.size[0]}; --set size=[{height},{width}] measures at that size"
+        )

@@ -1,0 +1,147 @@
+"""Two sets of videos as files, whoever made them: found, named, paired, read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
+from mcvd.data.video import array_frames, read_video
+from mcvd.errors import McvdError
+
+Role = Literal["real", "made"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of a set."""
+
+    name: str
+    item: Item
+    place: tuple[int, ...] = ()
+    """Which video of an array that holds several."""
+
+    def read(self, channels: int) -> Tensor:
+        """Its frames, ``(T, C, H, W)`` uint8."""
+        kind, file = self.item.kind, Path(self.item.files[0])
+        if kind in ("video", "images"):
+            path = file if kind == "video" else file.parent
+            return read_video(path, channels=channels)
+        array = _load(self.item)[self.place]
+        frames = torch.from_numpy(array_frames(array, self.item.name).transpose(0, 3, 1, 2).copy())
+        if frames.shape[1] == channels:
+            return frames
+        if channels == 3:
+            return frames.expand(-1, 3, -1, -1)
+        weights = torch.tensor([19595, 38470, 7471]).view(3, 1, 1)  # Pillow's "L", as everywhere
+        return ((frames.int() * weights).sum(1, keepdim=True) + 32768 >> 16).to(torch.uint8)
+
+
+def find_videos(path: Path | str, role: Role) -> list[Video]:
+    """Every video at or below a path, sorted by name (2 before 10): video files, folders of images, npz and npy arrays.
+
+    An array of 5 or 6 dimensions holds several videos, one after the other. Of an npz with both ``real`` and ``made``,
+    as `mcvd evaluate` writes, the one of the role is taken. Raises McvdError where there is none.
+    """
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise McvdError(f"{root} does not exist")
+    items, _ = find_items(root)
+    keys = {(item.files[0], item.key) for item in items if item.kind == "npz"}
+    both = {file for file, key in keys if key == "real" and (file, "made") in keys}
+    videos: list[Video] = []
+    for item in items:
+        if item.problem or item.kind == "hdf5":
+            raise McvdError(item.problem or f"{item.name}: HDF5 shards are for mcvd evaluate; write npz or video files")
+        if item.files[0] in both and item.key != role:
+            continue
+        name = _stem(item, root, item.files[0] in both)
+        if item.kind not in ("npz", "npy"):
+            videos.append(Video(name, item))
+            continue
+        outer = _shape(item)[:-4]
+        places = list(np.ndindex(*outer)) if outer else [()]
+        videos += [Video(f"{name}-{i}" if outer else name, item, place) for i, place in enumerate(places, 1)]
+    if not videos:
+        raise no_videos(root)
+    return videos
+
+
+def pair(real: Sequence[Video], made: Sequence[Video], samples: int) -> tuple[list[list[int]], bool]:
+    """For each real video the `samples` made ones (indices), and whether the names say so: NAME-1, NAME-2 ... (or NAME
+    alone, of one) for NAME. Else in sorted order, the samples of a clip one after another.
+
+    Raises McvdError where the counts do not match.
+    """
+    if len(made) != len(real) * samples:
+        fit = len(made) / len(real)
+        hint = f"; --set samples={fit:.0f} would fit" if fit == int(fit) and fit else ""
+        raise McvdError(
+            f"{len(real)} real and {len(made)} made videos: the protocol takes {samples} for each real one{hint}"
+        )
+    groups: dict[str, list[int]] = {}
+    for index, video in enumerate(made):
+        name = video.name if samples == 1 else re.sub(r"-\d+$", "", video.name)
+        groups.setdefault(name, []).append(index)
+    if {video.name for video in real} == set(groups) and all(len(group) == samples for group in groups.values()):
+        return [groups[video.name] for video in real], True
+    return [list(range(i * samples, (i + 1) * samples)) for i in range(len(real))], False
+
+
+def files_sha256(videos: Sequence[Video]) -> str:
+    """A hash of the names and the content of all files of a set."""
+    digest, done = hashlib.sha256(), set()
+    for video in videos:
+        digest.update(f"{video.name}\n".encode())
+        for file in video.item.files:
+            if file not in done:
+                done.add(file)
+                with open(file, "rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _stem(item: Item, root: Path, pair_file: bool) -> str:
+    """A video's name without suffix and, where all are of one file, without that file."""
+    file, _, key = item.name.partition("#")
+    if item.kind == "images":
+        return file
+    name = str(PurePosixPath(file).with_suffix(""))
+    if not key or pair_file:
+        return name
+    return key if root.is_file() else f"{name}#{key}"
+
+
+def _shape(item: Item) -> tuple[int, ...]:
+    """The shape of an array; McvdError unless it has 3 to 6 dimensions. Grey ones get their colour dimension."""
+    shape = array_shape(item)
+    if not 3 <= len(shape) <= 6:
+        raise McvdError(f"{item.name} holds an array {shape}; videos have 3 to 6 dimensions")
+    return shape if len(shape) > 3 else (*shape, 1)
+
+
+_open: dict[str, np.ndarray] = {}  # the last array: neighbours are read one after the other
+
+
+def _load(item: Item) -> np.ndarray:
+    name = f"{item.files[0]}#{item.key}"
+    if name not in _open:
+        _open.clear()
+        try:
+            if item.kind == "npy":
+                _open[name] = np.load(item.files[0], mmap_mode="r", allow_pickle=False)
+            else:
+                with np.load(item.files[0], allow_pickle=False) as arrays:
+                    _open[name] = arrays[item.key]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise McvdError(f"{item.name} is damaged, or not a numpy file of plain numbers") from error
+    return _open[name]

@@ -1,0 +1,392 @@
+"""`mcvd evaluate`: the same number however it was computed, and never under another name."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from mcvd.cli.main import main
+from mcvd.data.clips import published_starts
+from mcvd.errors import McvdError
+from mcvd.evaluation.clips import content_sha256, real_clips
+from mcvd.evaluation.evaluate import Sampling, evaluate
+from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
+from mcvd.evaluation.image import psnr
+from mcvd.evaluation.measure import Instruments
+from mcvd.evaluation.presets import PRESETS
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Result
+from mcvd.evaluation.run import Processes
+from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
+from mcvd.evaluation.table import Table
+
+PROTOCOL = Protocol(
+    "tiny", "noise", "predict", past=2, frames=7, size=(16, 16), channels=1, clips=6, samples=2, binary=True
+)
+SAMPLING = Sampling("dpm++", 2, batch_size=4)  # two clips at once
+
+
+class Clips:
+    """Clip i is noise, a function of i."""
+
+    def __init__(self, frames=9):
+        self.frames = frames
+
+    def batch(self, indices):
+        return torch.stack([tiny.video(self.frames, 1, 16, 16, seed=int(i)) for i in indices])
+
+
+def features(videos):
+    """8 numbers of a video."""
+    return torch.stack([videos.mean((2, 3, 4))[:, :4], videos.std((2, 3, 4))[:, :4]], 1).flatten(1)
+
+
+def distance(a, b):
+    return (a.float() - b.float()).abs().mean((1, 2, 3))
+
+
+STUBS = Instruments(features, distance, {"i3d": "stub", "lpips": "stub"})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+
+
+def go(model, output, protocol=PROTOCOL, **options):
+    lines = []
+    options = {"name": "tiny", "clips": Clips(protocol.clip_frames), "sampling": SAMPLING, "instruments": STUBS,
+               "report": lines.append, **options}  # fmt: skip
+    return evaluate(model, protocol, output, **options), lines
+
+
+def same(a, b, tolerance=0.0):
+    """Two results hold the same numbers."""
+    assert a.numbers.keys() == b.numbers.keys()
+    for name, one in a.numbers.items():
+        other = b.numbers[name]
+        assert (one.low is None, one.interval, one.of) == (other.low is None, other.interval, other.of)
+        ends = [(one.value, other.value)] + ([] if one.low is None else [(one.low, other.low), (one.high, other.high)])
+        for x, y in ends:
+            assert x == pytest.approx(y, rel=tolerance, abs=tolerance), name
+    for name, curve in a.frames.items():
+        assert curve == pytest.approx(b.frames[name], rel=tolerance, abs=tolerance), name
+    assert (a.protocol, a.system, a.data, a.clips, a.samples) == (b.protocol, b.system, b.data, b.clips, b.samples)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "whole"
+    os.environ["MCVD_CACHE"] = str(folder.parent / "cache")
+    try:
+        return go(model, folder)[0], folder
+    finally:
+        del os.environ["MCVD_CACHE"]
+
+
+# --- what is measured ---------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_metrics_written_out(model, whole):
+    result, folder = whole
+    real = Clips().batch(range(6))
+    made = model.fill(real, PROTOCOL.known, samples=2, solver="dpm++", steps=2, batch_size=12).unflatten(0, (6, 2))
+    truth = (2 * (real.float() / 255) - 1 + 1) / 2
+    each = psnr(made[:, :, 2:], truth[:, None, 2:].expand(-1, 2, -1, -1, -1, -1))
+    assert result.numbers["psnr"].value == pytest.approx(float(each.amax(1).mean()), abs=1e-4)
+    fvd = frechet_distance(Moments(features(truth)), Moments(features(made.flatten(0, 1))))
+    assert result.numbers["fvd"].value == pytest.approx(fvd, rel=1e-4)
+    kvd = kernel_distance(features(truth), features(made.flatten(0, 1)))
+    assert result.numbers["kvd"].value == pytest.approx(kvd, abs=1e-6)
+    each_fvd = [frechet_distance(Moments(features(truth)), Moments(features(made[:, s]))) for s in range(2)]
+    assert result.numbers["fvd_trajectory"].value == pytest.approx(sum(each_fvd) / 2, rel=1e-4)
+    assert {"ssim", "lpips", "crps", "spread_skill"} <= set(result.numbers)
+    assert all(len(curve) == PROTOCOL.frames for curve in result.frames.values())
+    assert result.complete
+    saved = np.load(folder / "videos" / "00003.npz")
+    assert np.array_equal(saved["real"], real[3].numpy())
+    assert np.array_equal(saved["made"], (made[3] * 255).round().to(torch.uint8).numpy())
+    assert np.array_equal(saved["made"][1, :2], saved["real"][:2])  # the given frames are in place
+
+
+def test_the_folder_holds_what_is_promised(whole):
+    result, folder = whole
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "identity.json", "result.json", "result.md", "rows.safetensors", "videos",
+    ]  # fmt: skip
+    assert Result.load(folder) == result
+    text = (folder / "result.md").read_text()
+    assert PROTOCOL.words in text
+    assert result.data[:12] in text
+    assert "| tiny, dpm++ 2 steps |" in text
+    again, _ = numbers(Table.load(folder / "rows.safetensors"), PROTOCOL, ("psnr", "fvd", "kvd"))
+    assert again["fvd"] == result.numbers["fvd"]  # the rows alone give the numbers and intervals again
+
+
+def test_fvd_of_made_frames_alone_differs(model, tmp_path, whole):
+    result, _ = go(model, tmp_path / "made", replace(PROTOCOL, frames=9, name="longer", fvd="made"), metrics=["fvd"])
+    assert set(result.numbers) == {"fvd", "fvd_trajectory"}
+    assert result.numbers["fvd"].value != whole[0].numbers["fvd"].value
+
+
+@pytest.mark.parametrize("task", ["generate", "interpolate", "backward"])
+def test_other_tasks(model, tmp_path, task):
+    layouts = {"generate": (0, 9, 0), "interpolate": (2, 6, 1), "backward": (0, 8, 1)}
+    past, frames, future = layouts[task]
+    protocol = replace(PROTOCOL, name=task, task=task, past=past, frames=frames, future=future, clips=3)
+    result, _ = go(model, tmp_path / task, protocol)
+    assert ("psnr" in result.numbers) == (task != "generate")
+    assert result.numbers["fvd"].value > 0
+
+
+# --- the same number however it was computed ----------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_number(model, tmp_path, whole):
+    def killed(done, total):
+        if done >= 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        go(model, tmp_path / "run", progress=killed)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert len(list((tmp_path / "run" / "rows").glob("*.safetensors"))) == 1
+    made = []
+    result, lines = go(model, tmp_path / "run", progress=lambda done, total: made.append((done, total)))
+    assert "2 of 6 clips are done" in lines[0]
+    assert made == [(4, 8), (8, 8)]
+    same(result, whole[0])
+    again, _ = go(model, tmp_path / "run", progress=lambda done, total: pytest.fail("nothing is left to do"))
+    assert again == result
+
+
+def test_kill_9_at_any_moment_leaves_a_folder_that_goes_on(model, tmp_path, whole):
+    name = model.save(tmp_path / "model")
+    code = (
+        "import os, sys; sys.path.insert(0, 'tests')\n"
+        "from test_evaluate import *\n"
+        f"model = VideoDiffusion.from_folder({str(name)!r})\n"
+        "go(model, sys.argv[1], progress=lambda done, total: done < 8 or os.kill(os.getpid(), 9))\n"
+    )
+    root = Path(__file__).parent.parent
+    code = "from mcvd.model import VideoDiffusion\n" + code
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], cwd=root, check=False)
+    assert done.returncode == -9
+    (tmp_path / "run" / "rows" / "00004-00006.safetensors.abcd").write_bytes(b"half")  # as a kill while writing leaves
+    result, _ = go(model, tmp_path / "run")
+    same(result, whole[0], 1e-6)
+
+
+def test_batches_of_another_size_change_rounding_at_most(model, tmp_path, whole):
+    result, _ = go(model, tmp_path / "run", sampling=replace(SAMPLING, batch_size=12))
+    same(result, whole[0], 1e-3)
+
+
+def test_processes_share_the_work_and_find_the_same_number(model, tmp_path, whole):
+    last, _ = go(model, tmp_path / "run", processes=Processes(1, 2))
+    assert last is None
+    rows = sorted(file.stem for file in (tmp_path / "run" / "rows").iterdir())
+    assert rows == ["00002-00004"]
+    first, _ = go(model, tmp_path / "run", processes=Processes(0, 2))
+    same(first, whole[0])
+
+
+def test_torchrun_with_two_processes(model, tmp_path, whole):
+    name = model.save(tmp_path / "model")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from mcvd.model import VideoDiffusion\n"
+        "from test_evaluate import go\n"
+        f"go(VideoDiffusion.from_folder({str(name)!r}), sys.argv[1])\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+               str(script), str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    same(Result.load(tmp_path / "run"), whole[0], 1e-6)
+
+
+def test_rows_merge_in_any_order(model, tmp_path, whole):
+    table = Table.load(whole[1] / "rows.safetensors")
+    parts = []
+    for clip in (4, 0, 5, 2, 1, 3):
+        part = Table()
+        for sample in range(2):
+            part.add([clip], sample, features=table.rows("features", sample)[[clip]])
+        part.add([clip], 0, real=table.rows("real", 0)[[clip]])
+        parts.append(part)
+    merged, _ = numbers(Table().merge(*parts), PROTOCOL, ("fvd",))
+    assert merged["fvd"].value == pytest.approx(whole[0].numbers["fvd"].value, rel=1e-6)
+
+
+def test_real_features_are_computed_once(model, tmp_path, whole):
+    go(model, tmp_path / "first")
+    seen = []
+
+    def counted(videos):
+        seen.append(len(videos))
+        return features(videos)
+
+    result, _ = go(model, tmp_path / "second", instruments=replace(STUBS, features=counted))
+    assert sum(seen) == 12  # the made ones alone
+    same(result, whole[0])
+
+
+# --- nothing under another name -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"protocol": replace(PROTOCOL, samples=3)}, "protocol.samples 2, not 3"),
+        ({"sampling": replace(SAMPLING, steps=3)}, "system.steps 2, not 3"),
+        ({"sampling": replace(SAMPLING, seed=1)}, "system.seed 0, not 1"),
+        ({"metrics": ["psnr"]}, "metrics"),
+        ({"instruments": replace(STUBS, hashes={"i3d": "other"})}, "networks"),
+    ],
+)
+def test_a_folder_of_another_evaluation_is_refused(model, whole, change, said):
+    before = (whole[1] / "result.json").read_bytes()
+    with pytest.raises(McvdError, match=f"holds another evaluation .*{said}"):
+        go(model, whole[1], **change)
+    assert (whole[1] / "result.json").read_bytes() == before
+
+
+def test_other_weights_and_other_data_are_refused(model, whole):
+    with pytest.raises(McvdError, match="holds another evaluation .*weights"):
+        go(tiny.model(1), whole[1])
+    with pytest.raises(McvdError, match="holds another evaluation .*data"):
+        go(model, whole[1], clips=type("Other", (), {"batch": lambda self, i: 255 - Clips().batch(i)})())
+
+
+def test_a_folder_with_other_files_is_refused(model, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(McvdError, match=r"holds other files \(.*\); choose another --output"):
+        go(model, tmp_path)
+
+
+def test_a_model_of_another_size_is_told_what_to_do(model, tmp_path):
+    with pytest.raises(McvdError, match=r"--set size=\[16,16\]"):
+        go(model, tmp_path / "run", replace(PROTOCOL, size=(64, 64)))
+    with pytest.raises(McvdError, match="--set channels=1"):
+        go(model, tmp_path / "run", replace(PROTOCOL, channels=3))
+
+
+# --- clips ----------------------------------------------------------------------------------------------------------
+
+
+def test_moving_digits_are_fixed_and_those_of_the_first_256_test_digits(assets_dir):
+    protocol = replace(PRESETS["smmnist-5to10"], clips=4)
+    clips = real_clips(protocol, assets_dir / "mnist")
+    assert clips.batch([0, 3]).shape == (2, 15, 1, 64, 64)
+    assert torch.equal(clips.batch([3]), real_clips(protocol, assets_dir / "mnist").batch(range(4))[3:])
+    other = real_clips(replace(protocol, choice_seed=1), assets_dir / "mnist")
+    assert content_sha256(clips, 4) != content_sha256(other, 4)
+    small = real_clips(replace(protocol, size=(32, 32), choice="published"), assets_dir / "mnist").batch([1])
+    large = real_clips(replace(protocol, choice="published"), assets_dir / "mnist").batch([1])
+    means = torch.nn.functional.avg_pool2d(large[0].float(), 2)
+    assert (small[0].float() - means).abs().max() <= 0.5
+
+
+def test_published_starts_never_take_the_last_place():
+    starts = published_starts([1, 2, 15, 15, 15] * 20, seed=3)
+    assert starts == published_starts([1, 2, 15, 15, 15] * 20, seed=3)
+    assert all(start == 0 for i, start in enumerate(starts) if i % 5 < 2)
+    assert {start for i, start in enumerate(starts) if i % 5 >= 2} == set(range(14))
+
+
+def test_videos_without_data_are_asked_for():
+    with pytest.raises(McvdError, match="--data FOLDER"):
+        real_clips(PRESETS["bair-1to15"])
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+def test_resampled_frechet_is_the_frechet_distance_of_the_drawn_clips():
+    generator = torch.Generator().manual_seed(0)
+    for clips in (6, 30):  # fewer clips than features, and more
+        real = torch.randn(clips, 8, generator=generator)
+        fake = torch.randn(clips, 3, 8, generator=generator) + 0.5
+        counts = resampled_counts(clips, 2)[1]
+        drawn = torch.arange(clips).repeat_interleave(counts.long())
+        expected = frechet_distance(Moments(real[drawn]), Moments(fake[drawn].flatten(0, 1)))
+        assert resampled_frechet(real, fake, counts) == pytest.approx(expected, rel=1e-6)
+
+
+def test_intervals_hold_the_value_and_shrink_with_clips():
+    def width(clips):
+        generator = torch.Generator().manual_seed(clips)
+        real, fake = (torch.randn(clips, n, 8, generator=generator) for n in (1, 2))
+        table = Table()
+        for sample in range(2):
+            table.add(range(clips), sample, mse=0.01 + 0.01 * torch.rand(clips, 3, generator=generator),
+                      features=fake[:, sample])  # fmt: skip
+        table.add(range(clips), 0, real=real[:, 0])
+        found, _ = numbers(table, PROTOCOL, ("psnr", "fvd", "kvd"))
+        assert ("fvd_infinity" in found) == (2 * clips >= 4 * 8)
+        for name in ("psnr", "fvd", "kvd"):
+            assert found[name].low < found[name].value < found[name].high
+        return [found[name].high - found[name].low for name in ("psnr", "fvd", "kvd")]
+
+    assert all(many < few for many, few in zip(width(160), width(15)))
+
+
+def test_kvd_from_sums_is_kvd():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(5, 8, generator=generator), torch.randn(5, 3, 8, generator=generator)
+    assert kvd_number(real, fake).value == pytest.approx(kernel_distance(real, fake.flatten(0, 1)), rel=1e-9)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_with_the_real_networks(assets_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MCVD_ASSETS", str(assets_dir))
+    command = ["evaluate", "digits", "--protocol", "smmnist-5to10", "--data", str(assets_dir / "mnist"), "--device",
+               "cpu", "--solver", "dpm++", "--steps", "2", "--set", "size=[32,32]", "--set", "clips=2", "--set",
+               "samples=1", "--set", "past=5", "--set", "frames=4", "--output", str(tmp_path / "run")]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "protocol smmnist-5to10+edited" in said
+    result = Result.load(tmp_path / "run")
+    assert set(result.numbers) == {"psnr", "ssim", "lpips", "fvd", "kvd"}
+    assert set(result.networks) == {"i3d", "lpips"}
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["protocol"]["name"] == "smmnist-5to10+edited"
+    assert main(command) == 0  # finished: told again, nothing computed
+    assert capsys.readouterr().out.splitlines()[0] == said.splitlines()[-len(result.numbers) - 3]
+
+
+def test_missing_weights_of_metrics_are_one_line(tmp_path, capsys, monkeypatch, assets_dir):
+    monkeypatch.setenv("MCVD_ASSETS", str(tmp_path))
+    monkeypatch.setattr("mcvd.evaluation.weights.local_source", lambda name: None)
+    command = ["evaluate", "digits", "--protocol", "smmnist-5to10", "--data", str(assets_dir / "mnist"), "--set",
+               "size=[32,32]", "--set", "clips=1", "--device", "cpu", "--output", str(tmp_path / "run")]  # fmt: skip
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "mcvd fetch i3d" in said
+    assert "--metrics psnr,ssim" in said
+
+
+def test_the_command_names_its_protocols(capsys):
+    assert main(["evaluate", "digits", "--protocol", "list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(PRESETS)
+    assert main(["evaluate", "digits", "--protocol", "smnist-5to10"]) == 1
+    assert "did you mean smmnist-5to10?" in capsys.readouterr().err

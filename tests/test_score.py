@@ -1,0 +1,196 @@
+"""`mcvd score`: any videos against real ones, with the numbers that `mcvd evaluate` gives for the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from mcvd.cli.main import main
+from mcvd.data.video import write_video
+from mcvd.errors import McvdError
+from mcvd.evaluation.result import Result
+from mcvd.evaluation.score import score
+from mcvd.evaluation.video_sets import find_videos, pair
+from test_evaluate import PROTOCOL, STUBS, go
+
+PLAIN = replace(PROTOCOL, name="plain", pixels="plain", binary=False, lpips_size=None)
+GENERATE = replace(PLAIN, name="generate", task="generate", past=0, frames=9, samples=1, clips=4)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+
+
+def measured(real, made, output, protocol=PLAIN, **options):
+    lines = []
+    options = {"instruments": STUBS, "report": lines.append, **options}
+    return score(real, made, protocol, output, **options), lines
+
+
+def arrays(count, frames=9, samples=None, seed=0):
+    shape = (count, *([samples] if samples else []), frames, 16, 16, 1)
+    return tiny.video(*shape, seed=seed).numpy()
+
+
+# --- the same numbers as evaluate -----------------------------------------------------------------------------------
+
+
+def test_plain_scores_of_evaluated_videos_are_exactly_those_of_evaluate(tmp_path):
+    result, _ = go(tiny.model(), tmp_path / "run", PLAIN)
+    videos = tmp_path / "run" / "videos"
+    again, lines = measured(videos, videos, tmp_path / "again")
+    assert again.numbers == result.numbers
+    assert again.frames == result.frames
+    assert again.data == result.data  # the same pixels
+    assert again.system.name == "videos"
+    assert not lines[:-1]  # paired by name, complete: nothing to say but the last
+
+
+def test_published_scores_differ_by_the_rounding_of_what_was_saved(tmp_path):
+    result, _ = go(tiny.model(), tmp_path / "run", PROTOCOL)
+    again, _ = measured(tmp_path / "run" / "videos", tmp_path / "run" / "videos", tmp_path / "again", PROTOCOL)
+    assert again.numbers["psnr"].value != result.numbers["psnr"].value
+    assert again.numbers["psnr"].value == pytest.approx(result.numbers["psnr"].value, abs=0.01)  # dB
+    assert again.data == result.data
+
+
+# --- sets -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_every_kind_give_the_same_numbers(tmp_path):
+    real, made = arrays(6), arrays(6, samples=2, seed=1)
+    for name in ("real", "made", "frames"):
+        (tmp_path / name).mkdir()
+    np.savez(tmp_path / "real.npz", **{f"clip{i}": clip for i, clip in enumerate(real, 7)})
+    np.savez(tmp_path / "made.npz", video=made)  # (N, S, T, H, W, C)
+    np.save(tmp_path / "flat.npy", made.reshape(12, 9, 16, 16, 1))
+    for i, clip in enumerate(real, 7):
+        np.savez(tmp_path / "real" / f"clip{i}.npz", video=clip)
+        for j in range(2):
+            frames = torch.from_numpy(made[i - 7, j].transpose(0, 3, 1, 2).copy())
+            write_video(tmp_path / "made" / f"clip{i}-{j + 1}.mkv", frames)
+            write_video(tmp_path / "frames" / f"clip{i}-{j + 1}", frames)
+    results = []
+    for number, (one, other) in enumerate(
+        [("real", "made"), ("real.npz", "frames"), ("real.npz", "made.npz"), ("real", "flat.npy")]
+    ):
+        result, lines = measured(tmp_path / one, tmp_path / other, tmp_path / f"out{number}")
+        assert any("sorted order" in line for line in lines) == (number >= 2)
+        results.append(result)
+    assert all(result.numbers == results[0].numbers for result in results)
+    assert len({result.data for result in results}) == 1
+
+
+def test_names_decide_before_order(tmp_path):
+    for name in ("clip2", "clip10", "clip1"):
+        (tmp_path / name).mkdir()
+    names = [video.name for video in find_videos(_written(tmp_path / "r", ["b", "a10", "a9"]), "real")]
+    assert names == ["a9", "a10", "b"]
+    real = find_videos(tmp_path / "r", "real")
+    made = find_videos(_written(tmp_path / "m", ["b-1", "a9-1", "a10-1", "a9-2", "b-2", "a10-2"]), "made")
+    groups, named = pair(real, made, 2)
+    assert named
+    assert [[made[i].name for i in group] for group in groups] == [["a9-1", "a9-2"], ["a10-1", "a10-2"], ["b-1", "b-2"]]
+
+
+def _written(folder, names):
+    folder.mkdir()
+    for i, name in enumerate(names):
+        np.savez(folder / f"{name}.npz", video=arrays(1, seed=i)[0])
+    return folder
+
+
+def test_made_frames_alone_get_the_given_ones(tmp_path):
+    real, made = arrays(6), arrays(6, samples=2, seed=1)
+    whole = made.copy()
+    whole[:, :, :2] = real[:, None, :2]
+    for name, array in (("real", real), ("whole", whole), ("part", made[:, :, 2:])):
+        np.save(tmp_path / f"{name}.npy", array)
+    results = [measured(tmp_path / "real.npy", tmp_path / f"{n}.npy", tmp_path / n)[0] for n in ("whole", "part")]
+    assert results[0].numbers == results[1].numbers
+
+
+def test_a_set_against_itself(tmp_path):
+    np.save(tmp_path / "real.npy", arrays(6))
+    np.save(tmp_path / "made.npy", arrays(6))
+    result, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", replace(PLAIN, samples=1))
+    assert result.numbers["fvd"].value == pytest.approx(0, abs=1e-9)
+    assert result.numbers["ssim"].value == pytest.approx(1)
+    assert result.numbers["lpips"].value == 0
+    assert result.numbers["psnr"].value == float("inf")
+    assert Result.load(tmp_path / "out").numbers["psnr"].value == float("inf")
+
+
+def test_generation_needs_no_pairs(tmp_path):
+    np.save(tmp_path / "real.npy", arrays(5, frames=12))
+    np.save(tmp_path / "made.npy", arrays(4, seed=1))
+    result, lines = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", GENERATE)
+    assert set(result.numbers) == {"fvd", "kvd"}
+    assert "the first 4 of 5 real and 4 of 4 made videos are measured" in lines
+    assert any("real videos are longer than a clip" in line for line in lines)
+    assert result.complete
+
+
+def test_an_incomplete_set_says_so(tmp_path):
+    np.save(tmp_path / "real.npy", arrays(3))
+    np.save(tmp_path / "made.npy", arrays(3, samples=2, seed=1))
+    result, lines = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out")
+    assert not result.complete
+    assert any("3 clips of the 6" in line for line in lines)
+    assert "Incomplete: 3 of 6 clips" in (tmp_path / "out" / "result.md").read_text()
+
+
+def test_colours_are_brought_to_the_protocols(tmp_path):
+    np.save(tmp_path / "real.npy", arrays(6))
+    np.save(tmp_path / "made.npy", arrays(6, samples=2, seed=1))
+    np.save(tmp_path / "rgb.npy", arrays(6, samples=2, seed=1).repeat(3, -1))
+    grey, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "grey")
+    rgb, _ = measured(tmp_path / "real.npy", tmp_path / "rgb.npy", tmp_path / "rgb")
+    assert grey.numbers == rgb.numbers
+
+
+# --- what cannot be compared is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("real", "made", "said"),
+    [
+        (arrays(6), arrays(6), "6 real and 6 made videos: the protocol takes 2 for each real one; --set samples=1"),
+        (arrays(6), arrays(6, samples=2, frames=8), "has 8 frames; protocol plain takes 9 frames, or the 7 made ones"),
+        (arrays(6, frames=8), arrays(6, samples=2), "has 8 frames; a clip of protocol plain has 9"),
+        (arrays(7), arrays(7, samples=2), "--set clips=7"),
+        (arrays(6)[:, :, :12], arrays(6, samples=2), r"--set size=\[12,16\]"),
+        (arrays(6), arrays(6, samples=2)[None], "3 to 6 dimensions"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, real, made, said):
+    np.save(tmp_path / "real.npy", real)
+    np.save(tmp_path / "made.npy", made)
+    with pytest.raises(McvdError, match=said):
+        measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out")
+
+
+def test_other_videos_do_not_go_into_the_same_folder(tmp_path):
+    for name, seed in (("real", 0), ("a", 1), ("b", 2)):
+        np.save(tmp_path / f"{name}.npy", arrays(6, samples=None if name == "real" else 2, seed=seed))
+    measured(tmp_path / "real.npy", tmp_path / "a.npy", tmp_path / "out", name="mine")
+    with pytest.raises(McvdError, match="holds another evaluation .*videos"):
+        measured(tmp_path / "real.npy", tmp_path / "b.npy", tmp_path / "out", name="mine")
+
+
+def test_the_command(tmp_path, capsys):
+    for name, count in (("real", None), ("made", 2)):
+        array = tiny.video(3, *([count] if count else []), 9, 16, 16, 1, seed=count or 0).numpy()
+        np.save(tmp_path / f"{name}.npy", array)
+    edits = [f"--set={e}" for e in ("past=2", "frames=7", "size=[16,16]", "samples=2", "clips=3", "channels=1")]
+    command = ["score", str(tmp_path / "real.npy"), str(tmp_path / "made.npy"), "--protocol", "videos-5to10", *edits,
+               "--metrics", "psnr,ssim,calibration", "--name", "other", "--device", "cpu", "--output",
+               str(tmp_path / "out")]  # fmt: skip
+    assert main(command) == 0
+    assert "PSNR, dB" in capsys.readouterr().out
+    assert set(Result.load(tmp_path / "out").numbers) == {"psnr", "ssim", "crps", "spread_skill"}
+    assert main(["score", str(tmp_path / "real.npy"), str(tmp_path / "nothing"), "--protocol", "videos-5to10"]) == 1
+    assert "nothing does not exist" in capsys.readouterr().err
