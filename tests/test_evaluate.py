@@ -312,6 +312,26 @@ def test_published_starts_never_take_the_last_place():
     assert {start for i, start in enumerate(starts) if i % 5 >= 2} == set(range(14))
 
 
+def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
+    for i in range(3):
+        (tmp_path / "raw" / "test").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / "train").mkdir(exist_ok=True)
+        np.save(tmp_path / "raw" / ("test" if i else "train") / f"{i}.npy", tiny.video(12, 16, 20, 3, seed=i).numpy())
+    protocol = replace(PROTOCOL, channels=3, clips=4)
+    lines = []
+    fixed = real_clips(protocol, tmp_path / "raw", lines.append).batch(range(4))
+    assert "3 videos, 36 frames" in lines[-1]
+    first = torch.from_numpy(np.load(tmp_path / "raw" / "test" / "1.npy")).permute(0, 3, 1, 2)
+    assert torch.equal(fixed[0], first[:9, ..., 2:18])  # the middle, from the first frame on; never the training video
+    assert torch.equal(fixed[1], first[3:, ..., 2:18])  # the second clip of a video is its last frames
+    drawn = real_clips(replace(protocol, choice="published"), tmp_path / "raw", lines.append).batch(range(4))
+    starts = published_starts([4] * 4, 0)
+    assert torch.equal(drawn[1], first[starts[1] : starts[1] + 9, ..., 2:18])
+    folder = next((tmp_path / "cache" / "prepared").iterdir())
+    with pytest.raises(McvdError, match="are needed: prepare the videos again"):
+        real_clips(replace(protocol, channels=1), folder, lines.append)
+
+
 def test_videos_without_data_are_asked_for():
     with pytest.raises(McvdError, match="--data FOLDER"):
         real_clips(PRESETS["bair-1to15"])
