@@ -129,13 +129,13 @@ def test_spatin_is_a_group_norm_with_maps_from_the_resized_condition():
     norm = Spatin(8, 2, 6, scale=4, ops=ops)
     seen, x = torch.randn(2, 2, 16, 16), torch.randn(2, 8, 4, 4)
     hidden = F.silu(norm.shared(F.interpolate(seen, size=(4, 4), mode="nearest")))
-    gamma, beta = norm.maps(seen)
-    torch.testing.assert_close(gamma, norm.gamma(hidden))
+    gain, beta = norm.maps(seen)
+    torch.testing.assert_close(gain, 1 + norm.gamma(hidden))
     torch.testing.assert_close(beta, norm.beta(hidden))
     network = make(conditioning="spatin", layout=BlockLayout(2, 1))
     norm.slot, condition = 0, network.encode(torch.zeros(2, 2, 1, 16, 16), torch.zeros(2, 0, 1, 16, 16))
-    condition.maps[0] = (gamma, beta)
-    expected = F.group_norm(x, 2, eps=1e-6) * (1 + gamma) + beta
+    condition.maps[0] = (gain, beta)
+    expected = F.group_norm(x, 2, eps=1e-6) * gain + beta
     torch.testing.assert_close(norm(x, condition), expected)
 
 

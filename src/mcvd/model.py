@@ -20,6 +20,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import published_table, solver_table
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
+from mcvd.networks.convolution import packed_convolutions
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
@@ -177,7 +178,7 @@ class VideoDiffusion(nn.Module):
         prediction = self.config.prediction
 
         def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
-            time = self._network_time(torch.full((len(x),), t, device=x.device))
+            time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
                 level, fresh = torch.tensor(alpha_bar, device=x.device), condition_noise and condition_noise()
@@ -249,20 +250,21 @@ class VideoDiffusion(nn.Module):
         training = self.training
         self.eval()  # no dropout, also between two training steps
         try:
-            return rollout(
-                self,
-                given,
-                known,
-                blocks,
-                table,
-                samples=samples,
-                seed=seed,
-                guidance=guidance,
-                batch_size=batch_size,
-                first_clip=first_clip,
-                clip_made=not reference,
-                progress=progress,
-            )
+            with packed_convolutions(self.network):
+                return rollout(
+                    self,
+                    given,
+                    known,
+                    blocks,
+                    table,
+                    samples=samples,
+                    seed=seed,
+                    guidance=guidance,
+                    batch_size=batch_size,
+                    first_clip=first_clip,
+                    clip_made=not reference,
+                    progress=progress,
+                )
         finally:
             self.train(training)
 

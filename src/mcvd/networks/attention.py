@@ -25,4 +25,4 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens).view(b, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c)
         h = self.out(h).transpose(1, 2).reshape(b, c, *pixels)
-        return (x + h) * RESIDUAL
+        return (x + h).mul_(RESIDUAL)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcvd.networks.norm import norm_silu
 from mcvd.networks.resample import downsample, upsample
 
 NEAR_ZERO = 1e-10  # the init scale of layers that should start silent; not exactly 0, as in the published code
@@ -46,11 +47,6 @@ def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     return layer
 
 
-def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """``(B, C)`` -> ``(B, C, 1, 1[, 1])``, so that it broadcasts over the pixels (and frames) of `like`."""
-    return values.reshape(*values.shape, *[1] * (like.dim() - 2))
-
-
 class FrameOps(Protocol):
     """How the layers of a network see the frames of a block: as channels, or along an axis of their own."""
 
@@ -72,7 +68,7 @@ class FrameOps(Protocol):
     def attention(self, channels: int, heads: int) -> nn.Module:
         """Self-attention, with its residual sum."""
 
-    def spatin(self, channels: int, level: int) -> nn.Module | None:
+    def spatin(self, channels: int, level: int) -> Spatin | None:
         """The SPATIN norm of this level; None for concat."""
 
     def merge(self) -> nn.Module:
@@ -90,8 +86,10 @@ class Condition:
     """What past and future frames become, once per block; the same for every step and every sample of a clip.
 
     share: what the condition adds to the first convolution of a concat network (`FrameOps.share`), or None.
-    maps: one (gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
+    maps: one (1 + gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
     past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
+
+    A condition of one row serves any number of trajectories.
     """
 
     share: Tensor | None
@@ -99,10 +97,13 @@ class Condition:
     past_seen: Tensor | None = None
 
     def take(self, rows: Tensor) -> Condition:
-        """The conditions of these rows ``(B,)``, repeated as often as they are named."""
+        """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""
+        parts = [part for part in (self.share, *(gain for gain, _ in self.maps), self.past_seen) if part is not None]
+        if all(len(part) == 1 for part in parts):
+            return self
         return Condition(
             None if self.share is None else self.share[rows],
-            [(gamma[rows], beta[rows]) for gamma, beta in self.maps],
+            [(gain[rows], bias[rows]) for gain, bias in self.maps],
             None if self.past_seen is None else self.past_seen[rows],
         )
 
@@ -117,20 +118,20 @@ class Spatin(nn.Module):
     def __init__(self, channels: int, condition_channels: int, width: int, scale: int, ops: FrameOps):
         super().__init__()
         self.scale = scale
-        self.groups = group_count(channels)
+        self.groups, self.eps = group_count(channels), 1e-6
         self.shared = initialise(ops.conv(condition_channels, width, 3))
         self.gamma = initialise(ops.conv(width, channels, 3))
         self.beta = initialise(ops.conv(width, channels, 3))
         self.slot = -1  # its place in Condition.maps, given by the network
 
     def maps(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Folded condition ``(B, frames * C, H, W)`` -> gamma, beta ``(B, channels, H / scale, W / scale)``."""
+        """Folded condition ``(B, frames * C, H, W)`` -> 1 + gamma, beta ``(B, channels, H / scale, W / scale)``."""
         hidden = F.silu(self.shared(condition[..., :: self.scale, :: self.scale]))
-        return self.gamma(hidden), self.beta(hidden)
+        return 1 + self.gamma(hidden), self.beta(hidden)
 
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        gamma, beta = condition.maps[self.slot]
-        return torch.addcmul(beta, F.group_norm(x, self.groups, eps=1e-6), 1 + gamma)
+        gain, bias = condition.maps[self.slot]
+        return torch.addcmul(bias, F.group_norm(x, self.groups, eps=self.eps), gain)
 
 
 class ModulatedNorm(nn.Module):
@@ -139,21 +140,27 @@ class ModulatedNorm(nn.Module):
     embedding: its width; at 0 nothing modulates, and a GroupNorm has a learned scale and shift of its own.
     """
 
-    def __init__(self, channels: int, embedding: int, spatin: nn.Module | None):
+    def __init__(self, channels: int, embedding: int, spatin: Spatin | None):
         super().__init__()
         self.modulation = initialise(nn.Linear(embedding, 2 * channels)) if embedding else None
         # eps differs between the two in the published networks: 1e-5 here, 1e-6 inside SPATIN
         self.spatin = spatin
-        self.norm = (
-            nn.GroupNorm(group_count(channels), channels, 1e-5, affine=not embedding) if spatin is None else None
-        )
+        self.norm = None
+        if spatin is None:
+            self.norm = nn.GroupNorm(group_count(channels), channels, 1e-5, affine=not embedding)
 
     def forward(self, x: Tensor, embedding: Tensor | None, condition: Condition) -> Tensor:
-        x = self.spatin(x, condition) if self.norm is None else self.norm(x)  # type: ignore[misc]
+        scale = shift = None
         if self.modulation is not None:
             scale, shift = self.modulation(embedding).chunk(2, dim=1)
-            x = torch.addcmul(per_channel(shift, x), x, per_channel(1 + scale, x))
-        return F.silu(x)
+            scale = 1 + scale
+        if self.norm is None:
+            assert self.spatin is not None
+            maps = condition.maps[self.spatin.slot]
+            return norm_silu(x, self.spatin.groups, self.spatin.eps, scale, shift, maps)
+        if self.norm.affine:
+            scale, shift = self.norm.weight[None], self.norm.bias[None]
+        return norm_silu(x, self.norm.num_groups, self.norm.eps, scale, shift)
 
 
 class ResidualBlock(nn.Module):
@@ -188,4 +195,4 @@ class ResidualBlock(nn.Module):
         h = self.conv1(h)
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return (x + h) * RESIDUAL
+        return (x + h).mul_(RESIDUAL)

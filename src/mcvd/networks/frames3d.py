@@ -87,7 +87,7 @@ class AxisFrames:
     def attention(self, channels: int, heads: int) -> nn.Module:
         return SpaceTimeAttention(channels, heads)
 
-    def spatin(self, channels: int, level: int) -> nn.Module | None:
+    def spatin(self, channels: int, level: int) -> Spatin | None:
         if self.concat:
             return None
         c, layout = self.config, self.config.layout
@@ -101,7 +101,7 @@ class AxisFrames:
         return condition
 
     def first(self, conv_in: nn.Module, x: Tensor, share: Tensor | None) -> Tensor:
-        return conv_in(x if share is None else torch.cat([x, share], dim=2))
+        return conv_in(x if share is None else torch.cat([x, share.expand(len(x), *share.shape[1:])], dim=2))
 
 
 def _conv3d(c_in: int, c_out: int, kernel: int) -> nn.Module:

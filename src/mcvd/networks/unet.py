@@ -26,6 +26,7 @@ from mcvd.networks.blocks import (
     group_count,
     initialise,
 )
+from mcvd.networks.convolution import Conv2d
 from mcvd.networks.frames3d import AxisFrames
 
 
@@ -113,12 +114,12 @@ class ChannelFrames:
         return maps.unflatten(1, (-1, self.config.channels))
 
     def conv(self, c_in: int, c_out: int, kernel: int) -> nn.Module:
-        return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        return Conv2d(c_in, c_out, kernel)
 
     def attention(self, channels: int, heads: int) -> nn.Module:
         return Attention(channels, heads)
 
-    def spatin(self, channels: int, level: int) -> nn.Module | None:
+    def spatin(self, channels: int, level: int) -> Spatin | None:
         c = self.config
         if c.conditioning == "concat":
             return None
@@ -258,11 +259,15 @@ class UNet(nn.Module):
         if self.mask is not None:
             seen = condition.past_seen
             seen = torch.ones_like(time, dtype=torch.long) if seen is None else seen.long()
-            embedding = torch.cat([embedding, self.mask(seen)], dim=1)
+            rows = max(len(embedding), len(seen))
+            embedding = torch.cat([embedding.expand(rows, -1), self.mask(seen).expand(rows, -1)], dim=1)
         return F.silu(embedding)  # every norm reads it through this activation
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x ``(B, k, C, H, W)``: frames in [-1, 1] plus noise; time ``(B,)``, counted as these weights count it."""
+        """x ``(B, k, C, H, W)``: frames in [-1, 1] plus noise; time ``(B,)``, counted as these weights count it.
+
+        A time ``(1,)`` and a condition of one row hold for all rows of x; sampling is faster with them.
+        """
         embedding = self._embed(time, condition, x.dtype)
         h = self.ops.first(self.conv_in, self.ops.fold(x), condition.share)
         skips = [h]

@@ -1,0 +1,166 @@
+"""The fast forms of the network's parts equal the plain formulas, in value, gradient and what they keep."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tiny
+from mcvd.networks.convolution import Conv2d, packed_convolutions
+from mcvd.networks.norm import norm_silu
+from mcvd.networks.resample import upsample
+
+
+def plain(x, groups, eps, scale=None, shift=None, maps=None):
+    y = F.group_norm(x, groups, eps=eps)
+    if maps is not None:
+        y = y * maps[0] + maps[1]
+    if scale is not None:
+        wide = (*scale.shape, *[1] * (x.dim() - 2))
+        y = y * scale.view(wide) + shift.view(wide)
+    return F.silu(y)
+
+
+def arguments(rows, spatin, shape=(3, 8, 4, 5), dtype=torch.float64, rows_of_maps=3):
+    """x far from mean 0, scale and shift with `rows` rows (0: none), the maps of SPATIN or none."""
+    torch.manual_seed(0)
+    make = lambda *size: torch.randn(*size, dtype=dtype).requires_grad_()  # noqa: E731
+    x = (3 + 2 * torch.randn(*shape, dtype=dtype)).requires_grad_()
+    modulation = (make(rows, shape[1]), make(rows, shape[1])) if rows else (None, None)
+    maps = tuple(make(rows_of_maps, *shape[1:]) for _ in range(2)) if spatin else None
+    return x, modulation, maps
+
+
+every_modulation = pytest.mark.parametrize(
+    ("rows", "spatin"), [(0, False), (1, False), (3, False), (0, True), (3, True)]
+)
+
+
+@every_modulation
+def test_norm_silu_has_the_right_gradient(rows, spatin):
+    x, (scale, shift), maps = arguments(rows, spatin)
+    leaves = [v for v in (x, scale, shift, *(maps or ())) if v is not None]
+
+    def call(*_):
+        return norm_silu(x, 2, 1e-5, scale, shift, maps)
+
+    assert torch.autograd.gradcheck(call, leaves)
+
+
+@every_modulation
+@pytest.mark.parametrize("shape", [(3, 8, 4, 5), (3, 8, 2, 4, 5)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_norm_silu_equals_the_plain_formula(rows, spatin, shape, channels_last):
+    x, (scale, shift), maps = arguments(rows, spatin, shape, torch.float32)
+    if channels_last:  # or, with a frame axis, any layout
+        x = x.detach().transpose(1, -1).contiguous().transpose(1, -1).requires_grad_()
+    leaves = [v for v in (x, scale, shift, *(maps or ())) if v is not None]
+    results = []
+    for function in (plain, norm_silu):
+        y = function(x, 2, 1e-5, scale, shift, maps)
+        results.append([y, *torch.autograd.grad((y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum(), leaves)])
+    with torch.no_grad():
+        results.append([norm_silu(x, 2, 1e-5, scale, shift, maps), *results[0][1:]])
+    for ours in results[1:]:
+        for a, b in zip(ours, results[0]):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_norm_silu_broadcasts_the_maps_of_one_clip():
+    x, (scale, shift), maps = arguments(1, True, rows_of_maps=1)
+    leaves = [x, scale, shift, *maps]
+    expected = torch.autograd.grad(plain(x, 2, 1e-6, scale, shift, maps).square().sum(), leaves)
+    ours = torch.autograd.grad(norm_silu(x, 2, 1e-6, scale, shift, maps).square().sum(), leaves)
+    for a, b in zip(ours, expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_norm_silu_under_autocast():
+    """x, and what modulates it, in bfloat16: computed in float32, returned as x came."""
+    x, (scale, shift), _ = arguments(3, False, dtype=torch.float32)
+    half = [v.detach().bfloat16().requires_grad_() for v in (x, scale, shift)]
+    wide = [v.detach().float().requires_grad_() for v in half]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_silu(half[0], 2, 1e-5, half[1], half[2])
+    expected = plain(wide[0], 2, 1e-5, wide[1], wide[2])
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected.bfloat16())
+    y.float().square().sum().backward()
+    expected.square().sum().backward()
+    for a, b in zip(half, wide):
+        assert a.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(a.grad.float(), b.grad, rtol=0.02, atol=0.1)
+
+
+def kept_bytes(function, *arguments):
+    """What the backward pass of a function keeps, beside its arguments."""
+    own = {v.untyped_storage()._cdata for v in arguments}
+    kept = {}
+
+    def keep(v):
+        kept[v.untyped_storage()._cdata] = v.untyped_storage().nbytes()
+        return v
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda v: v):
+        function(*arguments)
+    return sum(size for storage, size in kept.items() if storage not in own)
+
+
+def test_norm_silu_keeps_no_map():
+    x, (scale, shift), _ = arguments(3, False, (3, 8, 32, 32), torch.float32)
+    assert kept_bytes(lambda *a: norm_silu(a[0], 2, 1e-5, a[1], a[2]), x, scale, shift) < x.nbytes / 8
+    assert kept_bytes(lambda *a: plain(a[0], 2, 1e-5, a[1], a[2]), x, scale, shift) >= 2 * x.nbytes
+
+
+def test_packed_convolutions_change_nothing_but_speed():
+    model = tiny.model(attention=(8,), head_channels=8)
+    convolutions = [part for part in model.network.modules() if isinstance(part, Conv2d)]
+    past, x, future = (torch.randn(2, n, 1, 16, 16) for n in (2, 3, 1))
+    time = torch.tensor([7])
+
+    def call():
+        return model.network(x, time, model.network.encode(past, future))
+
+    with torch.no_grad():
+        expected = call()
+        with packed_convolutions(model.network):
+            torch.testing.assert_close(call(), expected, rtol=0, atol=5e-6)  # the tolerance of the oracle
+            with packed_convolutions(model.network):
+                call()
+            packed = [part.packed for part in convolutions]
+            assert any(weight is not None for weight in packed) == torch.backends.mkldnn.is_available()
+            torch.testing.assert_close(call(), expected, rtol=0, atol=5e-6)  # the tolerance of the oracle
+        assert all(part.packed is None for part in convolutions)
+    with packed_convolutions(model.network):  # gradients need the plain weights
+        call().sum().backward()
+    assert all(part.weight.grad is not None for part in convolutions)
+
+
+def test_one_time_and_one_condition_serve_all_rows():
+    for conditioning in ("concat", "spatin"):
+        model = tiny.model(conditioning=conditioning, mask_embedding=True)
+        x, past, future = (torch.randn(n, k, 1, 16, 16) for n, k in ((3, 3), (1, 2), (1, 1)))
+        one = model.network.encode(past, future, torch.tensor([True]))
+        assert one.take(torch.zeros(3, dtype=torch.long)) is one
+        every = model.network.encode(past.expand(3, -1, -1, -1, -1), future.expand(3, -1, -1, -1, -1), torch.ones(3))
+        time = torch.tensor([7])
+        with torch.no_grad():
+            expected = model.network(x, time.expand(3), every)
+            torch.testing.assert_close(model.network(x, time, one), expected, rtol=0, atol=5e-6)
+
+
+def test_packed_convolutions_leave_other_types_alone():
+    model = tiny.model().double()
+    x = torch.randn(1, 3, 1, 16, 16, dtype=torch.float64)
+    condition = model.network.encode(x[:, :2], x[:, :1])
+    with torch.no_grad(), packed_convolutions(model.network):
+        assert model.network(x, torch.tensor([3]), condition).dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+def test_upsampling_is_the_transposed_fir(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64).requires_grad_()
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64) / 4
+    kernel = torch.outer(taps, taps).expand(3, 1, 4, 4)
+    expected = F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=3)
+    torch.testing.assert_close(upsample(x), expected)
+    assert torch.autograd.gradcheck(upsample, x)
