@@ -36,6 +36,7 @@ COMMANDS = {
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
     "fetch": _Entry("fetch", "data and weights of metrics", "mcvd fetch mnist"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
+    "benchmark": _Entry("benchmark", "how fast this machine is at all that", "mcvd benchmark --batch 1 8 --json"),
 }
 
 
