@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from mcvd.benchmark import memory, ours
 from mcvd.benchmark.calibrate import calibrate
 from mcvd.benchmark.cases import CASES, Setting, forward_flops, random_weights, setting_model
 from mcvd.benchmark.i3d import i3d_row
-from mcvd.benchmark.measure import interleave, summarise
+from mcvd.benchmark.measure import Laps, interleave, summarise
 from mcvd.benchmark.peer import load_peer
 from mcvd.benchmark.run import FORMAT, Options, benchmark
 from mcvd.benchmark.table import table
@@ -63,6 +65,22 @@ def test_rounds_alternate_and_the_first_is_not_timed():
     assert "".join(called) == "cba" + "abc" + "cba" + "abc"
     assert [set(taken) for taken in rounds] == [set("abc")] * 3
     assert all(sample.wall >= 0 and sample.processor >= 0 for taken in rounds for sample in taken.values())
+
+
+def test_laps_leave_the_first_step_out():
+    def steps(done):
+        for seconds in (0.2, 0.01, 0.01):
+            time.sleep(seconds)
+            done()
+        return "result"
+
+    laps = Laps(steps, CPU)
+    assert laps() == "result"
+    assert len(laps.marks) == 3
+    assert laps.lap().wall == statistics.median([b.wall - a.wall for a, b in zip(laps.marks, laps.marks[1:])])
+    (taken,) = interleave({"run": laps}, 1, CPU)
+    assert set(taken) == {"run", "run/lap"}
+    assert taken["run/lap"].wall < taken["run"].wall
 
 
 def test_the_interval_of_the_median():
@@ -136,10 +154,10 @@ def test_the_whole_is_what_the_timed_steps_tell():
     case = CASES["sampling"]
     setting = Setting("tiny", setting_model(tiny.config()), solver_steps=100, timed_steps=5)
     # encoding costs 7, a step 2
-    assert case.seconds({"first": 9.0, "steps": 17.0}, setting) == pytest.approx(7 + 100 * 2)
+    assert case.seconds({"steps": 17.0, "steps/lap": 2.0}, setting) == pytest.approx(7 + 100 * 2)
     whole = dataclasses.replace(setting, timed_steps=100)
-    assert set(case.parts(lambda *_: None, whole, CPU)) == {"steps"}
     assert case.seconds({"steps": 207.0}, whole) == 207.0
+    assert not isinstance(case.parts(lambda *_: None, whole, CPU)["steps"], Laps)
     with pytest.raises(McvdError, match="at least 2"):
         dataclasses.replace(setting, timed_steps=1)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mcvd.benchmark.measure import Laps
 from mcvd.benchmark.peer import Callables
 from mcvd.errors import McvdError
 from mcvd.interop.official import to_official
@@ -160,34 +161,37 @@ class NetworkCall:
 class Sampling:
     """All current frames of a block by DDPM, the encoding of the condition included.
 
-    Every step but the first costs the same, so `first` (one step, with all that is done once a block) and `steps` (the
-    first `timed_steps`) tell the time of the whole: first + (solver_steps - 1) times the mean of the other timed steps.
-    With timed_steps = solver_steps, the whole is timed.
+    Every step but the first costs the same. The first `timed_steps` are run, and the time of the whole is theirs and
+    (solver_steps - timed_steps) times the median of these steps without the first, in which whatever is done once a
+    block is. With timed_steps = solver_steps, the whole is timed.
     """
 
     name, offer = "sampling", "sample"
 
     def parts(self, offered: Offered, setting: Setting, device: torch.device) -> Parts:
-        """`first` and `steps`."""
+        """`steps`; of less than the whole, with the time of a step as `steps/lap`."""
         generator = torch.Generator().manual_seed(2)
         past = setting.frames(setting.layout.past, setting.batch, generator).to(device)
         future = setting.frames(setting.layout.future, setting.batch, generator).to(device)
         rows = setting.batch * setting.samples
         x, *noises = (setting.noise(rows, generator).to(device) for _ in range(5))
 
-        def run(calls: int) -> Tensor:
+        def run(done: Callable[[], None] | None) -> Tensor:
             fresh: Iterator[Tensor] = chain.from_iterable(repeat(noises))
-            return offered(past, future, x, lambda: next(fresh), setting.solver_steps, calls)
 
-        parts = {"steps": lambda: run(setting.timed_steps)}
-        return parts if setting.timed_steps == setting.solver_steps else {"first": lambda: run(1), **parts}
+            def noise() -> Tensor:  # the last thing that a step asks for
+                if done is not None:
+                    done()
+                return next(fresh)
+
+            return offered(past, future, x, noise, setting.solver_steps, setting.timed_steps)
+
+        whole = setting.timed_steps == setting.solver_steps
+        return {"steps": (lambda: run(None)) if whole else Laps(run, device)}
 
     def seconds(self, parts: Mapping[str, float], setting: Setting) -> float:
         """See the class."""
-        if "first" not in parts:
-            return parts["steps"]
-        step = (parts["steps"] - parts["first"]) / (setting.timed_steps - 1)
-        return parts["first"] + (setting.solver_steps - 1) * step
+        return parts["steps"] + (setting.solver_steps - setting.timed_steps) * parts.get("steps/lap", 0.0)
 
     def flops(self, setting: Setting) -> int:
         """Conditions are encoded once a clip and block."""

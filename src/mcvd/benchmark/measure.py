@@ -46,19 +46,46 @@ def timed(function: Callable[[], object], device: torch.device) -> Sample:
     return Sample(time.perf_counter() - wall, time.process_time() - processor)
 
 
+class Laps:
+    """A function that says when each of its steps is done: ``function(done)`` calls ``done()`` after every step."""
+
+    def __init__(self, function: Callable[[Callable[[], None]], object], device: torch.device):
+        self.function, self.device = function, device
+        self.marks: list[Sample] = []
+
+    def __call__(self) -> object:
+        """Runs it; what it returns."""
+        self.marks = []
+        return self.function(self._done)
+
+    def _done(self) -> None:
+        synchronize(self.device)
+        self.marks.append(Sample(time.perf_counter(), time.process_time()))
+
+    def lap(self) -> Sample:
+        """The median time of the steps but the first, of the last run."""
+        pairs = list(zip(self.marks, self.marks[1:]))
+        return Sample(*(statistics.median(b[i] - a[i] for a, b in pairs) for i in range(2)))
+
+
 def interleave(
     functions: Mapping[str, Callable[[], object]],
     rounds: int,
     device: torch.device,
     on_round: Callable[[], None] | None = None,
 ) -> list[dict[str, Sample]]:
-    """The time of every function in every round, by name; `on_round` is called after each, the untimed one too."""
+    """The time of every function in every round, by name; that of a step of :class:`Laps` as NAME/lap.
+
+    on_round: called after each round, the untimed one too.
+    """
     order = list(functions)
     out: list[dict[str, Sample]] = []
     for i in range(rounds + 1):
         taken = {}
         for name in order if i % 2 else reversed(order):
             taken[name] = timed(functions[name], device)
+            if isinstance(function := functions[name], Laps):
+                taken[f"{name}/lap"] = function.lap()
         out.append(taken)
         if on_round is not None:
             on_round()

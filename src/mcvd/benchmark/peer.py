@@ -18,8 +18,8 @@ Frames are float32 ``(B, frames, C, H, W)``, in [-1, 1] where they are clean; B 
 ``"sample"``: ``(past, future, x, noise, steps, calls) -> state``: the first `calls` network calls of DDPM with `steps`
     steps (every (T // steps)-th level from the noisiest on; x0_hat clipped to [-1, 1]), from start noise x
     ``(B * samples, k, C, H, W)``, the samples of a clip one after another; past and future have B rows. ``noise()``
-    gives fresh noise shaped like x, one call for every step but the last of all. Returns the state after that many
-    calls, with its noise, ``(B * samples, k, C, H, W)``.
+    gives fresh noise shaped like x; it is called at the end of every step but the last of all, and tells the time of a
+    step. Returns the state after that many calls, with its noise, ``(B * samples, k, C, H, W)``.
 ``"train_step"``: ``(video, draw) -> loss``: one whole step on uint8 video ``(B, p + k + f, C, H, W)`` with the random
     numbers of `draw` (:class:`mcvd.model.Draw`; its t is 0 at the cleanest level): the mean over clips of half the
     squared error summed over a clip, backward, gradient clipped to norm 1, Adam (rate 2e-4, 0.9, 0.999, 1e-8, no

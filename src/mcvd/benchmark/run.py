@@ -93,7 +93,9 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
             "compiled": options.compiled,
             "weights": "random, seed 0, the same for all",
             "interval": "of the median by order statistics: 95 % or more from 6 rounds on, else the range",
-            "ratio": "peer's time / this package's, within a round",
+            "sampling": "if not whole: timed steps + (solver - timed steps) x median of the timed but the first",
+            "ratio": "peer's time / this package's, within a round, wall time; processor_ratio: processor time",
+            "least_ratio": "of the shortest times of all rounds",
             "mfu": "operations by definition / time / the better of matmul and convolution in the same round",
         },
         "ceilings": {
@@ -165,9 +167,11 @@ def _row(
         times = [_whole(case, setting, name, taken) for taken in rounds]
         base = base or times
         entry = figures(times, best, row["flops"], row["frames"])
+        entry["least_seconds"] = _whole(case, setting, name, _least(rounds)).wall
         entry["memory_bytes"] = _memory(case, setting, implementation, options) if options.memory else None
         if name != ours.NAME:
             entry |= _beside(times, base, checks[name], checks[ours.NAME])
+            entry["least_ratio"] = entry["least_seconds"] / row["implementations"][ours.NAME]["least_seconds"]
         row["implementations"][name] = entry
     _add_memory_ratios(row)
     return row
@@ -194,6 +198,11 @@ def _whole(case: Case, setting: Setting, name: str, taken: dict[str, Sample]) ->
     parts = {key.partition("/")[2]: sample for key, sample in taken.items() if key.startswith(f"{name}/")}
     wall = case.seconds({part: sample.wall for part, sample in parts.items()}, setting)
     return Sample(wall, case.seconds({part: sample.processor for part, sample in parts.items()}, setting))
+
+
+def _least(rounds: list[dict[str, Sample]]) -> dict[str, Sample]:
+    """The shortest time of every part: on a machine that others use, what is nearest to an undisturbed one."""
+    return {key: Sample(*(min(taken[key][i] for taken in rounds) for i in range(2))) for key in rounds[0]}
 
 
 def _beside(times: list[Sample], base: list[Sample], output: Tensor, truth: Tensor) -> Row:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-HEADER = ("what", "time", "frames/s", "of ceiling", "memory", "ratio", "in processor time", "difference")
+HEADER = ("", "time", "least", "frames/s", "of ceiling", "memory", "ratio", "of least", "of processor", "difference")
 
 
 def table(document: dict[str, Any]) -> str:
-    """Lines of at most about 160 characters: the machine, its ceilings, a block a row."""
+    """Lines of text: the machine, its ceilings, a block a row."""
     machine, ceilings = document["machine"], document["ceilings"]
     lines = [
         f"{machine['name']} ({machine['device']}), {machine['threads']} threads, torch {machine['torch']}; "
@@ -17,19 +17,21 @@ def table(document: dict[str, Any]) -> str:
     for name, ceiling in ceilings.items():
         lines.append(f"{name:<12} {_engineering(ceiling['rate'])}{ceiling['unit']}  ({ceiling['what']})")
     measured = [row for row in document["rows"] if "implementations" in row]
-    cells: list[tuple[str, ...]] = [HEADER]
-    for row in measured:
-        cells += [(_title(row), *[""] * 7), *(_cells(name, entry) for name, entry in row["implementations"].items())]
-    if measured:
-        widths = [max(len(row[i]) for row in cells if any(row[1:]) or not i) for i in range(len(HEADER))]
-        lines.append("")
-        lines += ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths)).rstrip() for row in cells]
+    cells = [[_cells(name, entry) for name, entry in row["implementations"].items()] for row in measured]
+    every = [HEADER, *(line for block in cells for line in block)]
+    widths = [max(len(line[i]) for line in every) for i in range(len(HEADER))]
+    for row, block in zip(measured, cells):
+        lines += ["", _title(row), _aligned(HEADER, widths), *(_aligned(line, widths) for line in block)]
     for row in document["rows"]:
         if "command" in row:
             beyond = row.get("beyond_torch")
             more = f"; beyond importing torch {_seconds(beyond)}" if beyond else ""
             lines.append(f"start-up: {row['command']}: {_seconds(row['seconds'])}{more}")
     return "\n".join(lines)
+
+
+def _aligned(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(f"{text:<{width}}" for text, width in zip(cells, widths)).rstrip()
 
 
 def _title(row: dict[str, Any]) -> str:
@@ -39,7 +41,7 @@ def _title(row: dict[str, Any]) -> str:
         parts.append(
             f"{row['samples']} samples each, {row['solver_steps']} DDPM steps ({row['timed_steps']} of them timed)"
         )
-    parts.append(f"{_engineering(row['flops'])}FLOP, {row['frame_cost']:.3g} x the time a frame of the first such row")
+    parts.append(f"{_engineering(row['flops'])}FLOP, {row['frame_cost']:.3g} x the first such row's time a frame")
     return ", ".join(filter(None, parts))
 
 
@@ -51,11 +53,13 @@ def _cells(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"  {name}",
         _seconds(entry["seconds"]),
+        f"{entry['least_seconds']:.4g} s",
         f"{entry['frames_per_second']:.4g}",
         f"{entry['mfu']['median']:.0%}",
         shown,
         _ratio(entry.get("ratio")),
-        _ratio(entry.get("processor_ratio")),
+        f"{entry['least_ratio']:.2f}" if "least_ratio" in entry else "",
+        f"{entry['processor_ratio']['median']:.2f}" if "processor_ratio" in entry else "",
         "" if difference is None else f"{difference:.1e}" + ("" if entry["equal"] else " DIFFERS"),
     )
 
