@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from mcvd.diffusion.schedule import NoiseSchedule
@@ -86,6 +85,8 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """The `data` and `model` sections of a published config.yml, with the published defaults for missing keys."""
+    import yaml  # only here: benchmarks on a bare GPU machine do without
+
     try:
         raw = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -1,0 +1,122 @@
+"""The figures of docs/performance.md for one GPU, in resumable pieces of a few minutes.
+
+    python benchmarks/gpu/benchmark.py                                  # the same command again does what is left
+    MCVD_PEER=clone python benchmarks/gpu/benchmark.py                  # beside the authors' code, too
+    python benchmarks/gpu/benchmark.py --smoke --output runs/smoke      # tiny networks, for any machine
+
+Needs torch, numpy, safetensors and tyro. Every piece is a document of `mcvd benchmark` in <output>/NAME.json; a piece
+that is there is not run again. A run stops before --minutes are over; table.txt holds what there is. The authors'
+resampling is a CUDA kernel that needs nvcc; MCVD_PEER_FIR=torch takes their plain one (and is said in the note).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "src"))
+
+from mcvd.benchmark.run import Options, benchmark  # noqa: E402
+from mcvd.benchmark.table import table  # noqa: E402
+from mcvd.layout import BlockLayout  # noqa: E402
+from mcvd.model import ModelConfig  # noqa: E402
+from mcvd.networks.unet import UNetConfig  # noqa: E402
+
+PEERS = HERE.parent / "peers"
+LEAST_MINUTES = 1.5  # a piece is not begun with less time left
+
+
+@dataclass
+class Run:
+    """What to do now."""
+
+    output: Path = Path("runs/gpu-benchmark")
+    """Folder of the pieces."""
+    minutes: float = 8.0
+    """Begin no piece that might end after so many minutes."""
+    rounds: int = 7
+    """Rounds of every measurement."""
+    smoke: bool = False
+    """Tiny networks on the CPU: shows that the path works, measures nothing of use."""
+
+
+def network(conditioning: str) -> ModelConfig:
+    """The paper's SMMNIST networks, 5 frames from 5: recipes smmnist-concat and smmnist-spatin."""
+    return ModelConfig(network=UNetConfig(layout=BlockLayout(5, 5, 0), conditioning=conditioning))
+
+
+def pieces(run: Run) -> dict[str, Options]:
+    """By name, in the order of their worth."""
+    peers = [PEERS / "plain.py"] + ([PEERS / "authors.py"] if os.environ.get("MCVD_PEER") else [])
+    concat, spatin = {"smmnist-concat": network("concat")}, {"smmnist-spatin": network("spatin")}
+    base = Options(concat, rounds=run.rounds, device="cuda", peers=tuple(peers), timed_steps=100)
+    alone = replace(base, peers=())
+    out = {
+        "concat": replace(base, cases=("network", "sampling"), batches=(1, 8)),
+        "training": replace(base, cases=("training",), batches=(8, 64)),
+        "spatin": replace(base, models=spatin, cases=("sampling",), batches=(8,)),
+        "spatin-10-samples": replace(base, models=spatin, cases=("sampling",), samples=10),
+        "bf16": replace(base, cases=("network", "sampling", "training"), batches=(8, 64), precision="bf16"),
+        "bf16-compiled": replace(
+            alone, cases=("network", "sampling", "training"), batches=(64,), precision="bf16", compiled=True
+        ),
+        "growth": replace(alone, cases=("network",), batches=(1, 8, 64, 256), sizes=(64, 128), precision="bf16"),
+        "i3d": replace(alone, cases=("i3d",), batches=(8,)),
+    }
+    return {name: _tiny(options) for name, options in out.items() if name != "i3d"} if run.smoke else out
+
+
+def _tiny(options: Options) -> Options:
+    models = {}
+    for name, model in options.models.items():
+        shape = replace(model.network, size=(16, 16), width=8, multipliers=(1, 2), blocks=1, attention=())
+        models[name] = replace(model, network=shape)
+    small = replace(options, models=models, batches=(1,), sizes=(16,) if options.sizes else (), precision="fp32")
+    return replace(
+        small,
+        device="cpu",
+        compiled=False,
+        solver_steps=4,
+        timed_steps=4,
+        rounds=1,
+        memory=options.cases == ("training",),
+        quick_calibration=True,
+    )
+
+
+def main(run: Run) -> None:
+    """Runs the pieces that are left."""
+    if not (run.smoke or torch.cuda.is_available()):
+        raise SystemExit("there is no CUDA device; --smoke runs the path on a CPU")
+    deadline = time.monotonic() + 60 * run.minutes
+    run.output.mkdir(parents=True, exist_ok=True)
+    plan = pieces(run)
+    for name, options in plan.items():
+        file = run.output / f"{name}.json"
+        if file.exists():
+            continue
+        if time.monotonic() > deadline - 60 * LEAST_MINUTES:
+            print("time is up; run the same command again for the rest", flush=True)
+            break
+        began = time.monotonic()
+        document = benchmark(options)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+        os.replace(partial, file)
+        print(f"{name}: {time.monotonic() - began:.0f} s\n{table(document)}\n", flush=True)
+    done = {name: run.output / f"{name}.json" for name in plan if (run.output / f"{name}.json").exists()}
+    texts = [f"# {name}\n{table(json.loads(file.read_text()))}\n" for name, file in done.items()]
+    (run.output / "table.txt").write_text("\n".join(texts))
+    print(f"{len(done)} of {len(plan)} pieces are in {run.output}", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Run))

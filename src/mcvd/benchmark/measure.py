@@ -1,0 +1,102 @@
+"""Times of several functions in interleaved rounds: what drifts on the machine hits all of them alike.
+
+Every round calls every function once, in turn forwards and backwards; one untimed round goes before. Ratios are taken
+within a round and summarised over the rounds by their median, with an interval of it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Sample(NamedTuple):
+    """The time of one call, in seconds."""
+
+    wall: float
+    processor: float
+    """Summed over the threads of this process; on a GPU, only what the host does."""
+
+
+class Summary(NamedTuple):
+    """The median of some values, and an interval that holds the true median (see `summarise`)."""
+
+    median: float
+    low: float
+    high: float
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done everything it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(function: Callable[[], object], device: torch.device) -> Sample:
+    """One call."""
+    synchronize(device)
+    wall, processor = time.perf_counter(), time.process_time()
+    function()
+    synchronize(device)
+    return Sample(time.perf_counter() - wall, time.process_time() - processor)
+
+
+class Laps:
+    """A function that says when each of its steps is done: ``function(done)`` calls ``done()`` after every step."""
+
+    def __init__(self, function: Callable[[Callable[[], None]], object], device: torch.device):
+        self.function, self.device = function, device
+        self.marks: list[Sample] = []
+
+    def __call__(self) -> object:
+        """Runs it; what it returns."""
+        self.marks = []
+        return self.function(self._done)
+
+    def _done(self) -> None:
+        synchronize(self.device)
+        self.marks.append(Sample(time.perf_counter(), time.process_time()))
+
+    def lap(self) -> Sample:
+        """The median time of the steps but the first, of the last run."""
+        pairs = list(zip(self.marks, self.marks[1:]))
+        return Sample(*(statistics.median(b[i] - a[i] for a, b in pairs) for i in range(2)))
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    on_round: Callable[[], None] | None = None,
+) -> list[dict[str, Sample]]:
+    """The time of every function in every round, by name; that of a step of :class:`Laps` as NAME/lap.
+
+    on_round: called after each round, the untimed one too.
+    """
+    order = list(functions)
+    out: list[dict[str, Sample]] = []
+    for i in range(rounds + 1):
+        taken = {}
+        for name in order if i % 2 else reversed(order):
+            taken[name] = timed(functions[name], device)
+            if isinstance(function := functions[name], Laps):
+                taken[f"{name}/lap"] = function.lap()
+        out.append(taken)
+        if on_round is not None:
+            on_round()
+    return out[1:]
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Median and interval by order statistics: it covers the true median with at least 95 % from 6 values on (of any
+    distribution); of fewer values it is their range."""
+    ordered = sorted(values)
+    n, cut = len(ordered), 0  # values to leave out at each end
+    while cut + 1 < n / 2 and 2 * sum(math.comb(n, j) for j in range(cut + 2)) / 2**n <= 0.05:
+        cut += 1
+    return Summary(statistics.median(ordered), ordered[cut], ordered[n - 1 - cut])

@@ -1,0 +1,101 @@
+"""The memory that one implementation needs: two runs in a process of its own, where nothing else is.
+
+On CPUs, the largest resident memory (VmHWM of Linux) during the runs beyond what the process had before anything was
+built; on GPUs, the largest amount that torch had allocated. Weights, and in training gradients, Adam and the averaged
+weights, are in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mcvd.benchmark import ours
+from mcvd.benchmark.cases import CASES, Setting, random_weights
+from mcvd.benchmark.peer import load_peer
+from mcvd.config import from_dict, to_dict
+from mcvd.errors import McvdError
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RUNS = 2  # the second of training has the optimizer's state
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a child process is asked."""
+
+    case: str
+    setting: Setting
+    device: str
+    threads: int
+    precision: str = "fp32"
+    compiled: bool = False
+    peer: str | None = None
+    """FILE.py; None is this package."""
+
+
+def peak_bytes(request: Request) -> int | None:
+    """Asks a child process; None where resident memory cannot be read (no GPU, and not Linux)."""
+    if not request.device.startswith("cuda") and not CLEAR.exists():
+        return None
+    home = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "mcvd.benchmark.memory"],
+        input=json.dumps(to_dict(request)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])},
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise McvdError(f"measuring the memory of {request.peer or ours.NAME} ({request.case}) failed: {reason}")
+    return int(done.stdout.splitlines()[-1])
+
+
+def measure(request: Request) -> int:
+    """In the child."""
+    torch.set_num_threads(request.threads)
+    device, case = torch.device(request.device), CASES[request.case]
+    implementation = (
+        load_peer(Path(request.peer)) if request.peer else ours.implementation(request.precision, request.compiled)
+    )
+    before = 0 if device.type == "cuda" else _resident("VmRSS")
+    weights = random_weights(request.setting.model, device)
+    offered = implementation.build(request.setting.model, weights)[case.offer]
+    parts = case.parts(offered, request.setting, device)
+    del weights
+    _forget_peak(device)
+    for _ in range(RUNS):
+        for run in parts.values():
+            run()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM") - before
+
+
+def _forget_peak(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    if hasattr(trim := ctypes.CDLL(None), "malloc_trim"):  # what was freed is not in use: give it back
+        trim.malloc_trim(0)
+    CLEAR.write_text("5")  # see proc(5): resets VmHWM to what is resident now
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(measure(from_dict(Request, json.load(sys.stdin), "request")))

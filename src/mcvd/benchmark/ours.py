@@ -1,0 +1,107 @@
+"""This package as an implementation to be measured: the contract of :mod:`mcvd.benchmark.peer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mcvd.benchmark.peer import EMA_DECAY, GRADIENT_CLIP, LEARNING_RATE, Callables, Implementation
+from mcvd.diffusion.sampling import sample
+from mcvd.diffusion.solvers import Table, published_table
+from mcvd.interop.official import from_official
+from mcvd.model import Draw, ModelConfig, VideoDiffusion
+from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.trainer import Processes, Trainer
+
+NAME = "mcvd"
+
+
+def implementation(precision: str = "fp32", compiled: bool = False) -> Implementation:
+    """precision: `fp32`, or `bf16` by autocast; compiled: the network by torch.compile."""
+    note = f"this package, {precision}{', compiled' if compiled else ''}"
+
+    def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> Callables:
+        ours = Ours(config, state_dict, precision, compiled)
+        return {"network": ours.network, "sample": ours.sample, "train_step": ours.train_step}
+
+    return Implementation(NAME, note, build)
+
+
+class Ours:
+    """One model, and what the contract asks of it."""
+
+    def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, compiled: bool):
+        self.device = next(iter(state_dict.values())).device
+        self.precision, self.compiled = precision, compiled
+        self.model = VideoDiffusion(config).to(self.device).eval()
+        self.model.network.load_state_dict(from_official(self.model.network, state_dict, "the benchmark's weights"))
+        if compiled:
+            self.model.network.compile()
+        self.trainer: Trainer | None = None
+
+    def network(self, past: Tensor, future: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """See :mod:`mcvd.benchmark.peer`."""
+        with torch.no_grad(), self._autocast():
+            condition = self.model.network.encode(past, future)
+
+        def call(x: Tensor, time: Tensor) -> Tensor:
+            with torch.no_grad(), self._autocast():
+                return self.model.network(x, time, condition)
+
+        return call
+
+    def sample(
+        self, past: Tensor, future: Tensor, x: Tensor, noise: Callable[[], Tensor], steps: int, calls: int
+    ) -> Tensor:
+        """See :mod:`mcvd.benchmark.peer`; what `mcvd.rollout` does for a block."""
+        table = published_table("ddpm", self.model.config.schedule, steps, denoise=False)
+        seen = torch.ones(len(past), dtype=torch.bool, device=self.device)
+        rows = torch.arange(len(past), device=self.device).repeat_interleave(len(x) // len(past))
+        with torch.no_grad(), self._autocast():
+            denoise = self.model.denoiser(past, future, seen, rows)
+            return sample(denoise, Table(table.rows[:calls]), x, noise)
+
+    def train_step(self, video: Tensor, draw: Draw) -> Tensor:
+        """See :mod:`mcvd.benchmark.peer`; the trainer's own step."""
+        if self.trainer is None:
+            self.trainer = self._make_trainer(len(video))
+            self.model = self.trainer.model  # one model, not two, in memory
+        given = Given(video, draw)
+        self.trainer.source = given
+        self.trainer.model.draw = given.draw  # type: ignore[method-assign]
+        return self.trainer.train_step()[0]
+
+    def _make_trainer(self, batch: int) -> Trainer:
+        recipe = Recipe(
+            model=self.model.config,
+            optimizer=OptimizerConfig(lr=LEARNING_RATE, warmup=0, clip=GRADIENT_CLIP),
+            batch=batch,
+            ema=EMA_DECAY,
+            precision="bf16" if self.precision == "bf16" else "fp32",
+            compile=self.compiled,
+        )
+        trainer = Trainer(recipe, Processes(0, 1, self.device), Given())
+        trainer.start_from(self.model)
+        return trainer
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class Given:
+    """A clip and random numbers in place of those that a trainer draws."""
+
+    def __init__(self, video: Tensor | None = None, draw: Draw | None = None):
+        self.video, self.drawn = video, draw
+
+    def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """The clips."""
+        assert self.video is not None
+        return self.video
+
+    def draw(self, clips: int, generator: torch.Generator | None = None) -> Draw:
+        """The random numbers."""
+        assert self.drawn is not None
+        return self.drawn

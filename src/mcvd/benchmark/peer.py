@@ -1,0 +1,70 @@
+"""What an implementation offers to be measured, and how a peer's FILE.py is loaded.
+
+FILE.py defines ``build(config, state_dict)`` and may define ``NOTE``, a line about what it is, which is printed beside
+its figures.
+
+config: :class:`mcvd.model.ModelConfig`. `config.network` is the shape of the network; the network predicts eps, and
+    counts time as the published weights do: 0 is the noisiest level (`config.time_from_noise`).
+state_dict: the weights in float32 under the published names and in the published shapes
+    (``unet.all_modules.<i>. ...``, see :mod:`mcvd.interop.official`), on the device to be measured.
+
+`build` returns a dictionary with any of the following; a case that an implementation lacks is left out for it.
+Frames are float32 ``(B, frames, C, H, W)``, in [-1, 1] where they are clean; B clips.
+
+``"network"``: ``(past, future) -> call``, and ``call(x, time) -> eps``: one network call in evaluation mode, without
+    gradients. past ``(B, p, C, H, W)``, future ``(B, f, C, H, W)``, x and eps ``(B, k, C, H, W)``, time ``(B,)`` long.
+    Whatever depends on past and future alone may be computed before the call: it is not part of its time, but it is
+    part of that of sampling.
+``"sample"``: ``(past, future, x, noise, steps, calls) -> state``: the first `calls` network calls of DDPM with `steps`
+    steps (every (T // steps)-th level from the noisiest on; x0_hat clipped to [-1, 1]), from start noise x
+    ``(B * samples, k, C, H, W)``, the samples of a clip one after another; past and future have B rows. ``noise()``
+    gives fresh noise shaped like x; it is called at the end of every step but the last of all, and tells the time of a
+    step. Returns the state after that many calls, with its noise, ``(B * samples, k, C, H, W)``.
+``"train_step"``: ``(video, draw) -> loss``: one whole step on uint8 video ``(B, p + k + f, C, H, W)`` with the random
+    numbers of `draw` (:class:`mcvd.model.Draw`; its t is 0 at the cleanest level): the mean over clips of half the
+    squared error summed over a clip, backward, gradient clipped to norm 1, Adam (rate 2e-4, 0.9, 0.999, 1e-8, no
+    decay), average of the weights with decay 0.999; dropout as `config.network.dropout` says. Returns the loss before
+    the step. Once it was called, the others are not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.model import ModelConfig
+
+LEARNING_RATE, GRADIENT_CLIP, EMA_DECAY = 2e-4, 1.0, 0.999
+
+Callables = Mapping[str, Callable[..., Any]]
+Build = Callable[[ModelConfig, dict[str, Tensor]], Callables]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Something that can be measured."""
+
+    name: str
+    note: str
+    build: Build
+
+
+def load_peer(path: Path) -> Implementation:
+    """The implementation in FILE.py; its name is that of the file. Raises McvdError if there is none."""
+    if not path.is_file():
+        raise McvdError(f"--peer {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"mcvd_peer_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise McvdError(f"--peer {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    build = getattr(module, "build", None)
+    if not callable(build):
+        raise McvdError(f"--peer {path} defines no build(config, state_dict)")
+    return Implementation(path.stem, str(getattr(module, "NOTE", "")), build)

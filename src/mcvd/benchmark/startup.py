@@ -1,0 +1,58 @@
+"""How long commands take to start, each in a process of its own, beside importing torch alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mcvd.benchmark.measure import interleave, summarise
+from mcvd.errors import McvdError
+
+HELP, IMPORT, PREDICT, QUICK = "mcvd --help", "import torch", "mcvd predict", "mcvd predict --solver dpm++"
+
+
+def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, Any]]:
+    """`mcvd --help`; and `mcvd predict` with the bundled model on the CPU, one block of one sample, from its start to
+    the written video, less importing torch in the same round."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip, out = Path(folder) / "clip.npz", Path(folder) / "out.mp4"
+        np.savez(clip, np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8))
+        mcvd = [sys.executable, "-m", "mcvd"]
+        predict = [*mcvd, "predict", str(clip), "--device", "cpu", "--out", str(out)]
+        commands = {
+            IMPORT: [sys.executable, "-c", "import torch"],
+            HELP: [*mcvd, "--help"],
+            PREDICT: predict,
+            QUICK: [*predict, "--solver", "dpm++"],
+        }
+        functions = {name: _runner(words) for name, words in commands.items()}
+        taken = interleave(functions, rounds, torch.device("cpu"), on_round)
+    rows = []
+    for name in (HELP, IMPORT, PREDICT, QUICK):
+        wall = [t[name].wall for t in taken]
+        row: dict[str, Any] = {"case": "startup", "command": name, "seconds": summarise(wall)._asdict()}
+        if name in (PREDICT, QUICK):
+            row["beyond_torch"] = summarise([t[name].wall - t[IMPORT].wall for t in taken])._asdict()
+        rows.append(row)
+    return rows
+
+
+def _runner(words: list[str]) -> Callable[[], None]:
+    home = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
+
+    def run() -> None:
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise McvdError(f"{' '.join(words)} failed: {reason}")
+
+    return run

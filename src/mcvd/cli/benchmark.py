@@ -1,0 +1,90 @@
+"""`mcvd benchmark`"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from mcvd.cli.options import Count, Device, Flag, MaybeCount
+
+CaseName = Literal["network", "sampling", "training", "i3d", "startup"]
+
+
+@dataclass(kw_only=True)
+class Command:
+    """Times network calls, sampling, training steps and I3D on this machine, beside what it can do at best: seconds,
+    frames a second, share of the ceiling, MiB of memory, by batch and resolution. Weights and clips are random.
+
+    Examples: mcvd benchmark; mcvd benchmark --cases network --batch 1 8 --size 64 128 --json;
+    mcvd benchmark --peer benchmarks/peers/plain.py --cases training --batch 8
+    """
+
+    recipe: Annotated[tuple[str, ...], arg(metavar="RECIPE ...")] = ("smmnist-concat",)
+    """Networks, by recipe: bundled names or .yaml files."""
+    cases: tuple[CaseName, ...] = ("network", "sampling", "training", "i3d")
+    """What is timed; startup is of commands, each in a process of its own."""
+    batch: tuple[Count, ...] = (1,)
+    """Clips at once; several are measured one after another."""
+    size: Annotated[tuple[Count, ...], arg(help_behavior_hint="(default: the recipe's)")] = ()
+    """Pixels a side; several are measured one after another."""
+    samples: Count = 1
+    """Sampling: samples of every clip."""
+    solver_steps: Count = 100
+    """Sampling: DDPM steps of the whole."""
+    steps: Count = 5
+    """Sampling: steps that are run and timed; the rest of the whole is computed from them, as all cost the same. As
+    many as --solver-steps times the whole."""
+    rounds: Count = 5
+    """Rounds; each times everything once, in alternating order."""
+    peer: Annotated[tuple[Path, ...], arg(metavar="FILE.py ...", help_behavior_hint="(default: none)")] = ()
+    """Other implementations to time in the same rounds on the same weights and noise: files that define
+    build(config, state_dict); see docs/performance.md."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of this package; peers keep to their own."""
+    compile: Flag = False
+    """Compile the network with torch.compile."""
+    threads: Annotated[MaybeCount, arg(help_behavior_hint="(default: torch's)")] = None
+    """CPU threads."""
+    skip_memory: Flag = False
+    """Do not measure memory (a process for every figure)."""
+    device: Device = None
+    """cpu, cuda or cuda:N."""
+    json: Flag = False
+    """Print one JSON document instead of a table."""
+
+    def run(self) -> None:
+        """Does it."""
+        import torch
+
+        from mcvd.benchmark.run import Options, benchmark
+        from mcvd.benchmark.table import table
+        from mcvd.cli.progress import ProgressBar
+        from mcvd.training.recipe import read_recipe
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        options = Options(
+            models={Path(name).stem: read_recipe(name).model for name in self.recipe},
+            cases=self.cases,
+            batches=self.batch,
+            sizes=self.size,
+            samples=self.samples,
+            solver_steps=self.solver_steps,
+            timed_steps=min(self.steps, self.solver_steps),
+            rounds=self.rounds,
+            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            precision=self.precision,
+            compiled=self.compile,
+            peers=self.peer,
+            memory=not self.skip_memory,
+        )
+        # a peer may print what it likes: stdout is for the result
+        with contextlib.redirect_stdout(sys.stderr), ProgressBar("measuring", "rounds") as bar:
+            document = benchmark(options, bar)
+        print(json.dumps(document, indent=1) if self.json else table(document))

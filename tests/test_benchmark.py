@@ -1,0 +1,216 @@
+"""`mcvd benchmark`: what it measures, what it prints, and what a peer is given. No test looks at a time's size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from mcvd.benchmark import memory, ours
+from mcvd.benchmark.calibrate import calibrate
+from mcvd.benchmark.cases import CASES, Setting, forward_flops, random_weights, setting_model
+from mcvd.benchmark.i3d import i3d_row
+from mcvd.benchmark.measure import Laps, interleave, summarise
+from mcvd.benchmark.peer import load_peer
+from mcvd.benchmark.run import FORMAT, Options, benchmark
+from mcvd.benchmark.table import table
+from mcvd.cli.main import main
+from mcvd.errors import McvdError
+
+CPU = torch.device("cpu")
+PLAIN = Path(__file__).parent.parent / "benchmarks" / "peers" / "plain.py"
+ATTENDING = {"attention": (8,), "head_channels": 8, "dropout": 0.1}
+# a peer that is this package, with what it puts out changed by ERROR; it lacks the training step
+TOY = """
+from mcvd.benchmark import ours
+NOTE = "a toy"
+def build(config, state_dict):
+    assert config.time_from_noise and all(name.startswith("unet.all_modules.") for name in state_dict)
+    offered = ours.implementation().build(config, state_dict)
+    def network(past, future):
+        call = offered["network"](past, future)
+        return lambda x, time: call(x, time) + ERROR
+    return {"network": network, "sample": offered["sample"]}
+"""
+
+
+def toy(folder: Path, name: str, error: float) -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(TOY.replace("ERROR", str(error)))
+    return path
+
+
+def options(**changes) -> Options:
+    quick = Options(
+        {"tiny": tiny.config(**ATTENDING)},
+        solver_steps=10,
+        timed_steps=2,
+        rounds=2,
+        memory=False,
+        quick_calibration=True,
+    )
+    return dataclasses.replace(quick, **changes)
+
+
+def test_rounds_alternate_and_the_first_is_not_timed():
+    called: list[str] = []
+    rounds = interleave({name: lambda name=name: called.append(name) for name in "abc"}, 3, CPU)
+    assert "".join(called) == "cba" + "abc" + "cba" + "abc"
+    assert [set(taken) for taken in rounds] == [set("abc")] * 3
+    assert all(sample.wall >= 0 and sample.processor >= 0 for taken in rounds for sample in taken.values())
+
+
+def test_laps_leave_the_first_step_out():
+    def steps(done):
+        for seconds in (0.2, 0.01, 0.01):
+            time.sleep(seconds)
+            done()
+        return "result"
+
+    laps = Laps(steps, CPU)
+    assert laps() == "result"
+    assert len(laps.marks) == 3
+    assert laps.lap().wall == statistics.median([b.wall - a.wall for a, b in zip(laps.marks, laps.marks[1:])])
+    (taken,) = interleave({"run": laps}, 1, CPU)
+    assert set(taken) == {"run", "run/lap"}
+    assert taken["run/lap"].wall < taken["run"].wall
+
+
+def test_the_interval_of_the_median():
+    assert summarise([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)  # too few for 95 %: the range
+    values = [float(i) for i in range(20)]
+    assert summarise(values) == (9.5, 5.0, 14.0)  # the 6th and 15th: the textbook's 95 % interval for 20
+    n, cut = 20, 5
+    assert 2 * sum(math.comb(n, j) for j in range(cut + 1)) / 2**n <= 0.05
+
+
+def test_calibration_is_positive():
+    ceilings = calibrate(CPU, torch.float32, quick=True)
+    assert set(ceilings) == {"matmul", "convolution", "bandwidth"}
+    assert all(ceiling.rate > 0 and ceiling.work > 0 for ceiling in ceilings.values())
+
+
+def test_the_document(tmp_path):
+    seen = []
+    peers = (toy(tmp_path, "same", 0.0), toy(tmp_path, "other", 0.5))
+    document = benchmark(options(peers=peers, batches=(1, 2), samples=2), lambda *done: seen.append(done))
+    json.dumps(document)
+    assert document["format"] == FORMAT
+    assert set(document["implementations"]) == {"mcvd", "same", "other"}
+    assert document["implementations"]["same"] == "a toy"
+    assert document["machine"]["threads"] == torch.get_num_threads()
+    assert [(row["case"], row["batch"]) for row in document["rows"]] == [
+        (case, batch) for case in ("network", "sampling", "training") for batch in (1, 2)
+    ]
+    assert seen[-1] == (18, 18)  # 6 rows of 2 rounds and an untimed one
+    for row in document["rows"]:
+        mine = row["implementations"]["mcvd"]
+        assert row["flops"] > 0
+        assert row["frames"] > 0
+        assert row["frame_cost"] > 0
+        assert mine["seconds"]["low"] <= mine["seconds"]["median"] <= mine["seconds"]["high"]
+        assert mine["mfu"]["median"] != 0
+        assert "ratio" not in mine
+        # who does not offer a case is left out
+        assert set(row["implementations"]) == ({"mcvd"} if row["case"] == "training" else {"mcvd", "same", "other"})
+    network, sampling = (next(row for row in document["rows"] if row["case"] == c) for c in ("network", "sampling"))
+    assert network["implementations"]["same"]["difference"] == 0.0
+    assert network["implementations"]["same"]["equal"]
+    assert network["implementations"]["other"]["difference"] == pytest.approx(0.5, abs=1e-5)
+    assert not network["implementations"]["other"]["equal"]
+    assert sampling["implementations"]["other"]["equal"]
+    assert sampling["samples"] == 2
+    assert sampling["frames"] == 2 * 3
+    assert network["frames"] == 3
+    text = table(document)
+    assert "DIFFERS" in text
+    assert "2 samples each, 10 DDPM steps (2 of them timed)" in text
+
+
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_plain_peer_computes_the_same(name, conditioning):
+    model = setting_model(tiny.config(conditioning=conditioning, spatin_width=8, **ATTENDING))
+    setting = Setting("tiny", model, batch=2, samples=3, solver_steps=10, timed_steps=10)
+    weights = random_weights(model, CPU)
+    outputs = [
+        CASES[name].check(lambda config, i=i: i.build(config, weights), setting, CPU)
+        for i in (ours.implementation(), load_peer(PLAIN))
+    ]
+    assert outputs[0].std() > 0.01
+    assert outputs[0].isfinite().all()
+    assert (outputs[0] - outputs[1]).abs().max() <= 1e-5
+    assert all(torch.equal(a, b) for a, b in zip(weights.values(), random_weights(model, CPU).values()))
+
+
+def test_the_whole_is_what_the_timed_steps_tell():
+    case = CASES["sampling"]
+    setting = Setting("tiny", setting_model(tiny.config()), solver_steps=100, timed_steps=5)
+    # encoding costs 7, a step 2
+    assert case.seconds({"steps": 17.0, "steps/lap": 2.0}, setting) == pytest.approx(7 + 100 * 2)
+    whole = dataclasses.replace(setting, timed_steps=100)
+    assert case.seconds({"steps": 207.0}, whole) == 207.0
+    assert not isinstance(case.parts(lambda *_: None, whole, CPU)["steps"], Laps)
+    with pytest.raises(McvdError, match="at least 2"):
+        dataclasses.replace(setting, timed_steps=1)
+
+
+def test_operations_are_counted_by_definition():
+    model = setting_model(tiny.config(width=8, multipliers=(1,), blocks=1, attention=()))
+    one, encode = forward_flops(model, 1, 1)
+    assert forward_flops(model, 3, 2) == (3 * one, 2 * encode)
+    # the condition's share of the first convolution: 3x3, 3 frames to 8 channels, 16x16 pixels
+    assert encode == 2 * 9 * 3 * 8 * 16 * 16
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="resident memory is read from Linux")
+def test_memory_of_training_is_more_than_that_of_a_call():
+    setting = Setting("tiny", setting_model(tiny.config(width=64)), batch=8)
+    call, step = (memory.measure(memory.Request(case, setting, "cpu", 1)) for case in ("network", "training"))
+    assert step > 4 * 2**20  # weights, gradients, two of Adam, average: 0.4 million each
+    assert step > call
+
+
+def test_i3d_row():
+    ceilings = calibrate(CPU, torch.float32, quick=True)
+    row = i3d_row(1, CPU, ceilings, 1, lambda: None, frames=9)
+    assert row["frames"] == 9
+    assert row["flops"] > 1e9
+    assert row["implementations"]["mcvd"]["frames_per_second"] > 0
+
+
+def test_what_cannot_be_measured_is_said(tmp_path):
+    with pytest.raises(McvdError, match="no such file"):
+        load_peer(tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(McvdError, match="no build"):
+        load_peer(tmp_path / "empty.py")
+    with pytest.raises(McvdError, match="predict eps"):
+        benchmark(options(models={"v": tiny.config(prediction="v")}))
+    (tmp_path / "mcvd.py").write_text(TOY)
+    with pytest.raises(McvdError, match="must differ"):
+        benchmark(options(peers=(tmp_path / "mcvd.py",)))
+
+
+def test_the_command_prints_one_json_document(tmp_path, capsys):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "model: {network: {size: [16, 16], layout: {past: 1, current: 1, future: 0}, width: 8, multipliers: [1], "
+        "blocks: 1, attention: []}}"
+    )
+    loud = tmp_path / "loud.py"
+    loud.write_text("print('a peer may talk')\n" + TOY.replace("ERROR", "0"))
+    words = ["benchmark", "--recipe", str(recipe), "--cases", "network", "--rounds", "1", "--skip-memory", "--json"]
+    assert main([*words, "--device", "cpu", "--peer", str(loud)]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["format"] == FORMAT
+    assert document["rows"][0]["recipe"] == "tiny"
+    assert "a peer may talk" in said.err
