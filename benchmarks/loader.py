@@ -20,8 +20,9 @@ import torch
 
 from mcvd.data.prepare import Settings, prepare
 from mcvd.data.shards import Shards
+from mcvd.training.processes import Processes
 from mcvd.training.recipe import read_recipe
-from mcvd.training.trainer import Processes, Trainer
+from mcvd.training.trainer import Trainer
 
 
 def loader_rate(folder: Path, frames: int, batch: int, seconds: float) -> float:

@@ -93,8 +93,11 @@ def _print_estimate(recipe: Recipe) -> None:
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")
     print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP a clip and step, forward and backward")
-    print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, Adam and EMA; at most")
-    print(f"             {cost.activation_bytes / 1e9:.2f} GB for activations in one process (float32; half in bf16)")
+    shared = ", shared out among the processes" if recipe.sharding == "full" else ""
+    print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, Adam and EMA{shared}; at most")
+    print(
+        f"             {cost.activation_bytes / 1e9:.2f} GB for activations in one process (float32; half in 16 bits)"
+    )
     print(
         f"time         {cost.seconds(recipe, speed) / 3600:.3g} hours for {recipe.steps} steps of {recipe.batch} clips "
         f"on this machine's {device.type}, if it reaches {speed / 1e12:.3g} TFLOP/s"

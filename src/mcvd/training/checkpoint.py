@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mcvd.errors import McvdError
+from mcvd.model import VideoDiffusion
 
 KEEP = 2  # the newest and the one before it
 NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -27,12 +29,24 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             os.fsync(file.fileno())
     except OSError as error:
         partial.unlink(missing_ok=True)
-        last = found[-1] if (found := checkpoints(folder)) else "none"
-        raise McvdError(f"cannot write {path} ({error.strerror}); the last good checkpoint is {last}") from None
+        raise _not_written(path, error, folder) from None
     os.replace(partial, path)
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink()
     return path
+
+
+def save_model(folder: Path, name: str, model: VideoDiffusion, notes: dict[str, Any]) -> Path:
+    """Writes a model folder of this name into the run folder, over the one before; its files are replaced whole."""
+    try:
+        return model.save(folder / name, notes=notes)
+    except (OSError, SafetensorError) as error:
+        raise _not_written(folder / name, error, folder) from None
+
+
+def last_checkpoint(folder: Path) -> str:
+    """The newest checkpoint, to be named in an error."""
+    return str(found[-1]) if (found := checkpoints(folder)) else "none"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -40,13 +54,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("checkpoint-*.pt") if NAME.fullmatch(path.name))
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint of a run; None if it has none. One that cannot be read is an error, not a fresh start."""
+def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False) -> dict[str, Any] | None:
+    """The newest checkpoint of a run; None if it has none. One that cannot be read is an error, not a fresh start.
+
+    mapped: read tensors from the file when they are used (on the CPU), not all at once.
+    """
     found = checkpoints(folder)
     if not found:
         return None
     try:
-        return torch.load(found[-1], map_location=device, weights_only=True)
+        return torch.load(found[-1], map_location=device, mmap=mapped, weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None
+
+
+def _not_written(path: Path, error: Exception, folder: Path) -> McvdError:
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return McvdError(f"cannot write {path} ({reason}); the last good checkpoint is {last_checkpoint(folder)}")

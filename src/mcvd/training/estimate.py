@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcvd.model import Draw, VideoDiffusion
+from mcvd.training.parallel import blocks
 from mcvd.training.recipe import Recipe
 
 BYTES_PER_WEIGHT = 4 * 5  # weight, gradient, two averages of Adam, EMA; all float32
@@ -18,7 +21,7 @@ SHARE_OF_MATMUL = 0.4  # of the machine's rate for large matrices; measured for 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of a run; memory and time are for one process that takes the whole batch."""
+    """Costs of a run; memory and time are for one process that takes the whole batch and shares out nothing."""
 
     parameters: int
     flops: int
@@ -26,7 +29,7 @@ class Estimate:
     state_bytes: int
     """Weights, gradients, Adam and EMA."""
     activation_bytes: int
-    """What the backward pass of one part of the batch keeps, in float32; half of it under bf16."""
+    """What the backward pass of one part of the batch keeps, in float32; half of it under bf16 or fp16."""
 
     def seconds(self, recipe: Recipe, rate: float) -> float:
         """Of the whole run, at `rate` floating-point operations a second."""
@@ -46,25 +49,77 @@ def estimate(recipe: Recipe) -> Estimate:
             torch.zeros(1, dtype=torch.long),
             torch.empty(1, layout.current, network.channels, *network.size),
         )
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
     # alpha_bar has contents, which a meta tensor cannot index: one level stands for all
     model.config.schedule.__dict__["alpha_bar"] = torch.empty(recipe.model.schedule.steps, device="meta")
     try:
-        with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            loss = model.loss(video, draw)
+        with FlopCounterMode(display=False) as counter:
+            kept = _Kept(model, counter)
+            with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda x: x):
+                loss = model.loss(video, draw)
     finally:
         del model.config.schedule.__dict__["alpha_bar"]
     del loss
     count = sum(p.numel() for p in model.parameters())
-    return Estimate(count, 3 * counter.get_total_flops(), BYTES_PER_WEIGHT * count, part * sum(kept.values()))
+    again = kept.block_flops if recipe.checkpointing else 0
+    flops = 3 * counter.get_total_flops() + again
+    return Estimate(count, flops, BYTES_PER_WEIGHT * count, part * kept.peak(recipe.checkpointing))
+
+
+class _Kept:
+    """What a forward pass keeps for the backward pass, in each block and outside of them."""
+
+    def __init__(self, model: VideoDiffusion, counter: FlopCounterMode):
+        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.outside: dict[int, torch.UntypedStorage] = {}  # by address, which is not used again while they are here
+        self.inputs: dict[int, torch.UntypedStorage] = {}
+        self.inside: list[dict[int, torch.UntypedStorage]] = []
+        self.here = self.outside
+        self.block_flops = 0
+        began = 0
+
+        def enter(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+            nonlocal began
+            began, self.here = counter.get_total_flops(), {}
+            self.inside.append(self.here)
+            for tensor in _tensors(inputs):
+                self.inputs[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+        def leave(*_: object) -> None:
+            self.here = self.outside
+            self.block_flops += counter.get_total_flops() - began
+
+        for block in blocks(model.network):
+            block.register_forward_pre_hook(enter)
+            block.register_forward_hook(leave)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """A hook for saved tensors."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            self.here[storage._cdata] = storage
+        return tensor
+
+    def peak(self, recomputed: bool) -> int:
+        """Bytes at the largest moment; recomputed: the blocks keep their inputs alone, and one of them is run again."""
+        outside = self.outside | self.inputs if recomputed else self.outside
+        total = sum(storage.nbytes() for storage in outside.values())
+        own = [{at: storage for at, storage in block.items() if at not in outside} for block in self.inside]
+        if recomputed:
+            return total + max(sum(storage.nbytes() for storage in block.values()) for block in own)
+        together = {at: storage for block in own for at, storage in block.items()}
+        return total + sum(storage.nbytes() for storage in together.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in the arguments of a block."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
 
 
 def rate(device: torch.device) -> float:

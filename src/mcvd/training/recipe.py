@@ -75,10 +75,14 @@ class Recipe:
     """Decay of the averaged weights."""
     ema_warmup: bool = False
     """Let the average follow faster at the start (short runs)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32; `fp16`, with a scaled loss, is for older GPUs."""
     compile: bool = False
     """Compile the network with torch.compile (minutes at the start, faster after)."""
+    checkpointing: bool = False
+    """Compute the blocks of the network again in the backward pass instead of keeping their activations."""
+    sharding: Literal["none", "full"] = "none"
+    """What several processes share out: `none` (DDP), or weights, gradients, Adam and EMA (`full`, FSDP)."""
     seed: int = 0
     """Seed of everything random."""
     log_every: int = 50

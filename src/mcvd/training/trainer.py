@@ -7,27 +7,29 @@ each process takes its rows. So a run that was killed continues exactly, and a r
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mcvd.config import to_dict
 from mcvd.diffusion.loss import min_snr_weight
 from mcvd.errors import McvdError
 from mcvd.model import Draw, VideoDiffusion
-from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog
+from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
+from mcvd.training.precision import SKIPS, Precision
+from mcvd.training.processes import Processes, stop_signals
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source
 
@@ -48,37 +50,6 @@ def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) ->
     return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)
 
 
-@dataclass
-class Processes:
-    """This process among those of the run."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @staticmethod
-    @contextlib.contextmanager
-    def join(device: str | None) -> Iterator[Processes]:
-        """Joins the group that torchrun made, if any; leaves it at the end."""
-        grouped = dist.is_torchelastic_launched()
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if grouped:
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-            if device == "cuda":
-                device = f"cuda:{dist.get_node_local_rank()}"
-                torch.cuda.set_device(device)
-        try:
-            yield (
-                Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
-                if grouped
-                else Processes(0, 1, torch.device(device))
-            )
-        finally:
-            if grouped:
-                dist.destroy_process_group()
-
-
 class Trainer:
     """The state of a run, and its step. `train` drives it."""
 
@@ -88,8 +59,10 @@ class Trainer:
             raise McvdError(f"batch {recipe.batch} does not divide among {parts}")
         self.recipe, self.processes, self.source = recipe, processes, source
         device = processes.device
+        self.precision = Precision(recipe.precision, device)
         torch.manual_seed(recipe.seed)
         self.model = VideoDiffusion(recipe.model).to(device)
+        self.network = wrap(self.model, recipe, processes)
         config = recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -99,13 +72,8 @@ class Trainer:
         )
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup)
         self.step = 0
-        if recipe.compile:
-            self.model.network.compile()
-        self.network: nn.Module = DistributedDataParallel(self.model) if processes.count > 1 else self.model
-        bf16 = device.type == "cuda" and recipe.precision != "fp32" and torch.cuda.is_bf16_supported()
-        if recipe.precision == "bf16" and not bf16:
-            raise McvdError(f"{device} has no fast bf16; leave precision at auto")
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        self.best = math.inf
+        """The smallest validation error so far; known to the first process."""
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
@@ -125,18 +93,20 @@ class Trainer:
             clips = to_model_range(self.source.batch(range(first + start, first + start + size)), device)
             mine = Draw(*(x[start : start + size] for x in draw))
             with self._no_sync() if part < parts - 1 else contextlib.nullcontext():
-                with self.autocast:
+                with self.precision.autocast:
                     loss = (self.network(clips, mine) * self._weight(mine.t)).mean() / parts
-                loss.backward()
+                self.precision.backward(loss)
             total += loss.detach()
+        self.precision.unscale(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
-        self.optimizer.step()
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.precision.step(self.optimizer, norm)
         self.ema.update()
         self.step += 1
         return total, norm
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged once, with the last part."""
+        """Gradients are exchanged once, with the last part; sharded ones with every part, as none has room for all."""
         network = self.network
         return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
 
@@ -146,38 +116,53 @@ class Trainer:
         config = self.recipe.model
         return min_snr_weight(config.schedule.alpha_bar.to(t.device)[t].float(), config.prediction)
 
-    def state_dict(self) -> dict[str, object]:
-        """All that a restart needs; random numbers need no state."""
-        return {
+    def state_dict(self) -> dict[str, Any] | None:
+        """All that a restart needs, whatever the processes and their sharding; random numbers need no state.
+
+        A call of all processes; None on all but the first.
+        """
+        state = {
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
+            "precision": self.precision.state_dict(),
+            "best": self.best,
             "config": to_dict(self.recipe.model),
             "data": _data_name(self.recipe),
         }
+        state = whole(state, keep=self.processes.first)
+        return state if self.processes.first else None
 
     def load_state_dict(self, state: dict, where: str) -> None:
         """Takes over what `state_dict` gave; the model must have the same configuration."""
         if state["config"] != to_dict(self.recipe.model):
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(sharded_as(state["model"], self.model.state_dict()))
+        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.model.parameters()))
         for group in self.optimizer.param_groups:  # the recipe may have been edited since
             group.update(_adam(self.recipe.optimizer))
-        self.ema.load_state_dict(state["ema"])
+        self.ema.load_state_dict(sharded_as(state["ema"], self.ema.state_dict()))
+        self.precision.load_state_dict(state.get("precision", {}))
+        self.best = state.get("best", math.inf)
         self.step = state["step"]
 
     def start_from(self, source: VideoDiffusion) -> list[str]:
         """Takes over the weights of another model where they fit; returns the names of the others."""
-        new = initialise_from(self.model, source)
+        torch.manual_seed(self.recipe.seed)
+        model = VideoDiffusion(self.recipe.model).to(self.processes.device)  # as this one began, but not sharded
+        new = initialise_from(model, source)
+        self.model.load_state_dict(sharded_as(model.state_dict(), self.model.state_dict()))
         self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup)
         return new
 
-    def averaged(self) -> VideoDiffusion:
-        """A model with the averaged weights, in evaluation mode."""
+    def averaged(self) -> VideoDiffusion | None:
+        """A model with the averaged weights, in evaluation mode; a call of all processes, None on all but the first."""
+        weights = whole(self.ema.weights(), keep=self.processes.first)
+        if not self.processes.first:
+            return None
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)
-        model.load_state_dict(self.ema.weights())
+        model.load_state_dict(weights)
         return model.eval()
 
 
@@ -212,20 +197,24 @@ def train(
     device: str | None = None,
     minutes: float | None = None,
     init_from: str | Path | None = None,
-    clips: Callable[[Recipe, str, torch.device], ClipSource] = clip_source,
+    clips: Callable[[Recipe, str, torch.device], ClipSource] | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
 
-    output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), log.jsonl,
-    TensorBoard events and samples/. Nothing in it is ever deleted but older checkpoints. SIGTERM and Ctrl-C save first.
+    output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), `best/` (the same of
+        the step with the smallest validation error), log.jsonl, TensorBoard events and samples/. Nothing in it is ever
+        deleted but older checkpoints. SIGTERM and Ctrl-C save first.
     init_from: a model, as `mcvd.load` takes it, whose weights a new run starts from wherever they fit; a run that
         continues has weights of its own.
-    clips: gives the source of a split ("train" or "test"); the recipe's data by default.
+    clips: gives the source of a split ("train" or "test"); None is the recipe's data.
+    report: takes the lines for people; of many processes, the first one's.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
     with Processes.join(device) as processes:
+        say = report if processes.first else _say_nothing
+        clips = clips or functools.partial(clip_source, report=say)
         source = None
         if init_from is not None:
             from mcvd.interop.load import load
@@ -233,93 +222,98 @@ def train(
             source = load(init_from, device=str(processes.device))
             recipe = adapted(recipe, source)
         trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
-        state = load_checkpoint(output, processes.device)
-        if state is not None:
-            trainer.load_state_dict(state, str(output))
-            if processes.rank == 0:
-                report(f"continuing {output} at step {trainer.step}")
-                if state.get("data") != _data_name(recipe):
-                    report(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
-        elif source is not None:
+        _resume(trainer, output, say)
+        if source is not None and trainer.step == 0:
             new = trainer.start_from(source)
-            if processes.rank == 0:
-                report(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
-        del state, source
-        test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS))
+            say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
+        del source
+        # one process validates and samples
+        test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:
+        with RunLog(output, recipe, trainer.step, enabled=processes.first, report=report) as log:
             _loop(trainer, test, log, output, deadline)
         return output / "model"
 
 
-def _loop(trainer: Trainer, test: Tensor, log: RunLog, output: Path, deadline: float) -> None:
-    recipe = trainer.recipe
+def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
+    """Continues the run in this folder, if there is one."""
+    processes, recipe = trainer.processes, trainer.recipe
+    sharded = processes.count > 1 and recipe.sharding == "full"
+    # where no process could hold all of it, tensors are read from the file one at a time
+    state = load_checkpoint(output, torch.device("cpu") if sharded else processes.device, mapped=sharded)
+    if state is not None:
+        trainer.load_state_dict(state, str(output))
+        say(f"continuing {output} at step {trainer.step}")
+        if state.get("data") != _data_name(recipe):
+            say(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
+    if processes.any(processes.largest(trainer.step) != trainer.step):
+        raise McvdError(f"the processes found different checkpoints in {output}: all machines must share this folder")
+
+
+def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float) -> None:
+    recipe, processes = trainer.recipe, trainer.processes
     per_element = 2 / trainer.model.draw(1).eps.numel()
-    saved = trainer.step if checkpoints(output) else -1
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         leave = False
         while trainer.step < recipe.steps and not leave:
             loss, norm = trainer.train_step()
             step, last = trainer.step, trainer.step == recipe.steps
             if time.monotonic() > deadline:
                 stop.append("time is up")
-            leave = _agree(trainer, bool(stop))  # a signal from here on waits for the next step, in all processes
+            leave = processes.any(bool(stop))  # a signal from here on waits for the next step, in all processes
             save = step % recipe.save_every == 0 or last or leave
             shown = step % recipe.log_every == 0 or last or step == 1
+            sampled = step % recipe.sample_every == 0 or last
             if save or shown:  # reading the loss waits for the device
-                value, gradient = _mean(trainer, loss), float(norm)
-                _check_finite(value, gradient, step, output)
+                value, gradient = processes.mean(loss), float(norm)
+                _check_finite(trainer, value, gradient, output)
             if shown:
                 rate = float(trainer.optimizer.param_groups[0]["lr"])
-                log.step(step, loss=value, error=value * per_element, gradient=gradient, learning_rate=rate)
-            if log.enabled and (step % recipe.sample_every == 0 or last):
-                model = trainer.averaged()
-                log.step(step, validation=validation_error(model, test))
-                log.picture(step, model, test)
-            if log.enabled and save and saved != step:
-                saved = step
+                values = {"loss": value, "error": value * per_element, "gradient": gradient, "learning_rate": rate}
+                # a step that fp16 skips is not finite, which JSON has no word for
+                log.step(step, **{name: number for name, number in values.items() if math.isfinite(number)})
+            model = trainer.averaged() if sampled or save else None
+            if model is not None and test is not None and sampled:
+                _validate(trainer, model, test, log, output)
+            if save:
                 # the model first: after a kill between the two, the checkpoint that is taken up makes both again
-                trainer.averaged().save(output / "model", notes={"steps": step, "clips_seen": step * recipe.batch})
-                save_checkpoint(output, step, trainer.state_dict())
+                if model is not None:
+                    save_model(output, "model", model, {"steps": step, "clips_seen": step * recipe.batch})
+                state = trainer.state_dict()
+                if state is not None:
+                    save_checkpoint(output, step, state)
     if trainer.step < recipe.steps:
         why = stop[0] if stop else "another process was asked to"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
 
 
-def _check_finite(loss: float, gradient: float, step: int, output: Path) -> None:
-    if not (math.isfinite(loss) and math.isfinite(gradient)):
-        last = found[-1] if (found := checkpoints(output)) else "none"
+def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog, output: Path) -> None:
+    """Measures the averaged model on the test clips and draws what it makes; keeps the best so far in best/."""
+    step, error = trainer.step, validation_error(model, test)
+    log.step(step, validation=error)
+    log.picture(step, model, test)
+    if error < trainer.best:
+        trainer.best = error
+        notes = {"steps": step, "clips_seen": step * trainer.recipe.batch, "validation": error}
+        save_model(output, "best", model, notes)
+
+
+def _check_finite(trainer: Trainer, loss: float, gradient: float, output: Path) -> None:
+    """Raises McvdError if training has failed: at once, or under fp16, which skips such steps, after many in a row."""
+    last = f"the last good checkpoint is {last_checkpoint(output)}"
+    if trainer.precision.fp16:
+        skipped = int(trainer.precision.skipped)
+        if skipped >= SKIPS:
+            raise McvdError(
+                f"the last {skipped} steps up to {trainer.step} had no finite gradient in fp16; {last}: "
+                "lower the learning rate, or choose another precision, and run again"
+            )
+    elif not (math.isfinite(loss) and math.isfinite(gradient)):
         raise McvdError(
-            f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {step}; "
-            f"the last good checkpoint is {last}: lower the learning rate and run again"
+            f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {trainer.step}; {last}: "
+            "lower the learning rate and run again"
         )
 
 
-def _mean(trainer: Trainer, value: Tensor) -> float:
-    """The mean over all processes, so that the log does not depend on how many there are."""
-    if trainer.processes.count > 1:
-        dist.all_reduce(value)
-        value /= trainer.processes.count
-    return float(value)
-
-
-def _agree(trainer: Trainer, stop: bool) -> bool:
-    """Whether any process wants to stop: all must leave at the same step, or the others would wait for ever."""
-    if trainer.processes.count == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=trainer.processes.device)
-    dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that SIGTERM, SIGUSR1 and Ctrl-C put their name into, instead of ending the process."""
-    stop: list[str] = []
-    names = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-    old = {name: signal.signal(name, lambda number, _: stop.append(signal.Signals(number).name)) for name in names}
-    try:
-        yield stop
-    finally:
-        for name, handler in old.items():
-            signal.signal(name, handler)
+def _say_nothing(line: str) -> None:
+    """Of the processes of a run, one speaks."""

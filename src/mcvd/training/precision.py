@@ -1,0 +1,61 @@
+"""Mixed precision: what autocast computes in, and the scaling of the loss that fp16 needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+FP16_DEVICES = ("cuda",)  # CPUs can, but slowly
+SCALE = 2.0**8  # of the loss at the start; the summed loss has large gradients, which overflow at torch's 2 ** 16
+SKIPS = 30  # steps in a row with infinite gradients that are too many: each halves the scale
+
+
+class Precision:
+    """The arithmetic of a run.
+
+    Under fp16 a step whose gradients overflow is skipped and the scale of the loss halved; it doubles after 2000 good
+    steps. The weights stay in float32.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        """name: `precision` of the recipe. Raises McvdError where the device has no such arithmetic."""
+        bf16 = device.type == "cuda" and name in ("auto", "bf16") and torch.cuda.is_bf16_supported()
+        if name == "bf16" and not bf16:
+            raise McvdError(f"{device} has no fast bf16; leave precision at auto")
+        if name == "fp16" and device.type not in FP16_DEVICES:
+            raise McvdError(f"{device} has no fast fp16; leave precision at auto")
+        self.fp16 = name == "fp16"
+        dtype = torch.float16 if self.fp16 else torch.bfloat16
+        self.autocast = torch.autocast(device.type, dtype, enabled=bf16 or self.fp16)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=self.fp16)
+        self.skipped = torch.zeros((), dtype=torch.long, device=device)
+        """Steps in a row that were skipped; on the device, so that counting does not wait for it."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of the (scaled) loss."""
+        self.scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives the gradients their true size, for clipping; once a step."""
+        self.scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """The optimizer's step, left out where the gradient, of this norm, has overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.fp16:
+            self.skipped = torch.where(norm.isfinite(), 0, self.skipped + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scale and how long it has been good; nothing but under fp16."""
+        return self.scaler.state_dict() | {"skipped": int(self.skipped)} if self.fp16 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave; a run that had another precision until now starts with a new scale."""
+        if self.fp16 and state:
+            self.skipped.fill_(state["skipped"])
+            self.scaler.load_state_dict({key: value for key, value in state.items() if key != "skipped"})

@@ -1,0 +1,80 @@
+"""The processes of a run: joining the group that torchrun made, and what they agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @staticmethod
+    @contextlib.contextmanager
+    def join(device: str | None) -> Iterator[Processes]:
+        """Joins the group that torchrun made, if any; leaves it at the end."""
+        grouped = dist.is_torchelastic_launched()
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if grouped:
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            if device == "cuda":
+                device = f"cuda:{dist.get_node_local_rank()}"
+                torch.cuda.set_device(device)
+        try:
+            yield (
+                Processes(dist.get_rank(), dist.get_world_size(), torch.device(device))
+                if grouped
+                else Processes(0, 1, torch.device(device))
+            )
+        finally:
+            if grouped:
+                dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> float:
+        """The mean over all processes, so that the log does not depend on how many there are."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value /= self.count
+        return float(value)
+
+    def largest(self, value: int) -> int:
+        """The largest value that any process has."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so: to stop, all must leave at the same step, or the others would wait for ever."""
+        return bool(self.largest(int(flag)))
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[str]]:
+    """A list that SIGTERM, SIGUSR1 and Ctrl-C put their name into, instead of ending the process."""
+    stop: list[str] = []
+    names = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    old = {name: signal.signal(name, lambda number, _: stop.append(signal.Signals(number).name)) for name in names}
+    try:
+        yield stop
+    finally:
+        for name, handler in old.items():
+            signal.signal(name, handler)
