@@ -20,16 +20,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mcvd.config import to_dict
+from mcvd.config import from_dict, to_dict
 from mcvd.diffusion.loss import min_snr_weight
+from mcvd.draw import generator_at
 from mcvd.errors import McvdError
-from mcvd.model import Draw, VideoDiffusion
+from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source
+from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, to_model_range
+from mcvd.training.validation import validate
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
@@ -41,11 +43,6 @@ def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     if config.decay == "wsd":
         rate *= min(1.0, max(steps - step, 0) / max(config.cooldown * steps, 1))
     return rate
-
-
-def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
-    """A generator that depends on (seed, step, stream) alone."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)
 
 
 @dataclass
@@ -97,7 +94,7 @@ class Trainer:
             **_adam(config),
             fused=device.type == "cuda",
         )
-        self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup)
+        self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = 0
         if recipe.compile:
             self.model.network.compile()
@@ -123,7 +120,7 @@ class Trainer:
         for part in range(parts):
             start = (rank * parts + part) * size
             clips = to_model_range(self.source.batch(range(first + start, first + start + size)), device)
-            mine = Draw(*(x[start : start + size] for x in draw))
+            mine = draw.rows(start, start + size)
             with self._no_sync() if part < parts - 1 else contextlib.nullcontext():
                 with self.autocast:
                     loss = (self.network(clips, mine) * self._weight(mine.t)).mean() / parts
@@ -159,7 +156,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict, where: str) -> None:
         """Takes over what `state_dict` gave; the model must have the same configuration."""
-        if state["config"] != to_dict(self.recipe.model):
+        if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -171,7 +168,7 @@ class Trainer:
     def start_from(self, source: VideoDiffusion) -> list[str]:
         """Takes over the weights of another model where they fit; returns the names of the others."""
         new = initialise_from(self.model, source)
-        self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup)
+        self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup, self.recipe.ema_power)
         return new
 
     def averaged(self) -> VideoDiffusion:
@@ -189,22 +186,6 @@ def _data_name(recipe: Recipe) -> str:
     return recipe.data.kind if recipe.data.path is None else str(Path(recipe.data.path).expanduser().resolve())
 
 
-def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
-    """uint8 clips -> float in [-1, 1] on the device."""
-    return clips.to(device, non_blocking=True).float() / 127.5 - 1
-
-
-@torch.inference_mode()
-def validation_error(model: VideoDiffusion, clips: Tensor, seed: int = 0) -> float:
-    """Mean squared error of the network's output per element, over fixed clips (uint8), times and noise."""
-    draw = model.draw(len(clips), generator_at(seed, 0, model.device, stream=1))
-    total = 0.0
-    for i in range(0, len(clips), 16):
-        part = Draw(*(x[i : i + 16] for x in draw))
-        total += float(model.loss(to_model_range(clips[i : i + 16], model.device), part).sum())
-    return 2 * total / draw.eps.numel()
-
-
 def train(
     recipe: Recipe,
     output: Path,
@@ -214,6 +195,7 @@ def train(
     init_from: str | Path | None = None,
     clips: Callable[[Recipe, str, torch.device], ClipSource] = clip_source,
     report: Callable[[str], None] = print,
+    live: bool = False,
 ) -> Path:
     """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
 
@@ -222,6 +204,7 @@ def train(
     init_from: a model, as `mcvd.load` takes it, whose weights a new run starts from wherever they fit; a run that
         continues has weights of its own.
     clips: gives the source of a split ("train" or "test"); the recipe's data by default.
+    live: show a table in the terminal, instead of a line each time, while the steps are made.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
@@ -247,7 +230,16 @@ def train(
         del state, source
         test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS))
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        with RunLog(output, recipe, trainer.step, enabled=processes.rank == 0, report=report) as log:
+        with RunLog(
+            output,
+            recipe,
+            trainer.step,
+            device=processes.device,
+            processes=processes.count,
+            enabled=processes.rank == 0,
+            report=report,
+            live=live,
+        ) as log:
             _loop(trainer, test, log, output, deadline)
         return output / "model"
 
@@ -274,7 +266,7 @@ def _loop(trainer: Trainer, test: Tensor, log: RunLog, output: Path, deadline: f
                 log.step(step, loss=value, error=value * per_element, gradient=gradient, learning_rate=rate)
             if log.enabled and (step % recipe.sample_every == 0 or last):
                 model = trainer.averaged()
-                log.step(step, validation=validation_error(model, test))
+                log.step(step, **validate(model, test))
                 log.picture(step, model, test)
             if log.enabled and save and saved != step:
                 saved = step
