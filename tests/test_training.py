@@ -174,14 +174,15 @@ def test_a_run_leaves_what_people_look_for(tmp_path, monkeypatch):
     recipe = replace(RECIPE, steps=4, save_every=3, sample_every=2)
     lines = go(recipe, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000000003.pt", "checkpoint-000000004.pt"]
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
-        "step-000000002.png",
-        "step-000000004.png",
-    ]
+    tasks = ("predict", "backward", "interpolate", "generate")
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        f"step-00000000{step}{end}" for step in (2, 4) for end in (".png", *(f"-{task}.gif" for task in tasks))
+    }
     assert any((tmp_path / "tensorboard").iterdir())
     assert read_recipe(tmp_path / "recipe.yaml") == recipe
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "validation" in line] == [2, 4]
+    assert all(line["steps_per_second"] > 0 and line["memory_gb"] > 0 and line["mfu"] > 0 for line in logged[::2])
     assert logged[0]["error"] == pytest.approx(logged[0]["loss"] * 2 / (3 * 16 * 16))
     assert any(line.startswith("step 4/4") for line in lines)
     # the model is the averaged one

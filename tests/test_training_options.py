@@ -11,8 +11,9 @@ from mcvd.diffusion.loss import min_snr_weight
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import SOLVERS, gains, solver_table
 from mcvd.errors import McvdError
-from mcvd.layout import BlockLayout
+from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
+from mcvd.training.ema import Ema, power_exponent
 from mcvd.training.estimate import estimate
 from mcvd.training.initialise import initialise_from
 from mcvd.training.recipe import OptimizerConfig, Recipe, read_recipe
@@ -32,14 +33,17 @@ class Noise:
         return torch.stack([torch.randint(256, self.shape, generator=g, dtype=torch.uint8) for g in each])
 
 
-def trainer(**options):
-    model = tiny.config()
+def trainer(model=None, **options):
+    model = model or tiny.config()
     recipe = Recipe(model=model, optimizer=OptimizerConfig(lr=1e-3, warmup=0), batch=4, **options)
     return Trainer(recipe, Processes(0, 1, torch.device("cpu")), Noise(model.network))
 
 
-def test_parts_of_a_batch_add_up_to_the_batch():
-    whole, parts = trainer(), trainer(accumulate=2)
+@pytest.mark.parametrize("masking", [tiny.OPEN, Masking(0.5, 0.5, frames=0.5)], ids=["groups", "frames"])
+@pytest.mark.parametrize("context_noise", [0.0, 0.5])
+def test_parts_of_a_batch_add_up_to_the_batch(masking, context_noise):
+    model = tiny.config(masking=masking, context_noise=context_noise)
+    whole, parts = trainer(model), trainer(model, accumulate=2)
     for _ in range(2):
         (loss, norm), (loss_parts, norm_parts) = whole.train_step(), parts.train_step()
         assert float(loss_parts) == pytest.approx(float(loss), rel=1e-5)
@@ -91,6 +95,65 @@ def test_warm_up_stable_decay():
     config = OptimizerConfig(lr=1.0, warmup=10, decay="wsd", cooldown=0.2)
     rates = [learning_rate(step, config, 100) for step in (0, 5, 10, 50, 79, 80, 90, 99, 100)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
+
+
+WIDEST = 12**-0.5
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2, WIDEST])
+def test_an_average_with_a_power_profile_has_the_mean_and_the_width_of_its_closed_form(width):
+    """EDM2, equations of section 3.1: weights t^gamma have mean (gamma + 1) / (gamma + 2) and deviation sigma_rel."""
+    gamma = power_exponent(width)
+    updates, values = 4000, torch.nn.Linear(1, 2, bias=False)
+    ema = Ema(values, power=width)
+    for i in range(1, updates + 1):
+        with torch.no_grad():
+            values.weight.copy_(torch.tensor([[i / updates], [(i / updates) ** 2]]))
+        ema.update()
+    mean, square = ema.weights()["weight"].double().flatten().tolist()
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2e-3)
+    assert (square - mean**2) ** 0.5 == pytest.approx(width, abs=2e-3)
+    assert ((gamma + 1) / (gamma + 3)) ** 0.5 / (gamma + 2) == pytest.approx(width, rel=1e-9)
+
+
+def test_the_widest_power_profile_is_the_plain_mean_and_none_remembers_the_start():
+    weights = torch.nn.Linear(3, 2)
+    ema, again = Ema(weights, power=WIDEST), Ema(weights, power=WIDEST)
+    seen = []
+    for _ in range(7):
+        with torch.no_grad():
+            weights.weight.normal_()
+        seen.append(weights.weight.detach().clone())
+        ema.update()
+        torch.testing.assert_close(ema.shadow["weight"], torch.stack(seen).mean(0))
+    again.load_state_dict(ema.state_dict())  # how many updates there were is part of the state
+    for average in (ema, again):
+        average.update()
+    assert torch.equal(ema.shadow["weight"], again.shadow["weight"])
+
+
+def test_a_recipe_with_a_power_profile_averages_so_and_takes_only_what_can_be():
+    made = trainer(ema_power=WIDEST)
+    weights = []
+    for _ in range(3):
+        made.train_step()
+        weights.append(made.model.network.conv_out.weight.detach().clone())
+    torch.testing.assert_close(made.averaged().network.conv_out.weight, torch.stack(weights).mean(0))
+    for wrong, says in (({"ema_power": 0.3}, "at most 0.288"), ({"ema_power": 0.0}, "above 0")):
+        with pytest.raises(McvdError, match=says):
+            Recipe(**wrong)
+    with pytest.raises(McvdError, match="needs ema_warmup false"):
+        Recipe(ema_power=0.1, ema_warmup=True)
+
+
+def test_a_run_from_before_an_option_was_known_is_continued():
+    made = trainer()
+    state = made.state_dict()
+    del state["config"]["context_noise"], state["config"]["masking"]["frames"]
+    made.load_state_dict(state, "run")
+    state["config"]["context_noise"] = 0.5
+    with pytest.raises(McvdError, match="another model"):
+        made.load_state_dict(state, "run")
 
 
 def output(model, past, x, future):

@@ -20,13 +20,21 @@ NETWORK = {
 OPEN = Masking(0.5, 0.5)  # every task is allowed
 
 
-def config(masking: Masking = OPEN, prediction: str = "eps", steps: int = 100, noisy_condition=False, **network):
+def config(
+    masking: Masking = OPEN,
+    prediction: str = "eps",
+    steps: int = 100,
+    noisy_condition=False,
+    context_noise=0.0,
+    **network,
+):
     return ModelConfig(
         network=UNetConfig(**{**NETWORK, **network}),
         masking=masking,
         schedule=NoiseSchedule(steps=steps),
         prediction=prediction,
         noisy_condition=noisy_condition,
+        context_noise=context_noise,
     )
 
 

@@ -44,16 +44,21 @@ class Masking:
 
     past, future: probability in [0, 1] that the group is hidden (the paper trains with 1/2).
     together: one draw for both, the published `prob_mask_sync`; needs equal probabilities above 0.
+    frames: probability in [0, 1) that a frame of a group that is seen is hidden all the same, each on its own (the
+        paper: 0). A model trained so also takes a past or future that is known in part.
     """
 
     past: float = 0.0
     future: float = 0.0
     together: bool = False
+    frames: float = 0.0
 
     def __post_init__(self) -> None:
         for name, probability in (("past", self.past), ("future", self.future)):
             if not 0.0 <= probability <= 1.0:
                 raise McvdError(f"masking {name}={probability} is a probability and must be between 0 and 1")
+        if not 0.0 <= self.frames < 1.0:
+            raise McvdError(f"masking frames={self.frames} is a probability and must be at least 0 and below 1")
         if self.together and not self.past == self.future > 0.0:
             raise McvdError(
                 f"masking past={self.past} and future={self.future} together needs two equal probabilities above 0"
@@ -76,6 +81,22 @@ class Masking:
             for future in (False, True)
             if self.allows(past, future)
         )
+
+    def tasks(self, layout: BlockLayout) -> dict[str, tuple[bool, bool]]:
+        """The tasks that training showed, by name, each with its (past seen, future seen)."""
+        names = {"predict": (True, False), "backward": (False, True), "interpolate": (True, True)}
+        names["generate"] = (False, False)
+        trained = self.combinations(layout)
+        return {name: seen for name, seen in names.items() if seen in trained}
+
+    def draw_frames(
+        self, batch: int, layout: BlockLayout, *, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Draws which past and future frames are seen where their group is, bool (batch, p + f); None if all are."""
+        if self.frames == 0.0:
+            return None
+        home = None if generator is None else generator.device
+        return torch.rand(batch, layout.condition_frames, generator=generator, device=home) >= self.frames
 
     def draw(
         self,
@@ -119,8 +140,8 @@ def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def hide(frames: Tensor, seen: Tensor) -> Tensor:
-    """Hides the frames (B, T, C, H, W) of each clip whose `seen` (B,) is False.
+    """Hides the frames (B, T, C, H, W) of each clip whose `seen` (B,), or each frame whose `seen` (B, T), is False.
 
     Hidden frames are all 0, as the published code multiplies by the flag: mid-grey in the network's range [-1, 1].
     """
-    return frames * seen.to(frames).reshape(-1, *[1] * (frames.ndim - 1))
+    return frames * seen.to(frames).reshape(*seen.shape, *[1] * (frames.ndim - seen.ndim))

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from mcvd.diffusion.loss import squared_error
 from mcvd.diffusion.sampling import Denoiser
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import published_table, solver_table
+from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.convolution import packed_convolutions
@@ -38,23 +38,23 @@ class ModelConfig:
     """What the network puts out: `eps` (the paper), `x0` or `v`."""
     noisy_condition: bool = False
     """Past and future get the noise of the current frames' level before the network sees them (old checkpoints)."""
+    context_noise: float = 0.0
+    """Largest standard deviation sigma of Gaussian noise that past and future frames get in training, in [0, 1), so
+    that long rollouts forgive the model's own errors: sigma is uniform in [0, context_noise], one for each clip, the
+    frames become sqrt(1 - sigma^2) x + sigma eps, and the network is told sigma (conditioning augmentation, Ho et al.
+    2021, arXiv 2106.15282; of past frames, GameNGen, arXiv 2408.14837, section 3.2.1)."""
     time_from_noise: bool = False
     """The network counts time from the noisiest level (published checkpoints), not from the cleanest."""
     fps: float = 10.0
     """Frame rate that written videos get, frames per second."""
 
-
-class Draw(NamedTuple):
-    """The random part of the loss of B clips."""
-
-    past_seen: Tensor
-    """``(B,)`` bool"""
-    future_seen: Tensor
-    """``(B,)`` bool"""
-    t: Tensor
-    """``(B,)`` long, time numbers"""
-    eps: Tensor
-    """``(B, k, C, H, W)``, the noise added to the current frames"""
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.context_noise < 1.0:
+            raise McvdError(f"context_noise is {self.context_noise}; it must be at least 0 and below 1")
+        if self.context_noise and not self.network.layout.condition_frames:
+            raise McvdError("context_noise is of past and future frames, and this layout has none; leave it at 0")
+        if self.context_noise and self.noisy_condition:
+            raise McvdError("noisy_condition adds noise of its own to past and future; leave context_noise at 0")
 
 
 class VideoDiffusion(nn.Module):
@@ -71,7 +71,7 @@ class VideoDiffusion(nn.Module):
         if config.prediction == "eps" and config.schedule.zero_terminal:
             raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
         self.config = config
-        self.network = UNet(config.network)
+        self.network = UNet(config.network, tell_sigma=config.context_noise > 0)
         for weight in self.network.parameters():
             if weight.dim() == 4:  # the layout that convolutions are fastest in, on CPUs and GPUs; same values
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -101,12 +101,18 @@ class VideoDiffusion(nn.Module):
     def draw(self, clips: int, generator: torch.Generator | None = None) -> Draw:
         """Everything random in the loss of this many clips; on the generator's device."""
         home = None if generator is None else generator.device
-        shape = (clips, self.layout.current, self.channels, *self.size)
-        return Draw(
-            *self.config.masking.draw(clips, generator=generator),
+        masking, frame = self.config.masking, (self.channels, *self.size)
+        draw = Draw(
+            *masking.draw(clips, generator=generator),
             torch.randint(self.config.schedule.steps, (clips,), generator=generator, device=home),
-            torch.randn(shape, generator=generator, device=home),
+            torch.randn((clips, self.layout.current, *frame), generator=generator, device=home),
+            masking.draw_frames(clips, self.layout, generator=generator),
         )
+        if not self.config.context_noise:
+            return draw
+        sigma = self.config.context_noise * torch.rand(clips, generator=generator, device=home)
+        eps = torch.randn((clips, self.layout.condition_frames, *frame), generator=generator, device=home)
+        return draw._replace(context_sigma=sigma, context_eps=eps)
 
     def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
         """The training loss of each clip, ``(B,)``; also what calling the model does.
@@ -115,9 +121,16 @@ class VideoDiffusion(nn.Module):
         draw: its random masks, time numbers and noise; None draws them from torch's global generator.
         """
         draw = self.draw(len(video)) if draw is None else draw
-        past_seen, future_seen, t, eps = (x.to(video.device, non_blocking=True) for x in draw)
+        draw = draw.to(video.device)
         past, current, future = split(video, self.layout)
-        return self.loss_at(current, hide(past, past_seen), hide(future, future_seen), t, eps, past_seen)
+        if draw.context_sigma is not None:
+            kept = (1 - draw.context_sigma.square()).view(-1, 1, 1, 1, 1)
+            past, future = self._with_noise(past, future, kept, draw.context_eps)
+        if draw.frames_seen is not None:
+            past = hide(past, draw.frames_seen[:, : self.layout.past])
+            future = hide(future, draw.frames_seen[:, self.layout.past :])
+        past, future = hide(past, draw.past_seen), hide(future, draw.future_seen)
+        return self.loss_at(current, past, future, draw.t, draw.eps, draw.past_seen, sigma=draw.context_sigma)
 
     forward = loss
 
@@ -130,13 +143,17 @@ class VideoDiffusion(nn.Module):
         eps: Tensor,
         past_seen: Tensor | None = None,
         condition_noise: Tensor | None = None,
+        sigma: Tensor | None = None,
     ) -> Tensor:
-        """The loss of each clip at time numbers t ``(B,)`` with noise eps (DDPM algorithm 1); frames in [-1, 1]."""
+        """The loss of each clip at time numbers t ``(B,)`` with noise eps (DDPM algorithm 1); frames in [-1, 1].
+
+        sigma ``(B,)``: standard deviation of the noise that past and future hold, for a model with `context_noise`.
+        """
         alpha_bar = self.config.schedule.at(t, current)
         x_t = gaussian.add_noise(current, eps, alpha_bar)
         if self.config.noisy_condition:
             past, future = self._with_noise(past, future, alpha_bar, condition_noise)
-        condition = self.network.encode(past, future, past_seen)
+        condition = self.network.encode(past, future, past_seen, sigma)
         output = self.network(x_t, self._network_time(t), condition)
         target = gaussian.target(self.config.prediction, current, eps, alpha_bar)
         return squared_error(output.float(), target)
@@ -160,6 +177,7 @@ class VideoDiffusion(nn.Module):
         rows: Tensor,
         guidance: float = 1.0,
         condition_noise: Callable[[], Tensor] | None = None,
+        sigma: float = 0.0,
     ) -> Denoiser:
         """(x_t, t, alpha_bar) -> x0_hat for trajectories that share conditions.
 
@@ -168,8 +186,10 @@ class VideoDiffusion(nn.Module):
         once, here. guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance
         (arXiv 2207.12598) against the same network with everything hidden. condition_noise: fresh N(0, I) noise
         ``(B, p + f, C, H, W)`` for every call, read only by a model with `noisy_condition` (None: torch's own).
+        sigma: standard deviation of the noise that past and future hold, which a model with `context_noise` is told.
         """
-        conditions = [self.network.encode(past, future, past_seen).take(rows)]
+        told = torch.full((len(past),), sigma, device=past.device) if self.config.context_noise else None
+        conditions = [self.network.encode(past, future, past_seen, told).take(rows)]
         if guidance != 1.0:
             nothing = self.network.encode(
                 torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
@@ -205,6 +225,7 @@ class VideoDiffusion(nn.Module):
         batch_size: int = 32,
         first_clip: int = 0,
         reference: bool = False,
+        context_noise: float = 0.0,
         progress: Progress | None = None,
     ) -> Tensor:
         """Makes every frame that is not known; every task is a call of this.
@@ -219,6 +240,8 @@ class VideoDiffusion(nn.Module):
         guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
         batch_size: trajectories in one network call.
         reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
+        context_noise: standard deviation of noise that a block's past and future get where the model made some of
+            these frames, so that it trusts them less in long rollouts; at most what it was trained with.
         progress: called with (steps done, steps in all).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
@@ -241,6 +264,9 @@ class VideoDiffusion(nn.Module):
                 raise McvdError(f"{name} is {value}; it must be at least {least}")
         if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
             raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
+        if not 0.0 <= context_noise <= self.config.context_noise:
+            most = self.config.context_noise
+            raise McvdError(f"context_noise is {context_noise}; this model was trained with 0 to {most:g}")
         blocks = plan(known, self.layout, self.config.masking)
         schedule = self.config.schedule
         if reference:
@@ -263,6 +289,7 @@ class VideoDiffusion(nn.Module):
                     batch_size=batch_size,
                     first_clip=first_clip,
                     clip_made=not reference,
+                    context_noise=context_noise,
                     progress=progress,
                 )
         finally:

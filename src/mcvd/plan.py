@@ -1,9 +1,10 @@
 """Every task is a mask: turns "which frames are known" into the network calls that make the others.
 
 The network was trained on consecutive frames, past right before and future right behind the current ones, each group
-seen whole or hidden whole. The planner is greedy: it keeps choosing the best window of `current` consecutive frames
-that still has an unknown frame, until there is none. Windows may stick out over either end of the video (the surplus
-is cut). The best window has, in this order:
+seen whole or hidden whole; or, with `Masking.frames`, in part: then a group is available from one known frame on, next
+to the current ones. The planner is greedy: it keeps choosing the best window of `current` consecutive frames that still
+has an unknown frame, until there is none. Windows may stick out over either end of the video (the surplus is cut). The
+best window has, in this order:
 
 0. fewest seams: made frames at its edge beside a known frame that it neither sees nor overlaps;
 1. most groups seen (a combination that training never showed is out; an available group is hidden only for that);
@@ -59,7 +60,7 @@ class _Planner:
     def __init__(self, known: Sequence[bool], layout: BlockLayout, masking: Masking, advance: int) -> None:
         self.given = [bool(flag) for flag in known]
         self.have = list(self.given)  # given, or made by a block so far
-        self.layout, self.advance = layout, advance
+        self.layout, self.advance, self.in_part = layout, advance, masking.frames > 0.0
         self.combinations = masking.combinations(layout)
         # The most seen first, the past before the future.
         self.by_seen = sorted(self.combinations, key=lambda pair: (-sum(pair), not pair[0]))
@@ -73,15 +74,14 @@ class _Planner:
         unknown = [i for i in inside if not have[i]]
         if not unknown:
             return None
-        before = have[start - p : start] if start >= p else []
-        behind = have[stop : stop + f] if stop + f <= frames else []
-        available = (p > 0 and len(before) == p and all(before), f > 0 and len(behind) == f and all(behind))
+        before, behind = self._known_run(range(start - 1, start - p - 1, -1)), self._known_run(range(stop, stop + f))
+        available = (0 < before >= (1 if self.in_part else p), 0 < behind >= (1 if self.in_part else f))
         seen = next((pair for pair in self.by_seen if pair[0] <= available[0] and pair[1] <= available[1]), None)
         if seen is None:
             return None
 
-        past: list[int | None] = [i if seen[0] else None for i in range(start - p, start)]
-        future: list[int | None] = [i if seen[1] else None for i in range(stop, stop + f)]
+        past: list[int | None] = [i if seen[0] and i >= start - before else None for i in range(start - p, start)]
+        future: list[int | None] = [i if seen[1] and i < stop + behind else None for i in range(stop, stop + f)]
         imposed = [i for i in inside if have[i]]
         links, enough = len(imposed), (k + 1) // 2
         if k == 1 and not any(seen):
@@ -104,6 +104,7 @@ class _Planner:
         score = (
             seams,
             -sum(seen),
+            seen[0] * (p - before) + seen[1] * (f - behind),
             0 if any(seen) else -min(links, enough),
             len(imposed),
             given if any(seen) else -given,
@@ -115,6 +116,15 @@ class _Planner:
         made = tuple(i in kept for i in range(start, stop))
         fixed = tuple(i in imposed for i in range(start, stop))
         return score, Block(tuple(past), tuple(range(start, stop)), tuple(future), made, fixed)
+
+    def _known_run(self, places: range) -> int:
+        """How many frames at these places are known, up to the first that is not, or the video's end."""
+        count = 0
+        for i in places:
+            if not (0 <= i < len(self.have) and self.have[i]):
+                break
+            count += 1
+        return count
 
     def _see_partly(self, past: list[int | None], future: list[int | None], start: int) -> None:
         """Shows the known run right before the frame, or else the one right behind it, to a block of one frame."""

@@ -85,6 +85,8 @@ class Sampling:
     """Same seed, same videos."""
     guidance: Number = 1.0
     """1 is the model itself; larger keeps closer to the given frames, with less variety."""
+    context_noise: Number = 0.0
+    """Noise on made frames that later blocks see, for long videos by models trained with it (model.context_noise)."""
     batch_size: Count = 32
     """Samples made at once; fewer need less memory."""
     reference: Flag = False

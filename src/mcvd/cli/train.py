@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -48,6 +49,8 @@ class Command:
 
     init_from: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: random weights)")] = None
     """Start from the weights of a model (as --model of the other commands takes it), wherever they fit."""
+    tracker: Annotated[Literal["wandb", "trackio"] | None, arg(help_behavior_hint=_FROM_RECIPE)] = None
+    """Also send the log to Weights & Biases, or to trackio."""
     dry_run: Flag = False
     """Print the whole recipe and what it will cost (weights, arithmetic, memory, time); train nothing."""
 
@@ -59,6 +62,7 @@ class Command:
         from mcvd.training.trainer import train
 
         named = {"data.path": self.data and str(self.data), "steps": self.steps, "batch": self.batch, "seed": self.seed}
+        named["tracker"] = self.tracker
         recipe = read_recipe(self.recipe)
         recipe = override(recipe, parse_assignments(self.set, "--set"), "--set")
         recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
@@ -76,7 +80,15 @@ class Command:
                 f"{recipe.steps} steps of {recipe.batch} clips",
                 flush=True,
             )
-        model = train(recipe, output, device=self.device, minutes=self.minutes, init_from=self.init_from, report=_say)
+        model = train(
+            recipe,
+            output,
+            device=self.device,
+            minutes=self.minutes,
+            init_from=self.init_from,
+            report=_say,
+            live=sys.stdout.isatty(),
+        )
         if first:
             print(f"the model is in {model}; look at it with: mcvd generate --model {model}")
 

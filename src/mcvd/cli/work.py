@@ -94,6 +94,7 @@ def fill_in(
             steps=sampling.steps,
             seed=sampling.seed,
             guidance=sampling.guidance,
+            context_noise=sampling.context_noise,
             batch_size=sampling.batch_size,
             reference=sampling.reference,
             progress=bar,

@@ -88,6 +88,7 @@ class Condition:
     share: what the condition adds to the first convolution of a concat network (`FrameOps.share`), or None.
     maps: one (1 + gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
     past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
+    sigma: ``(B,)``, standard deviation of the noise that past and future frames hold; None means 0 for all.
 
     A condition of one row serves any number of trajectories.
     """
@@ -95,6 +96,7 @@ class Condition:
     share: Tensor | None
     maps: list[tuple[Tensor, Tensor]]
     past_seen: Tensor | None = None
+    sigma: Tensor | None = None
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""
@@ -105,6 +107,7 @@ class Condition:
             None if self.share is None else self.share[rows],
             [(gain[rows], bias[rows]) for gain, bias in self.maps],
             None if self.past_seen is None else self.past_seen[rows],
+            None if self.sigma is None else self.sigma[rows],
         )
 
 

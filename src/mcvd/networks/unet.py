@@ -164,10 +164,16 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """Current frames ``(B, k, C, H, W)``, time ``(B,)`` and a condition -> output ``(B, k, C, H, W)``."""
+    """Current frames ``(B, k, C, H, W)``, time ``(B,)`` and a condition -> output ``(B, k, C, H, W)``.
 
-    def __init__(self, config: UNetConfig):
+    tell_sigma: whether the network is told how noisy past and future frames are, by an embedding of its own (weights
+    that published networks lack).
+    """
+
+    def __init__(self, config: UNetConfig, tell_sigma: bool = False):
         super().__init__()
+        if tell_sigma and not config.time_embedding:
+            raise McvdError("the noise of past and future frames is told with the time: it needs time_embedding")
         self.config = c = config
         layout = c.layout
         self.concat = c.conditioning == "concat"
@@ -233,6 +239,14 @@ class UNet(nn.Module):
         else:
             self.norm_out = ops.spatin(here, 0)  # type: ignore[assignment]
         self.conv_out = initialise(ops.conv(here, ops.maps(layout.current), 3), NEAR_ZERO)
+        self.sigma = None
+        if tell_sigma:  # silent at first; made last, so that all other weights start as without it
+            hidden = 4 * self.time_width
+            self.sigma = nn.Sequential(
+                initialise(nn.Linear(self.time_width, hidden)),
+                nn.SiLU(),
+                initialise(nn.Linear(hidden, hidden), NEAR_ZERO),
+            )
         for slot, norm in enumerate(self.spatin_norms()):
             norm.slot = slot
 
@@ -240,22 +254,28 @@ class UNet(nn.Module):
         """All SPATIN norms, in the order of `Condition.maps`."""
         return (part for part in self.modules() if isinstance(part, Spatin))
 
-    def encode(self, past: Tensor, future: Tensor, past_seen: Tensor | None = None) -> Condition:
+    def encode(
+        self, past: Tensor, future: Tensor, past_seen: Tensor | None = None, sigma: Tensor | None = None
+    ) -> Condition:
         """What past ``(B, p, C, H, W)`` and future ``(B, f, C, H, W)`` become; hidden frames are all 0.
 
         Runs once per block. For concat it is their share of the first convolution, for SPATIN the modulation maps of
-        every norm.
+        every norm. sigma ``(B,)``: standard deviation of the noise that the frames hold (None: none).
         """
         condition = self.ops.fold(torch.cat([past, future], dim=1))
         if not self.concat:
-            return Condition(None, [norm.maps(condition) for norm in self.spatin_norms()], past_seen)
+            return Condition(None, [norm.maps(condition) for norm in self.spatin_norms()], past_seen, sigma)
         share = self.ops.share(self.conv_in, condition) if self.config.layout.condition_frames else None
-        return Condition(share, [], past_seen)
+        return Condition(share, [], past_seen, sigma)
 
     def _embed(self, time: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor | None:
         if self.time is None:
             return None
         embedding = self.time(time_embedding(time, self.time_width).to(dtype))
+        if self.sigma is not None:
+            sigma = torch.zeros_like(time) if condition.sigma is None else condition.sigma
+            # the sinusoids are made for numbers up to about 1000
+            embedding = embedding + self.sigma(time_embedding(1000 * sigma, self.time_width).to(dtype))
         if self.mask is not None:
             seen = condition.past_seen
             seen = torch.ones_like(time, dtype=torch.long) if seen is None else seen.long()

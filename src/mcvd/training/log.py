@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: log.jsonl, TensorBoard events, sample sheets, lines with the time left."""
+"""What a run leaves for people to look at: values and pictures for its trackers, lines or a table for the terminal."""
 
 from __future__ import annotations
 
@@ -9,63 +9,82 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import torch
+
 from mcvd.config import to_dict
+from mcvd.training.meter import Meter
 from mcvd.training.recipe import Recipe
+from mcvd.training.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.utils.tensorboard import SummaryWriter
 
     from mcvd.model import VideoDiffusion
+    from mcvd.training.live import LiveTable
 
 
 class RunLog:
-    """Writes into a run folder; with `enabled` False (other processes than the first) it writes nothing."""
+    """Writes into a run folder; with `enabled` False (other processes than the first) it writes nothing.
+
+    device, processes: of the run, for its rates. live: show a table in the terminal instead of lines.
+    """
 
     def __init__(
-        self, output: Path, recipe: Recipe, step: int, *, enabled: bool = True, report: Callable[[str], None] = print
+        self,
+        output: Path,
+        recipe: Recipe,
+        step: int,
+        *,
+        device: torch.device,
+        processes: int = 1,
+        enabled: bool = True,
+        report: Callable[[str], None] = print,
+        live: bool = False,
     ):
         self.output, self.recipe, self.enabled, self.report = output, recipe, enabled, report
+        self.table: LiveTable | None = None
+        self.trackers: list[Tracker] = []
+        if enabled:
+            (output / "samples").mkdir(parents=True, exist_ok=True)
+            (output / "recipe.yaml").write_text(json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
+            self.trackers = open_trackers(output, recipe, step)
+            self.meter = Meter(recipe, device, processes, step)
+            if live:
+                from mcvd.training.live import LiveTable
+
+                self.table = LiveTable(recipe.steps)
+                self.report = self.table.say
         self.began, self.first_step = time.monotonic(), step
-        if not enabled:
-            return
-        (output / "samples").mkdir(parents=True, exist_ok=True)
-        (output / "recipe.yaml").write_text(json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
-        self.file = output / "log.jsonl"
-        if self.file.exists():  # lines after the checkpoint were of steps that are now made again
-            kept = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
-            self.file.write_text("".join(line + "\n" for line in kept))
-        self.board = _tensorboard(output / "tensorboard", step + 1)
 
     def step(self, step: int, **values: float) -> None:
-        """Logs values of a step; the first call after a start sets the clock for the estimate of the time left."""
+        """Logs values of a step, with the rates since the last; names with a / go to the trackers alone."""
         if not self.enabled:
             return
         made, seconds = step - self.first_step, time.monotonic() - self.began
         speed = made / seconds
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **values, "seconds": round(seconds, 2)}) + "\n")
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        values |= (rates := self.meter.rates(step))
+        for tracker in self.trackers:
+            tracker.scalars(step, values | {"seconds": round(seconds, 2)})
         left = _clock((self.recipe.steps - step) / speed) if speed else "?"
+        if self.table is not None:
+            self.table.update(step, values, left)
+            return
+        names = [name for name in values if "/" not in name and name not in rates]
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
         self.report(f"step {step}/{self.recipe.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
 
     def picture(self, step: int, model: VideoDiffusion, clips: Tensor) -> None:
-        """Saves a sheet of what the model makes of these clips (uint8), for all its tasks."""
+        """Saves a sheet, and a GIF for each task, of what the model makes of these clips (uint8)."""
         if not self.enabled:
             return
         try:
-            from mcvd.training.samples import sample_sheet
-        except ImportError:  # a bare GPU machine without Pillow: the sheets can be made from the weights later
+            from mcvd.training.samples import save_samples
+        except ImportError:  # a bare GPU machine without Pillow or PyAV: they can be made from the weights later
             return
-        sheet = sample_sheet(model, clips)
-        sheet.save(self.output / "samples" / f"step-{step:09d}.png")
-        if self.board is not None:
-            import numpy as np
-
-            self.board.add_image("samples", np.asarray(sheet.convert("RGB")), step, dataformats="HWC")
+        for name, path in save_samples(model, clips, self.output / "samples" / f"step-{step:09d}").items():
+            for tracker in self.trackers:
+                tracker.picture(step, name, path)
+        self.meter.restart(step)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -78,24 +97,10 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.enabled and self.board is not None:
-            self.board.close()
-
-
-def _tensorboard(folder: Path, purge_step: int) -> SummaryWriter | None:
-    """A writer of TensorBoard events; None on a bare GPU machine that has torch and little else."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line that was being written when the run was killed
-        return 1 << 62
+        if self.table is not None:
+            self.table.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def _clock(seconds: float) -> str:

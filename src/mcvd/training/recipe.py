@@ -75,6 +75,9 @@ class Recipe:
     """Decay of the averaged weights."""
     ema_warmup: bool = False
     """Let the average follow faster at the start (short runs)."""
+    ema_power: float | None = None
+    """Average with a power profile instead (EDM2, arXiv 2312.02696): its relative width sigma_rel, e.g. 0.1 for a
+    standard deviation of a tenth of the steps made so far; above 0, at most 1 / sqrt(12) = 0.288."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32; `fp16`, with a scaled loss, is for older GPUs."""
     compile: bool = False
@@ -91,11 +94,17 @@ class Recipe:
     """Steps between checkpoints."""
     sample_every: int = 5000
     """Steps between sample sheets and validation."""
+    tracker: Literal["wandb", "trackio"] | None = None
+    """Also send the log to W&B or trackio (extras of the same names)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise McvdError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.ema_power is not None and not 0 < self.ema_power <= 12**-0.5:
+            raise McvdError(f"ema_power is {self.ema_power}; it must be above 0 and at most 0.288, the plain mean")
+        if self.ema_power is not None and self.ema_warmup:
+            raise McvdError("ema_power forgets the start by itself: it needs ema_warmup false")
         if self.seed < 0:
             raise McvdError(f"seed is {self.seed}; it must be at least 0")
 

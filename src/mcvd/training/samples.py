@@ -1,14 +1,39 @@
-"""What a model makes of the same clips, as one picture: all tasks that it was trained for, above each other."""
+"""What a model makes of the same clips, for all tasks that it was trained for: one picture, and a GIF a task."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mcvd.data.sheet import contact_sheet
-from mcvd.errors import McvdError
+from mcvd.data.sheet import GIVEN, MADE, contact_sheet
+from mcvd.data.video_write import write_video
 from mcvd.model import VideoDiffusion
+
+
+class Sample(NamedTuple):
+    """What was made for one task."""
+
+    known: list[bool]
+    """One flag a frame."""
+    video: Tensor
+    """``(B, p + k + f, C, H, W)`` in [0, 1]"""
+
+
+def sample_tasks(
+    model: VideoDiffusion, clips: Tensor, solver: str = "dpm++", steps: int = 20, guidance: float = 1.0
+) -> dict[str, Sample]:
+    """Fills in clips ``(B, p + k + f, C, H, W)`` uint8 for each task that the model was trained for, by its name."""
+    p, k, f = model.layout.past, model.layout.current, model.layout.future
+    made = {}
+    for task, (past, future) in model.config.masking.tasks(model.layout).items():
+        known = [past] * p + [False] * k + [future] * f
+        video = model.fill(clips, known, solver=solver, steps=steps, guidance=guidance)
+        made[task] = Sample(known, video.cpu())
+    return made
 
 
 def sample_sheet(
@@ -18,23 +43,46 @@ def sample_sheet(
 
     clips: ``(B, p + k + f, C, H, W)`` uint8. Tasks that the model was not trained for are left out.
     """
-    p, k, f = model.layout.past, model.layout.current, model.layout.future
-    truth = clips[:rows]
-    tasks = {
-        "predict": [True] * p + [False] * (k + f),
-        "backward": [False] * (p + k) + [True] * f,
-        "interpolate": [True] * p + [False] * k + [True] * f,
-        "generate": [False] * (p + k + f),
-    }
+    return _sheet(clips[:rows], sample_tasks(model, clips[:rows], solver, steps, guidance))
+
+
+def save_samples(model: VideoDiffusion, clips: Tensor, path: Path, rows: int = 2) -> dict[str, Path]:
+    """Writes PATH.png, the sheet, and PATH-TASK.gif for each task; returns them by name: `samples`, `samples/TASK`."""
+    clips = clips[:rows].cpu()
+    made = sample_tasks(model, clips)
+    files = {"samples": path.with_name(f"{path.name}.png")}
+    _sheet(clips, made).save(files["samples"])
+    for task, sample in made.items():
+        files[f"samples/{task}"] = file = path.with_name(f"{path.name}-{task}.gif")
+        write_video(file, side_by_side(clips, sample), fps=model.config.fps)
+    return files
+
+
+def side_by_side(clips: Tensor, sample: Sample) -> Tensor:
+    """``(T, 3, H', W')`` uint8: the clips in a row, what was made of them below; edges as in the sheet.
+
+    What was made of nothing has no clip above it.
+    """
+    made = (sample.video.clamp(0, 1) * 255).round().to(torch.uint8)
+    edges = [GIVEN if known else MADE for known in sample.known]
+    rows = [_row(made, edges)]
+    if any(sample.known):
+        rows.insert(0, _row(clips, [GIVEN if known else (255, 255, 255) for known in sample.known]))
+    return torch.cat(rows, 2)
+
+
+def _row(videos: Tensor, edges: list[tuple[int, int, int]]) -> Tensor:
+    """Videos ``(B, T, C, H, W)`` beside each other, with an edge of one pixel in the colour of each frame."""
+    batch, frames, _, height, width = videos.shape
+    out = torch.tensor(edges, dtype=torch.uint8).view(1, frames, 3, 1, 1).repeat(batch, 1, 1, height + 2, width + 2)
+    out[..., 1:-1, 1:-1] = videos.cpu()
+    return torch.cat(list(out), -1)
+
+
+def _sheet(truth: Tensor, made: dict[str, Sample]) -> Image.Image:
     lines: list[tuple[str, Tensor]] = [(f"clip {i}", clip) for i, clip in enumerate(truth)]
-    made = [-torch.ones(p + k + f, dtype=torch.int)] * len(lines)
-    for task, known in tasks.items():
-        if all(known) or (task != "generate" and not any(known)):
-            continue
-        try:
-            video = model.fill(truth, known, solver=solver, steps=steps, guidance=guidance)
-        except McvdError:  # not trained for this task
-            continue
-        lines += [(f"{task} {i}", clip.cpu()) for i, clip in enumerate(video)]
-        made += [1 - torch.tensor(known).int()] * len(video)
-    return contact_sheet(lines, torch.stack(made))
+    edges = [-torch.ones(truth.shape[1], dtype=torch.int)] * len(lines)
+    for task, (known, video) in made.items():
+        lines += [(f"{task} {i}", clip) for i, clip in enumerate(video)]
+        edges += [1 - torch.tensor(known).int()] * len(video)
+    return contact_sheet(lines, torch.stack(edges))

@@ -26,6 +26,11 @@ class ClipSource(Protocol):
         """The clips at these positions."""
 
 
+def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
+    """uint8 clips -> float in [-1, 1] on the device."""
+    return clips.to(device, non_blocking=True).float() / 127.5 - 1
+
+
 def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report | None = None) -> ClipSource:
     """The clips of a recipe: `split` is "train" (a random stream) or "test" (other digits; other videos, the
     validation ones where there are such, as `TEST_CLIPS` clips that never change).

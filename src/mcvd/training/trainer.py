@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mcvd.config import to_dict
+from mcvd.config import from_dict, to_dict
 from mcvd.diffusion.loss import min_snr_weight
+from mcvd.draw import generator_at
 from mcvd.errors import McvdError
-from mcvd.model import Draw, VideoDiffusion
+from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
@@ -31,7 +32,8 @@ from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
 from mcvd.training.processes import Processes, stop_signals
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source
+from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, to_model_range
+from mcvd.training.validation import validate
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
@@ -43,11 +45,6 @@ def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     if config.decay == "wsd":
         rate *= min(1.0, max(steps - step, 0) / max(config.cooldown * steps, 1))
     return rate
-
-
-def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
-    """A generator that depends on (seed, step, stream) alone."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)
 
 
 class Trainer:
@@ -70,7 +67,7 @@ class Trainer:
             **_adam(config),
             fused=device.type == "cuda",
         )
-        self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup)
+        self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = 0
         self.best = math.inf
         """The smallest validation error so far; known to the first process."""
@@ -91,7 +88,7 @@ class Trainer:
         for part in range(parts):
             start = (rank * parts + part) * size
             clips = to_model_range(self.source.batch(range(first + start, first + start + size)), device)
-            mine = Draw(*(x[start : start + size] for x in draw))
+            mine = draw.rows(start, start + size)
             with self._no_sync() if part < parts - 1 else contextlib.nullcontext():
                 with self.precision.autocast:
                     loss = (self.network(clips, mine) * self._weight(mine.t)).mean() / parts
@@ -136,7 +133,7 @@ class Trainer:
 
     def load_state_dict(self, state: dict, where: str) -> None:
         """Takes over what `state_dict` gave; the model must have the same configuration."""
-        if state["config"] != to_dict(self.recipe.model):
+        if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
         self.model.load_state_dict(sharded_as(state["model"], self.model.state_dict()))
         self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.model.parameters()))
@@ -153,7 +150,7 @@ class Trainer:
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)  # as this one began, but not sharded
         new = initialise_from(model, source)
         self.model.load_state_dict(sharded_as(model.state_dict(), self.model.state_dict()))
-        self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup)
+        self.ema = Ema(self.model, self.recipe.ema, self.recipe.ema_warmup, self.recipe.ema_power)
         return new
 
     def averaged(self) -> VideoDiffusion | None:
@@ -174,22 +171,6 @@ def _data_name(recipe: Recipe) -> str:
     return recipe.data.kind if recipe.data.path is None else str(Path(recipe.data.path).expanduser().resolve())
 
 
-def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
-    """uint8 clips -> float in [-1, 1] on the device."""
-    return clips.to(device, non_blocking=True).float() / 127.5 - 1
-
-
-@torch.inference_mode()
-def validation_error(model: VideoDiffusion, clips: Tensor, seed: int = 0) -> float:
-    """Mean squared error of the network's output per element, over fixed clips (uint8), times and noise."""
-    draw = model.draw(len(clips), generator_at(seed, 0, model.device, stream=1))
-    total = 0.0
-    for i in range(0, len(clips), 16):
-        part = Draw(*(x[i : i + 16] for x in draw))
-        total += float(model.loss(to_model_range(clips[i : i + 16], model.device), part).sum())
-    return 2 * total / draw.eps.numel()
-
-
 def train(
     recipe: Recipe,
     output: Path,
@@ -199,6 +180,7 @@ def train(
     init_from: str | Path | None = None,
     clips: Callable[[Recipe, str, torch.device], ClipSource] | None = None,
     report: Callable[[str], None] = print,
+    live: bool = False,
 ) -> Path:
     """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
 
@@ -209,6 +191,7 @@ def train(
         continues has weights of its own.
     clips: gives the source of a split ("train" or "test"); None is the recipe's data.
     report: takes the lines for people; of many processes, the first one's.
+    live: show a table in the terminal, instead of a line each time, while the steps are made.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
@@ -230,7 +213,16 @@ def train(
         # one process validates and samples
         test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
         deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        with RunLog(output, recipe, trainer.step, enabled=processes.first, report=report) as log:
+        with RunLog(
+            output,
+            recipe,
+            trainer.step,
+            device=processes.device,
+            processes=processes.count,
+            enabled=processes.first,
+            report=report,
+            live=live,
+        ) as log:
             _loop(trainer, test, log, output, deadline)
         return output / "model"
 
@@ -289,8 +281,9 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
 
 def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog, output: Path) -> None:
     """Measures the averaged model on the test clips and draws what it makes; keeps the best so far in best/."""
-    step, error = trainer.step, validation_error(model, test)
-    log.step(step, validation=error)
+    step, errors = trainer.step, validate(model, test)
+    error = errors["validation"]
+    log.step(step, **errors)
     log.picture(step, model, test)
     if error < trainer.best:
         trainer.best = error

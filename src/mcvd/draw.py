@@ -1,0 +1,40 @@
+"""Everything random in one training step: which frames are hidden, times, noise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Draw(NamedTuple):
+    """The random part of the loss of B clips."""
+
+    past_seen: Tensor
+    """``(B,)`` bool"""
+    future_seen: Tensor
+    """``(B,)`` bool"""
+    t: Tensor
+    """``(B,)`` long, time numbers"""
+    eps: Tensor
+    """``(B, k, C, H, W)``, the noise added to the current frames"""
+    frames_seen: Tensor | None = None
+    """``(B, p + f)`` bool, which past and future frames are seen where their group is; None: all"""
+    context_sigma: Tensor | None = None
+    """``(B,)``, standard deviation of the noise in past and future frames; None: 0"""
+    context_eps: Tensor | None = None
+    """``(B, p + f, C, H, W)``, that noise, N(0, I); None where context_sigma is"""
+
+    def rows(self, start: int, stop: int) -> Draw:
+        """Of the clips `start` to `stop` - 1 alone."""
+        return Draw(*(None if x is None else x[start:stop] for x in self))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Draw:
+        """On a device."""
+        return Draw(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
+
+
+def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
+    """A generator that depends on (seed, step, stream) alone."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)

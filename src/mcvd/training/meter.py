@@ -1,0 +1,51 @@
+"""How fast a run is, how much memory it takes, and how well it uses the machine."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+
+from mcvd.training.estimate import estimate, matmul_rate
+from mcvd.training.recipe import Recipe
+
+
+class Meter:
+    """Rates of one process between two calls. Needs the arithmetic of a step, and about 0.2 s for the machine's rate.
+
+    processes: how many share a batch.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, processes: int = 1, step: int = 0):
+        self.device, self.batch = device, recipe.batch
+        self.flops = estimate(recipe).flops * recipe.batch / processes
+        self.peak = matmul_rate(device)
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """What was done until now, such as sampling, does not count as training."""
+        self.step, self.time = step, time.monotonic()
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Since the last call: `steps_per_second`, `clips_per_second` of all processes, `mfu`; `memory_gb` at its peak.
+
+        mfu, model FLOPs utilisation (arXiv 2204.02311, appendix B): arithmetic that the steps needed, forward and
+        backward, over what this process's device does in large matrix products (measured). Empty if no step was made.
+        """
+        steps, seconds = step - self.step, time.monotonic() - self.time
+        if not steps:
+            return {}
+        self.restart(step)
+        speed = steps / seconds
+        rates = {"steps_per_second": speed, "clips_per_second": speed * self.batch}
+        return rates | {"memory_gb": memory(self.device) / 1e9, "mfu": speed * self.flops / self.peak}
+
+
+def memory(device: torch.device) -> int:
+    """Bytes at the peak: allocated by torch on a GPU, resident of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
