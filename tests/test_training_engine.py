@@ -225,9 +225,9 @@ def test_the_best_model_is_kept_also_over_a_restart(tmp_path, monkeypatch):
 
     def validation(model, clips):
         validated.append(2 * len(validated) + 2)
-        return errors[validated[-1]]
+        return {"validation": errors[validated[-1]]}
 
-    monkeypatch.setattr(trainer, "validation_error", validation)
+    monkeypatch.setattr(trainer, "validate", validation)
     made = recipe(SMALL, sample_every=2, save_every=4)
 
     def best():
