@@ -122,13 +122,15 @@ def local_device(device: str | None) -> str | None:
 
 
 def show(result: Result | None, output: Path) -> None:
-    """Prints the numbers; only the first process has them."""
+    """Prints the numbers and writes the report; only the first process has them."""
     if result is None:
         return
+    from mcvd.evaluation.report import write_report
     from mcvd.evaluation.summary import lines
 
     print("\n".join(lines(result)))
-    print(f"the result is in {output} (result.json; for a paper: result.md)")
+    page, *_ = write_report(output)
+    print(f"the result is in {output} (result.json; for a paper: result.md); look at {page}")
 
 
 def print_protocols() -> None:
