@@ -1,8 +1,8 @@
 """The memory that one implementation needs: two runs in a process of its own, where nothing else is.
 
 On CPUs, the largest resident memory (VmHWM of Linux) during the runs beyond what the process had before anything was
-built; on GPUs, the largest amount that torch had allocated. Weights, and in training gradients, Adam and the averaged
-weights, are in it.
+built, but after a tiny network had run, so that loaded code does not count; on GPUs, the largest amount that torch had
+allocated. Weights, and in training gradients, Adam and the averaged weights, are in it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from mcvd.benchmark import ours
-from mcvd.benchmark.cases import CASES, Setting, random_weights
-from mcvd.benchmark.peer import load_peer
+from mcvd.benchmark.cases import CASES, Case, Setting, random_weights
+from mcvd.benchmark.peer import Build, load_peer
 from mcvd.config import from_dict, to_dict
 from mcvd.errors import McvdError
 
@@ -68,18 +68,30 @@ def measure(request: Request) -> int:
     implementation = (
         load_peer(Path(request.peer)) if request.peer else ours.implementation(request.precision, request.compiled)
     )
+    _run(implementation.build, case, _tiny(request.setting), device)  # loads the code that will be needed
+    _forget_peak(device)
     before = 0 if device.type == "cuda" else _resident("VmRSS")
-    weights = random_weights(request.setting.model, device)
-    offered = implementation.build(request.setting.model, weights)[case.offer]
-    parts = case.parts(offered, request.setting, device)
+    _run(implementation.build, case, request.setting, device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM") - before
+
+
+def _run(build: Build, case: Case, setting: Setting, device: torch.device) -> None:
+    weights = random_weights(setting.model, device)
+    parts = case.parts(build(setting.model, weights)[case.offer], setting, device)
     del weights
     _forget_peak(device)
     for _ in range(RUNS):
         for run in parts.values():
             run()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _resident("VmHWM") - before
+
+
+def _tiny(setting: Setting) -> Setting:
+    network = setting.model.network
+    side = 4 * 2 ** (len(network.multipliers) - 1)
+    network = replace(network, size=(side, side), width=8, blocks=1, attention=(), head_channels=-1)
+    return replace(setting, model=replace(setting.model, network=network), batch=1, samples=1)
 
 
 def _forget_peak(device: torch.device) -> None:
