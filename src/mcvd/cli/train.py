@@ -31,7 +31,7 @@ class Command:
     data: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=_FROM_RECIPE)] = None
     """Folder of videos (files, folders of images, npz), or of the MNIST files for moving digits."""
     output: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/NAME of the recipe)")] = None
-    """Run folder: checkpoints, model/ (for --model), log.jsonl, TensorBoard events, samples/."""
+    """Run folder: checkpoints, model/ and best/ (for --model), log.jsonl, TensorBoard events, samples/."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
     """Optimizer steps in all, those of earlier runs included."""
     minutes: Annotated[MaybeMinutes, arg(help_behavior_hint="(default: no limit)")] = None
