@@ -6,7 +6,13 @@ import weakref
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from mcvd.diffusion import gaussian
 from mcvd.diffusion.sampling import sample
@@ -22,6 +28,7 @@ from mcvd.diffusion.solvers import (
     solver_table,
     spaced,
     spaced_as_published,
+    unipc,
 )
 from mcvd.errors import McvdError
 
@@ -206,6 +213,39 @@ def test_dpm_solver_pp_equals_diffusers(steps, clip):
     # (1e-5, as theirs keeps the state in float32)
 
 
+def with_levels(scheduler, times):
+    """A diffusers multistep scheduler set to these time numbers, in float64."""
+    scheduler = in_double(scheduler)
+    scheduler.set_timesteps(len(times))
+    scheduler.timesteps, scheduler.num_inference_steps = torch.tensor(times), len(times)
+    level = THOUSAND.alpha_bar[times]
+    scheduler.sigmas = torch.cat([((1 - level) / level).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    return scheduler
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("steps", [2, 3, 10, 20, 100])
+def test_sde_dpm_solver_pp_equals_diffusers(steps, clip):
+    x, noise = start(steps)
+    times = spaced(THOUSAND, steps)
+    kind = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}
+    scheduler = with_levels(DPMSolverMultistepScheduler(thresholding=clip, sample_max_value=1.0, **kind), times)
+    expected = theirs(scheduler, x, lambda output, t, x, i: scheduler.step(output, t, x, variance_noise=noise[i]))
+    table = dpm_solver_pp(THOUSAND, times, noisy=True)
+    torch.testing.assert_close(ours(table, x, noise, clip), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("steps", [2, 3, 4, 10, 20, 100])
+def test_unipc_equals_diffusers(steps, clip):
+    x, _ = start(0)
+    times = spaced(THOUSAND, steps)
+    kind = {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}
+    scheduler = with_levels(UniPCMultistepScheduler(thresholding=clip, sample_max_value=1.0, **kind), times)
+    expected = theirs(scheduler, x, lambda output, t, x, i: scheduler.step(output, t, x))
+    torch.testing.assert_close(ours(unipc(THOUSAND, times), x, (), clip), expected, rtol=0, atol=1e-5)
+
+
 # --- Gaussian data: the exact denoiser is known, everything is linear -------------------------------------------------
 
 MEAN, STD = 0.3, 0.19
@@ -244,6 +284,10 @@ def moments(table):
         ("dpm++", 20, 5e-4, 0.037),
         ("dpm++", 100, 5e-4, 0.0015),
         ("dpm++", 1000, 5e-4, 0.0008),
+        ("unipc", 10, 5e-4, 0.0155),
+        ("unipc", 20, 5e-4, 0.031),
+        ("sde-dpm++", 20, 1e-5, 0.096),
+        ("sde-dpm++", 100, 1e-5, 0.0040),
     ],
 )
 def test_gaussian_data_keeps_its_mean_and_spread(solver, steps, mean_off, spread_off):
@@ -266,18 +310,21 @@ def error(solver, steps):
     return abs(states[-2].item() - exact)
 
 
-@pytest.mark.parametrize(("solver", "low", "high"), [("ddim", 0.88, 1.05), ("dpm++", 1.68, 2.05), ("f-pndm", 2.1, 4.5)])
+@pytest.mark.parametrize(
+    ("solver", "low", "high"), [("ddim", 0.88, 1.05), ("dpm++", 1.68, 2.05), ("unipc", 1.9, 4.0), ("f-pndm", 2.1, 4.5)]
+)
 def test_half_the_distance_between_levels_divides_the_error_by_2_to_the_order(solver, low, high):
-    # 1 and 2 are the orders of DDIM and DPM-Solver++(2M); the PNDM paper proves 2 for F-PNDM, more is seen where the
-    # data is smooth
+    # 1 and 2 are the orders of DDIM and DPM-Solver++(2M); UniPC's corrector adds one to its 2. The PNDM paper proves 2
+    # for F-PNDM, more is seen where the data is smooth
     errors = [error(solver, steps) for steps in (8, 16, 32, 64, 128)]
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert all(low < order < high for order in orders), orders
 
 
 def test_higher_order_is_worth_its_calls():
-    ddim_, two, four = (error(solver, 32) for solver in ("ddim", "dpm++", "f-pndm"))
+    ddim_, two, corrected, four = (error(solver, 32) for solver in ("ddim", "dpm++", "unipc", "f-pndm"))
     assert four < two / 3 < ddim_ / 15
+    assert corrected < two / 2  # without the 9 calls that F-PNDM takes more
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -291,6 +338,8 @@ def test_higher_order_is_worth_its_calls():
         (ddim(THOUSAND, spaced(THOUSAND, 10), eta=0.5), 9),
         (f_pndm(THOUSAND, spaced(THOUSAND, 10)), 0),
         (dpm_solver_pp(THOUSAND, spaced(THOUSAND, 10)), 0),
+        (dpm_solver_pp(THOUSAND, spaced(THOUSAND, 10), noisy=True), 9),
+        (unipc(THOUSAND, spaced(THOUSAND, 10)), 0),
         (published_table("ddpm", THOUSAND, 10), 9),
     ],
 )
@@ -303,7 +352,7 @@ def test_noise_is_drawn_only_where_it_is_used(table, draws):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_only_the_outputs_that_are_read_again_are_kept(solver):
     table = solver_table(solver, THOUSAND, 40)
-    assert table.memory <= {"ddpm": 1, "ddim": 1, "dpm++": 2, "f-pndm": 13}[solver]
+    assert table.memory <= {"dpm++": 2, "sde-dpm++": 2, "unipc": 3, "f-pndm": 13}.get(solver, 1)
     outputs, alive = [], []
 
     def denoiser(x, t, alpha_bar):
@@ -350,7 +399,7 @@ def test_bad_requests_are_refused():
             solver_table("ddpm", THOUSAND, steps)
         with pytest.raises(McvdError, match="1 to 1000"):
             published_table("ddpm", THOUSAND, steps)
-    with pytest.raises(McvdError, match=r"solver is 'euler'; it is one of ddpm, ddim, f-pndm, dpm\+\+"):
+    with pytest.raises(McvdError, match=r"solver is 'euler'; it is one of ddpm, ddim, f-pndm, dpm\+\+, sde-"):
         solver_table("euler", THOUSAND)
     with pytest.raises(McvdError, match="published results use ddpm and ddim"):
         published_table("dpm++", THOUSAND, 20)

@@ -78,8 +78,8 @@ class Sampling:
     samples: Count = 1
     """How many different videos to make; a file each."""
     solver: Annotated[str, arg(metavar="NAME")] = "ddpm"
-    """ddpm (as in the paper's tables), ddim, f-pndm or dpm++ (the quick ones)."""
-    steps: Annotated[MaybeCount, arg(help_behavior_hint="(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20)")] = None
+    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
+    steps: Annotated[MaybeCount, arg(help_behavior_hint="(default: ddpm 100, ddim 50, unipc 10, others 20)")] = None
     """Denoising steps for every block of frames; more is slower and mostly better."""
     seed: Seed = 0
     """Same seed, same videos."""

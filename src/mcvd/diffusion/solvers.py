@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -159,25 +160,75 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     return Table(tuple(rows), clip_eps=True)
 
 
-def dpm_solver_pp(schedule: NoiseSchedule, times: list[int]) -> Table:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: predicts x0, remembers 2 calls."""
-    # lambda_t of the paper; with zero terminal SNR the first is minus infinity, and the formulas below have that limit
-    half_log_snr = lambda a: 0.5 * math.log(a / (1 - a)) if a else -math.inf  # noqa: E731
+def _half_log_snr(alpha_bar: float) -> float:
+    """lambda of the DPM-Solver papers; minus infinity at a zero-terminal first level: formulas have limits."""
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar else -math.inf
+
+
+def dpm_solver_pp(schedule: NoiseSchedule, times: list[int], noisy: bool = False) -> Table:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: predicts x0, remembers 2 calls.
+
+    noisy: SDE-DPM-Solver++(2M) (same paper, section 4), which adds noise in every step as DDPM does.
+    """
     levels = _levels(schedule, times)
     rows = []
     for i, (t, a, b) in enumerate(levels):
         if b == 1.0:  # lambda is infinite at the clean end: the step ends at x0_hat itself
             rows.append(Row(t, a, base=0.0, x0=(1.0,)))
             continue
-        h = half_log_snr(b) - half_log_snr(a)
+        h = _half_log_snr(b) - _half_log_snr(a)
+        base = math.sqrt((1 - b) / (1 - a)) * (math.exp(-h) if noisy else 1.0)
+        fresh = -math.expm1(-2 * h) if noisy else 0.0  # share of the next state's noise variance that is drawn anew
+        gain = math.sqrt(b) * (fresh if noisy else -math.expm1(-h))
+        noise = math.sqrt((1 - b) * fresh)
+        if i == 0:
+            rows.append(Row(t, a, base, x0=(gain,), noise=noise))
+            continue
+        r = (_half_log_snr(a) - _half_log_snr(levels[i - 1][1])) / h
+        rows.append(Row(t, a, base, x0=(gain * (1 + 0.5 / r), -gain * 0.5 / r), noise=noise))
+    return Table(tuple(rows))
+
+
+def unipc(schedule: NoiseSchedule, times: list[int]) -> Table:
+    """UniPC-2 (arXiv 2302.04867, algorithms 1 and 2, x0 prediction, B(h) = e^h - 1), first order at both ends.
+
+    When a call has been made, the state it saw is corrected by its output, before the next step starts from there. The
+    corrected state is the one that was seen plus a sum of outputs, so that both are one row.
+    """
+    levels = _levels(schedule, times)
+    rows = []
+    for i, (t, a, b) in enumerate(levels):
+        if b == 1.0:
+            rows.append(Row(t, a, base=0.0, x0=(1.0,)))
+            continue
+        corrected = _unipc_correction([_half_log_snr(level[1]) for level in levels[max(i - 2, 0) : i + 1]], a)
+        h = _half_log_snr(b) - _half_log_snr(a)
         base = math.sqrt((1 - b) / (1 - a))
         gain = -math.sqrt(b) * math.expm1(-h)
-        if i == 0:
-            rows.append(Row(t, a, base, x0=(gain,)))
-            continue
-        r = (half_log_snr(a) - half_log_snr(levels[i - 1][1])) / h
-        rows.append(Row(t, a, base, x0=(gain * (1 + 0.5 / r), -gain * 0.5 / r)))
+        half = 0.5 * gain * h / (_half_log_snr(a) - _half_log_snr(levels[i - 1][1])) if i else 0.0
+        weights = [base * weight for weight in corrected]
+        weights[0] += gain + half
+        weights[1] -= half
+        rows.append(Row(t, a, base, x0=tuple(weights)))
     return Table(tuple(rows))
+
+
+def _unipc_correction(levels: list[float], alpha_bar: float) -> tuple[float, float, float]:
+    """What the corrector adds to the state at the last of up to 3 lambdas: weights of the outputs there and before."""
+    if len(levels) == 1:
+        return 0.0, 0.0, 0.0
+    h = levels[-1] - levels[-2]
+    gain = -math.sqrt(alpha_bar) * math.expm1(-h)
+    if len(levels) == 2:
+        return 0.5 * gain, -0.5 * gain, 0.0
+    r = (levels[-3] - levels[-2]) / h  # negative
+    # b_1 and b_2 of the paper; they and r fix the weights of both differences of outputs
+    first = -1 / h - 1 / math.expm1(-h)
+    second = 2 * (1 / h**2 + (1 / h - 0.5) / math.expm1(-h))
+    old = (first - second) / (1 - r)
+    new = first - old
+    slope = gain * (old - 0.5) / r  # beyond the predictor's half
+    return gain * new, -gain * new - slope, slope
 
 
 @dataclass(frozen=True)
@@ -195,6 +246,10 @@ SOLVERS = {
     "ddim": Solver(ddim, spaced, 50, "deterministic for a given start noise"),
     "f-pndm": Solver(f_pndm, spaced_quadratically, 20, "fourth-order multistep, 9 more calls than steps"),
     "dpm++": Solver(dpm_solver_pp, spaced_quadratically, 20, "DPM-Solver++(2M), second order"),
+    "sde-dpm++": Solver(
+        partial(dpm_solver_pp, noisy=True), spaced_quadratically, 20, "SDE-DPM-Solver++(2M): adds noise, as DDPM does"
+    ),
+    "unipc": Solver(unipc, spaced_quadratically, 10, "UniPC of order 2, a corrected DPM-Solver++"),
 }
 
 
