@@ -368,7 +368,10 @@ class VideoDiffusion(nn.Module):
             ("config.json", lambda path: path.write_text(text + "\n")),
         ):
             partial = folder / f".{name}.partial"
+            partial.touch()
+            mode = partial.stat().st_mode
             write(partial)
+            partial.chmod(mode)  # safetensors makes its files readable by their owner alone
             os.replace(partial, folder / name)
         return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,13 +17,15 @@ def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-        os.close(handle)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
             os.replace(temporary, path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise McvdError(f"cannot write {path}: {error.strerror or error}") from error
 
