@@ -170,8 +170,9 @@ def plan(
     """Plans the blocks that make every unknown frame exactly once; each reads only frames known by then.
 
     known: one bool a frame of the video; all False is generation.
-    masking: how the model was trained; only combinations of seen groups that training showed are planned. The one
-        exception: with current == 1 a group may be seen in part, for a frame that would else be tied to nothing.
+    masking: how the model was trained; only combinations of seen groups that training showed are planned, in part only
+        where single frames were hidden. The one exception: with current == 1 a group may be seen in part, for a frame
+        that would else be tied to nothing.
     advance: how many frames of each block are kept, in the direction of growth; all of them by default, 1 is the
         published `one_frame_at_a_time`.
 
