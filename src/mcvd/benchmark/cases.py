@@ -137,7 +137,8 @@ class NetworkCall:
         past = setting.frames(setting.layout.past, setting.batch, generator).to(device)
         future = setting.frames(setting.layout.future, setting.batch, generator).to(device)
         x = setting.noise(setting.batch, generator).to(device)
-        time = torch.randint(setting.model.schedule.steps, (setting.batch,), generator=generator).to(device)
+        # one time for all rows, as in sampling
+        time = torch.randint(setting.model.schedule.steps, (1,), generator=generator).expand(setting.batch).to(device)
         call = offered(past, future)
         return {"call": lambda: call(x, time)}
 

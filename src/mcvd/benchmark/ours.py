@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
+from mcvd.networks.convolution import packed_convolutions
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer
 
@@ -45,10 +47,13 @@ class Ours:
         """See :mod:`mcvd.benchmark.peer`."""
         with torch.no_grad(), self._autocast():
             condition = self.model.network.encode(past, future)
+        packed = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
+        packed.enter_context(packed_convolutions(self.model.network))
 
-        def call(x: Tensor, time: Tensor) -> Tensor:
+        def call(x: Tensor, time: Tensor, _packed: contextlib.ExitStack = packed) -> Tensor:
+            time = time[:1] if bool((time == time[0]).all()) else time  # one for all rows, as when sampling
             with torch.no_grad(), self._autocast():
-                return self.model.network(x, time[:1], condition)  # one time for all, as when sampling
+                return self.model.network(x, time, condition)
 
         return call
 
