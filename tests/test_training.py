@@ -234,7 +234,7 @@ def run(tmp_path):
     def start(output, *more, launcher=(), kill_at=""):
         environment = {**os.environ, "PYTHONPATH": source, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launcher, str(script), str(output), *map(str, more)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
 
     return start
 

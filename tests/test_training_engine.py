@@ -246,7 +246,7 @@ def test_the_best_model_is_kept_also_over_a_restart(tmp_path, monkeypatch):
     assert state(tmp_path, 12)["best"] == 0.125
 
 
-def test_only_the_first_process_makes_validation_clips_and_the_average_is_built_once_a_step(tmp_path, monkeypatch):
+def test_the_average_is_built_once_in_a_step_that_validates_and_saves(tmp_path, monkeypatch):
     built, averaged = [], Trainer.averaged
     monkeypatch.setattr(Trainer, "averaged", lambda self: built.append(self.step) or averaged(self))
     go(recipe(CONCAT, sample_every=2), tmp_path)
@@ -282,18 +282,20 @@ torch.set_num_threads(1)
 import test_training_engine as tests
 from pathlib import Path
 from mcvd.training import precision
-from mcvd.training.estimate import estimate
 from mcvd.training.processes import Processes
 
 tests.quick(tests.pytest.MonkeyPatch())
 precision.FP16_DEVICES = ("cpu",)
 with Processes.join("cpu") as processes:
     Processes.join = staticmethod(lambda device: contextlib.nullcontext(processes))  # one group for all runs
+    def clips(recipe, split, device):
+        print(f"clips {{processes.rank}} {{split}}", flush=True)
+        return tests.Clips()
+
     for name, recipe in tests.RUNS.items():
         start = Path({folder!r}) / "start" if name == "3d" else None
-        said = print if name != "resumed" else lambda line: print("resumed:", line, flush=True)
-        tests.train(recipe, Path({folder!r}) / name, device="cpu", init_from=start, clips=lambda *_: tests.Clips(),
-                    report=said)
+        said = lambda line: print(f"{{name}}: {{line}}", flush=True)
+        tests.train(recipe, Path({folder!r}) / name, device="cpu", init_from=start, clips=clips, report=said)
     try:
         found = processes.rank and Path({folder!r}) / "concat" or Path({folder!r}) / "nothing"
         tests.train(recipe, found, device="cpu", clips=lambda *_: tests.Clips())
@@ -377,6 +379,14 @@ def test_processes_that_do_not_share_the_run_folder_are_refused(sharded):
     _, said = sharded
     for rank in (0, 1):
         assert f"refused {rank}: the processes found different checkpoints in" in said
+
+
+@pytest.mark.slow
+def test_only_the_first_process_makes_validation_clips(sharded):
+    _, said = sharded
+    assert "clips 0 test" in said
+    assert "clips 1 train" in said
+    assert "clips 1 test" not in said
 
 
 @pytest.mark.slow
