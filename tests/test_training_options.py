@@ -196,10 +196,18 @@ def test_fine_tuning_says_what_is_new_and_refuses_another_meaning(tmp_path):
     trained = VideoDiffusion.from_folder(folder).network.state_dict()
     moved = trained["middle.0.conv0.weight"] - tiny.model().network.state_dict()["middle.0.conv0.weight"]
     assert 0 <= float(moved.abs().max()) < 1e-2  # two steps away, not another random start
-    other = dataclasses.replace(recipe, model=tiny.config(prediction="v"))
-    with pytest.raises(McvdError, match=r"model.prediction v, the weights .* were trained with eps"):
+    other = dataclasses.replace(recipe, model=tiny.config(steps=50))
+    with pytest.raises(McvdError, match=r"model.schedule .*steps=50.*, the weights .* were trained with .*steps=100"):
         train(other, tmp_path / "other", init_from=tmp_path / "start", device="cpu", **options)
     assert not (tmp_path / "other").exists()
+
+
+def test_another_prediction_starts_from_all_weights_but_the_last_convolution():
+    start, model = tiny.model(), VideoDiffusion(tiny.config(prediction="x0"))
+    assert initialise_from(model, start) == ["conv_out.weight", "conv_out.bias"]
+    own, given = model.network.state_dict(), start.network.state_dict()
+    assert all(torch.equal(own[name], given[name]) for name in own if not name.startswith("conv_out."))
+    assert float(own["conv_out.weight"].abs().max()) < 1e-3  # it says nothing yet
 
 
 def test_estimates_count_what_is_there():

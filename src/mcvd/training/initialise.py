@@ -16,10 +16,11 @@ from mcvd.training.recipe import Recipe
 def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
     """The recipe with what the weights of `source` mean: how they count time.
 
-    Raises McvdError where the weights would mean something else than the recipe says: another prediction, or schedule.
+    Raises McvdError where the weights would mean something else than the recipe says, such as another schedule. Another
+    prediction is no hindrance: it is the last convolution alone that knows of it.
     """
     mine, theirs = recipe.model, source.config
-    for name in ("prediction", "schedule", "noisy_condition"):
+    for name in ("schedule", "noisy_condition"):
         if getattr(mine, name) != getattr(theirs, name):
             raise McvdError(
                 f"the recipe has model.{name} {getattr(mine, name)}, the weights to start from were trained with "
@@ -34,12 +35,17 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
 
     Of the first and last convolution, which grow with the frames of a block, the parts of the frames that both have are
     copied: the past frames nearest to the current ones, the first current and the first future frames; what is left
-    starts at 0 for condition frames, so that the model begins as `source` is.
+    starts at 0 for condition frames, so that the model begins as `source` is. Where it predicts something else (eps, v,
+    x0), the last convolution is new.
     """
+    another = model.config.prediction != source.config.prediction
     own, given = model.network.state_dict(), source.network.state_dict()
     new = []
     for name, weight in own.items():
         other = given.get(name)
+        if another and name.startswith("conv_out."):
+            new.append(name)
+            continue
         if other is not None and other.shape == weight.shape:
             weight.copy_(other)
             continue
