@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 benchmarks/parallel.py --recipe ucf101-spatin --steps 10
 
 Trains a few steps in every combination on random clips, all from the same weights; prints the loss and the norm of the
-gradient of each step (they should agree to about 1e-6 in fp32), the seconds of the last step, the largest GPU memory
+gradient of each step (they should agree to about 5e-6 in fp32), the seconds of the last step, the largest GPU memory
 of a process, and how many graphs torch.compile made and how many times it gave up.
 """
 
