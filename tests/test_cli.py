@@ -201,6 +201,7 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "steps": 3,
         "seed": 0,
         "guidance": 2.0,
+        "context_noise": 0.0,
         "batch_size": 32,
         "reference": True,
     }
