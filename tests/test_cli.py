@@ -201,9 +201,12 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "steps": 3,
         "seed": 0,
         "guidance": 2.0,
+        "context_noise": 0.0,
         "batch_size": 32,
         "reference": True,
     }
+    assert main([*base, "--context-noise", "0.2"]) == 1  # it was trained without
+    assert seen["context_noise"] == 0.2
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ class Knows(torch.nn.Module):
         super().__init__()
         self.config, self.clean, self.scale = config, clean, torch.nn.Parameter(torch.ones(()))
 
-    def encode(self, past, future, past_seen=None):
+    def encode(self, past, future, past_seen=None, sigma=None):
         return self
 
     def take(self, rows):
