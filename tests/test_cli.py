@@ -205,6 +205,8 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "batch_size": 32,
         "reference": True,
     }
+    assert main([*base, "--context-noise", "0.2"]) == 1  # it was trained without
+    assert seen["context_noise"] == 0.2
 
 
 @pytest.mark.slow
