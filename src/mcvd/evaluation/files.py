@@ -12,6 +12,13 @@ from torch import Tensor
 from mcvd.errors import McvdError
 
 
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Writes a file, whole or not at all. Raises OSError where it cannot."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(temporary, path)
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
     """Writes a safetensors file, whole or not at all."""
     path = Path(path)

@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from mcvd.errors import McvdError
+from mcvd.evaluation.files import write_whole
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
 
@@ -42,7 +43,7 @@ class Folder:
                 strange = [item.name for item in self.path.iterdir() if not item.name.startswith(IDENTITY)]
                 if strange and not file.is_file():  # another process may have claimed it just now
                     raise McvdError(f"{self.path} holds other files ({strange[0]}); choose another --output")
-                _write(file, json.dumps(identity, indent=1) + "\n")
+                write_whole(file, json.dumps(identity, indent=1) + "\n")
             old = json.loads(file.read_text())
         except OSError as error:
             raise McvdError(f"cannot use {self.path}: {error.strerror or error}") from None
@@ -94,15 +95,9 @@ class Folder:
     def finish(self, table: Table, result: Result, line: str) -> None:
         """Writes all rows as one file, the Markdown and the result; then drops rows/."""
         table.save(self.path / "rows.safetensors")
-        _write(self.path / "result.md", line)
+        write_whole(self.path / "result.md", line)
         result.save(self.path / "result.json")
         shutil.rmtree(self.rows, ignore_errors=True)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

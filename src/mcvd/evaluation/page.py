@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from mcvd.errors import McvdError
+from mcvd.evaluation.files import write_whole
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#222;--faint:#666;--line:#ddd;--paper:#fff;--good:#eef4fb}
@@ -159,15 +159,9 @@ def write_page(page: Page, folder: Path, name: str) -> list[Path]:
             if old.suffix in (".svg", *TYPES) and old.name not in keep:
                 old.unlink()  # of an earlier report, whose clips were others
         for picture in page.pictures:
-            _write(files / picture.name, picture.data)
-        _write(markdown, page.markdown(files.name).encode())
-        _write(html, page.html().encode())
+            write_whole(files / picture.name, picture.data)
+        write_whole(markdown, page.markdown(files.name))
+        write_whole(html, page.html())
     except OSError as error:
         raise McvdError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return [html, markdown]
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)

@@ -8,12 +8,12 @@ clip, those of `calibration`, and ``seconds``), `result.md` and, for the report,
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcvd.config import from_dict, to_dict
 from mcvd.errors import McvdError
+from mcvd.evaluation.files import write_whole
 from mcvd.evaluation.protocol import Protocol
 
 
@@ -81,11 +81,9 @@ class Result:
     def save(self, path: Path | str) -> None:
         """Writes it as JSON, whole or not at all."""
         path = Path(path)
-        temporary = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(to_dict(self), indent=1) + "\n")
-            os.replace(temporary, path)
+            write_whole(path, json.dumps(to_dict(self), indent=1) + "\n")
         except OSError as error:
             raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
 
