@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from mcvd.cli import main as main_module
 from mcvd.cli import predict as predict_module
 from mcvd.cli.fill import parse_ranges
 from mcvd.cli.main import COMMANDS, _parse, main
@@ -481,3 +482,29 @@ def test_help_imports_nothing_heavy():
         )
         assert run("-c", code).stdout.splitlines()[-1] == "set()"
     assert Sampling().model == "digits"
+
+
+@pytest.mark.parametrize(
+    ("given", "running", "policy"),
+    [
+        ({}, [99], "PASSIVE"),
+        ({}, [0], None),
+        ({}, [0, 99, 0, 99, 0], None),  # a passing process
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, [99], "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "100"}, [99], None),
+    ],
+)
+def test_threads_sleep_while_they_wait_only_on_a_busy_machine(monkeypatch, given, running, policy):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    counts = iter(running * 5)
+    monkeypatch.setattr(main_module, "_running", lambda: next(counts))
+    main_module._share_processors()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.undo()
+
+
+def test_the_running_threads_of_others_are_counted():
+    assert 0 <= main_module._running() < 100_000

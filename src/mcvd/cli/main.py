@@ -10,10 +10,12 @@ import difflib
 import io
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mcvd import __version__
@@ -44,6 +46,28 @@ COMMANDS = {
 }
 
 
+def _share_processors() -> None:
+    """On a busy machine, lets idle threads sleep instead of spin; OpenMP reads this when torch is imported.
+
+    Two processes that both spin slow each other down tenfold and more; one that sleeps beside one that spins does no
+    harm. Alone, sleeping costs a third of a small network's speed (docs/performance.md).
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        return
+    busy = sorted(_running() for _ in range(5))[2]  # the median: a passing process does not count
+    if busy >= (os.cpu_count() or 1) / 2:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _running() -> int:
+    """Threads of others that run just now, a few milliseconds later; 0 where the system does not tell."""
+    time.sleep(0.004)
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (None: of this process) -> exit code.
 
@@ -53,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    # threads that spin while they wait cost 10-50x on a busy machine; OpenMP reads this when torch is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _share_processors()
     try:
         with _notes(debug):
             return _dispatch(words)
