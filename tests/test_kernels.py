@@ -1,10 +1,13 @@
 """The fast forms of the network's parts equal the plain formulas, in value, gradient and what they keep."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tiny
+from mcvd.networks import winograd
 from mcvd.networks.convolution import Conv2d, packed_convolutions
 from mcvd.networks.norm import norm_silu
 from mcvd.networks.resample import upsample
@@ -133,6 +136,31 @@ def test_packed_convolutions_change_nothing_but_speed():
     with packed_convolutions(model.network):  # gradients need the plain weights
         call().sum().backward()
     assert all(part.weight.grad is not None for part in convolutions)
+
+
+@pytest.mark.parametrize("cache", [1, 200_000, 10**9])  # bands of an image, an image, several at a time
+@pytest.mark.parametrize("shape", [(1, 5, 4, 4), (3, 5, 8, 12), (5, 9, 20, 16)])
+def test_winograd_is_the_convolution(monkeypatch, shape, cache):
+    monkeypatch.setattr(winograd, "CACHE", cache)
+    weight, bias = torch.randn(7, shape[1], 3, 3, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
+        made = winograd.convolve(x, winograd.turn_weight(weight), bias)
+        torch.testing.assert_close(made, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-12)
+        assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("count", "side", "winning"), [(1, 32, True), (1, 16, False), (2, 16, True), (8, 18, False)])
+def test_wide_convolutions_of_whole_tiles_go_through_winograd(count, side, winning):
+    convolution = Conv2d(96, 128, 3)
+    x = torch.randn(count, 96, side, side)
+    with torch.no_grad():
+        expected = convolution(x)
+        with packed_convolutions(convolution):
+            made = convolution(x)
+            if torch.backends.mkldnn.is_available():
+                assert isinstance(convolution.packed, partial) == winning
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_one_time_and_one_condition_serve_all_rows():

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
-from mcvd.evaluation import winograd
 from mcvd.evaluation.weights import load_weights
+from mcvd.networks import winograd
 
 SIZE = 224
 SHORTEST = 9

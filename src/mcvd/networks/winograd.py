@@ -1,0 +1,103 @@
+"""3x3 convolutions by a quarter of the multiplications: Winograd's F(4x4, 3x3) as matrix products.
+
+For images of many channels on CPUs, where a convolution is as slow as its arithmetic (Lavin and Gray 2016, arXiv
+1509.09308). 4x4 outputs come from a 6x6 patch of input: both are turned by constant matrices, and between them each of
+36 positions is a plain matrix product over channels. In float32 the sums differ from a direct convolution's by 1e-5, at
+most 1e-4 of their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE = 4
+PARTS = 36
+"""Positions of a patch: matrix products that become one tile of outputs."""
+CACHE = 2**22
+"""Bytes of turned images that are worked on at a time, so that they stay in the caches of the processor."""
+_INPUT = torch.tensor(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+_WEIGHT = (
+    torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64) / 24
+)
+_OUTPUT = torch.tensor(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
+)
+
+
+def turn_weight(weight: Tensor) -> Tensor:
+    """Weights ``(out, in, 3, 3)`` -> ``(36, in, out)``."""
+    out, into = weight.shape[:2]
+    matrix = torch.kron(_WEIGHT, _WEIGHT).to(weight)
+    return (matrix @ weight.permute(2, 3, 1, 0).reshape(9, into * out)).view(PARTS, into, out)
+
+
+def turn_input(images: Tensor) -> Tensor:
+    """Images ``(..., H, W, C)``, H and W multiples of 4 -> ``(36, ..., H / 4, W / 4, C)``; padded with a pixel of 0."""
+    return _turn_padded(F.pad(images, (0, 0, 1, 1, 1, 1)))
+
+
+def turn_output(products: Tensor) -> Tensor:
+    """``(36, N, H / 4, W / 4, out)`` -> ``(N, H, W, out)``."""
+    _, count, rows, columns, channels = products.shape
+    return _output_tiles(products).reshape(count, rows * TILE, columns * TILE, channels)
+
+
+def convolve(images: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution that keeps the size, ``(N, C, H, W)`` -> ``(N, out, H, W)`` (channels last in memory).
+
+    turned: of `turn_weight`; H and W are multiples of 4.
+    """
+    count, _, height, width = images.shape
+    rows, columns, channels = height // TILE, width // TILE, turned.shape[2]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    out = images.new_empty(count, height, width, channels)
+    bias = images.new_zeros(()) if bias is None else bias
+    for which, band in _pieces(count, rows, CACHE // (PARTS * columns * max(turned.shape[1:]) * images.element_size())):
+        lines = slice(band.start * TILE, band.stop * TILE)
+        part = _turn_padded(padded[which, lines.start : lines.stop + 2])
+        products = torch.bmm(part.flatten(1, 3), turned).unflatten(1, part.shape[1:4])
+        made = out[which, lines].unflatten(1, (-1, TILE)).unflatten(3, (columns, TILE))
+        torch.add(_output_tiles(products), bias, out=made)
+    return out.permute(0, 3, 1, 2)
+
+
+def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Which images, and which rows of tiles of them, to work on at a time: about `most` rows, at least one."""
+    if most >= rows:
+        images = most // rows
+        for i in range(0, count, images):
+            yield slice(i, min(i + images, count)), slice(0, rows)
+        return
+    band = math.ceil(rows / math.ceil(rows / max(most, 1)))
+    for i in range(count):
+        for row in range(0, rows, band):
+            yield slice(i, i + 1), slice(row, min(row + band, rows))
+
+
+def _turn_padded(padded: Tensor) -> Tensor:
+    patches = padded.unfold(-3, TILE + 2, TILE).unfold(-3, TILE + 2, TILE)
+    patches = patches.movedim((-2, -1), (0, 1)).flatten(0, 1)  # (36, ..., H / 4, W / 4, C)
+    matrix = torch.kron(_INPUT, _INPUT).to(padded)
+    return (matrix @ patches.flatten(1)).view(patches.shape)
+
+
+def _output_tiles(products: Tensor) -> Tensor:
+    """``(36, N, H / 4, W / 4, out)`` -> ``(N, H / 4, 4, W / 4, 4, out)``, a view in another order."""
+    matrix = torch.kron(_OUTPUT, _OUTPUT).to(products)
+    tiles = (matrix @ products.flatten(1)).view(TILE, TILE, *products.shape[1:])
+    return tiles.permute(2, 3, 0, 4, 1, 5)
