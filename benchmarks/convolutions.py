@@ -1,0 +1,107 @@
+"""Convolutions of a paper network while sampling on a CPU, direct and by Winograd: python benchmarks/convolutions.py
+
+For each batch: a network call as `packed_convolutions` does it and with direct convolutions only, interleaved, with the
+largest difference of the outputs; then every kind of 3x3 layer that could go through Winograd, alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mcvd.benchmark.cases import random_weights
+from mcvd.interop.official import from_official
+from mcvd.model import VideoDiffusion
+from mcvd.networks import winograd
+from mcvd.networks.convolution import Conv2d, packed_convolutions
+from mcvd.training.recipe import read_recipe
+
+
+def only_direct(network: nn.Module) -> nn.Module:
+    """A copy that never goes through Winograd."""
+    network = copy.deepcopy(network)
+    for part in network.modules():
+        if isinstance(part, Conv2d):
+            part._suits_winograd = lambda x: False  # type: ignore[method-assign]
+    return network
+
+
+def interleaved(calls: list[Callable[[], Tensor]], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round, after one that does not count."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds + 1):
+        for call, times in zip(calls, seconds):
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
+    return [times[1:] for times in seconds]
+
+
+def compare(name: str, calls: list[Callable[[], Tensor]], rounds: int) -> None:
+    """Prints one line: [direct, Winograd]."""
+    difference = (calls[0]() - calls[1]()).abs().max()
+    direct, other = interleaved(calls, rounds)
+    ratio = statistics.median(a / b for a, b in zip(direct, other))
+    print(
+        f"{name}: direct {1e3 * min(direct):.2f} ms, Winograd {1e3 * min(other):.2f} ms, {ratio:.2f} times as fast "
+        f"(median of {rounds} pairs; {min(direct) / min(other):.2f} of least), outputs differ by {difference:.1e}",
+        flush=True,
+    )
+
+
+def layers_of(network: nn.Module, call: Callable[[], Tensor]) -> dict[str, tuple[Conv2d, Tensor]]:
+    """One layer of each kind that goes through Winograd in this call, and what it was given."""
+    found: dict[str, tuple[Conv2d, Tensor]] = {}
+
+    def note(part: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
+        assert isinstance(part, Conv2d)
+        height, width = given[0].shape[-2:]
+        if part._suits_winograd(given[0]):
+            found[f"{part.in_channels} to {part.out_channels} channels, {height}x{width}"] = part, given[0]
+
+    hooks = [part.register_forward_hook(note) for part in network.modules() if isinstance(part, Conv2d)]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def measure(network: nn.Module, past: Tensor, future: Tensor, x: Tensor, rounds: int) -> None:
+    """Prints the lines of one batch."""
+    networks, time_number = [only_direct(network), network], torch.tensor([500])
+    with torch.no_grad(), packed_convolutions(networks[0]), packed_convolutions(networks[1]):
+        calls = [partial(one, x, time_number, one.encode(past, future)) for one in networks]
+        layers = layers_of(network, calls[1])
+        compare(f"batch {len(x)}, network call", calls, rounds)
+        for name, (part, given) in layers.items():
+            ways = [partial(way, given) for way in (part._directly(given), part._by_winograd())]
+            compare(f"batch {len(x)}, {name}", ways, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="smmnist-concat")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--cache", type=float, default=4, help="MiB of turned images at a time")
+    options = parser.parse_args()
+    winograd.CACHE = int(options.cache * 2**20)
+    config = read_recipe(options.recipe).model
+    network = VideoDiffusion(config).eval().network
+    weights = random_weights(config, torch.device("cpu"))  # none near zero: a difference would hide behind it
+    network.load_state_dict(from_official(network, weights, "the benchmark's weights"))
+    layout, frame = config.network.layout, (config.network.channels, *config.network.size)
+    for batch in options.batch:
+        past, future, x = (torch.randn(batch, n, *frame) for n in (layout.past, layout.future, layout.current))
+        measure(network, past, future, x, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
