@@ -23,7 +23,7 @@ from mcvd.evaluation.measure import Instruments
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result
-from mcvd.evaluation.run import Processes
+from mcvd.evaluation.run import Worker
 from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
 from mcvd.evaluation.table import Table
 
@@ -199,11 +199,11 @@ def test_batches_of_another_size_change_rounding_at_most(model, tmp_path, whole)
 
 
 def test_processes_share_the_work_and_find_the_same_number(model, tmp_path, whole):
-    last, _ = go(model, tmp_path / "run", processes=Processes(1, 2))
+    last, _ = go(model, tmp_path / "run", worker=Worker(1, 2))
     assert last is None
     rows = sorted(file.stem for file in (tmp_path / "run" / "rows").iterdir())
     assert rows == ["00002-00004"]
-    first, _ = go(model, tmp_path / "run", processes=Processes(0, 2))
+    first, _ = go(model, tmp_path / "run", worker=Worker(0, 2))
     same(first, whole[0])
 
 

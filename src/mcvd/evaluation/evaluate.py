@@ -21,7 +21,7 @@ from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_weights import PUBLISHED, tensors_sha256
 from mcvd.evaluation.result import Result, System
-from mcvd.evaluation.run import Job, Processes, Progress, Report, nothing, run
+from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import VideoDiffusion
 from mcvd.plan import plan
 
@@ -51,7 +51,7 @@ def evaluate(
     instruments: Instruments | None = None,
     clips: RealClips | None = None,
     videos: bool = True,
-    processes: Processes | None = None,
+    worker: Worker | None = None,
     report: Report = print,
     progress: Progress | None = None,
 ) -> Result | None:
@@ -62,12 +62,12 @@ def evaluate(
     name: of the model, for people. data: see `real_clips`; clips: real clips from elsewhere instead.
     metrics: names of `presets.METRICS`; None is all that the protocol allows. instruments: networks that measure
         (default: the published ones). videos: keep what is made in `output`/videos.
-    processes: which share of the work is done here (default: as torchrun says).
+    worker: which share of the work is done here (default: as torchrun says).
     Raises McvdError where model, data and protocol do not fit together.
     """
     sampling = sampling or Sampling()
-    processes = processes or Processes.of_torchrun()
-    say = report if processes.rank == 0 else nothing
+    worker = worker or Worker.of_torchrun()
+    say = report if worker.rank == 0 else nothing
     check_fit(model, protocol, name)
     chosen, notes = choose_metrics(protocol, metrics)
     for note in notes:
@@ -91,10 +91,10 @@ def evaluate(
         folder,
         lambda: instruments or load_instruments(chosen, model.device),
         videos=videos,
-        processes=processes,
+        worker=worker,
         device=model.device,
         report=say,
-        progress=progress if processes.rank == 0 else None,
+        progress=progress if worker.rank == 0 else None,
     )
 
 

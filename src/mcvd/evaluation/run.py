@@ -1,8 +1,9 @@
 """The streaming evaluation that `evaluate` and `score` share: clips -> batches -> rows -> numbers, restartable.
 
-Clips are cut into batches at fixed places, and batch b belongs to process b mod `processes`. A batch ends with a whole
-file of rows in the shared folder; the first process waits until all rows are there, and makes the numbers. So neither
-the number of processes nor restarts change what is computed together with what, and no process talks to another.
+Clips are cut into batches at fixed places, and batch b belongs to process b mod (number of processes). A batch ends
+with a whole file of rows in the shared folder; the first process waits until all rows are there, and makes the numbers.
+So neither the number of processes nor restarts change what is computed together with what, and no process talks to
+another.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Processes:
+class Worker:
     """This process among those that share an evaluation."""
 
     rank: int = 0
     count: int = 1
 
     @staticmethod
-    def of_torchrun() -> Processes:
+    def of_torchrun() -> Worker:
         """As torchrun says in the environment; one alone without it."""
-        return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        return Worker(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def run(
     instruments: Callable[[], Instruments],
     *,
     videos: bool = True,
-    processes: Processes | None = None,
+    worker: Worker | None = None,
     device: torch.device | str = "cpu",
     report: Report = print,
     progress: Progress | None = None,
@@ -96,16 +97,16 @@ def run(
     instruments: loads the networks that measure, if there is anything to do. videos: keep what was made.
     device: where it is done, for the record. Raises McvdError where the folder holds another evaluation.
     """
-    processes = processes or Processes.of_torchrun()
+    worker = worker or Worker.of_torchrun()
     folder.begin(job.identity())
     finished = folder.result()
     if finished is not None:
-        return finished if processes.rank == 0 else None
+        return finished if worker.rank == 0 else None
     table = folder.table()
-    if len(table) and processes.rank == 0:
+    if len(table) and worker.rank == 0:
         report(f"continuing {folder.path}: {len({clip for clip, _ in table})} of {job.clips} clips are done")
     cached = _cached_features(job)
-    todo = [part for part in _batches(job, table) if (part[0] // job.batch) % processes.count == processes.rank]
+    todo = [part for part in _batches(job, table) if (part[0] // job.batch) % worker.count == worker.rank]
     done, total = 0, sum(end - first for first, end in todo) * job.protocol.samples
     tools = instruments() if todo else Instruments()
     for first, end in todo:
@@ -123,7 +124,7 @@ def run(
         done += (end - first) * job.protocol.samples
         if progress is not None:
             progress(done, total)
-    if processes.rank != 0:
+    if worker.rank != 0:
         return None
     return _finish(job, folder, device, report)
 

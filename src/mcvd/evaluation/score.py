@@ -17,7 +17,7 @@ from mcvd.evaluation.measure import Instruments, load_instruments
 from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, System
-from mcvd.evaluation.run import Job, Processes, Progress, Report, nothing, run
+from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.evaluation.video_sets import Video, files_sha256, find_videos, pair
 
 _VIDEOS_AT_ONCE = 32
@@ -34,7 +34,7 @@ def score(
     instruments: Instruments | None = None,
     videos: bool = True,
     device: torch.device | str = "cpu",
-    processes: Processes | None = None,
+    worker: Worker | None = None,
     report: Report = print,
     progress: Progress | None = None,
 ) -> Result | None:
@@ -46,8 +46,8 @@ def score(
     and resizing are how clips are made, which was done before; other sizes are refused.
     name: of the system (default: the name of `made`). The other arguments are those of `evaluate`.
     """
-    processes = processes or Processes.of_torchrun()
-    say = report if processes.rank == 0 else nothing
+    worker = worker or Worker.of_torchrun()
+    say = report if worker.rank == 0 else nothing
     chosen, notes = choose_metrics(protocol, metrics)
     for note in notes:
         say(note)
@@ -79,10 +79,10 @@ def score(
         Folder(output),
         lambda: instruments or load_instruments(chosen, device),
         videos=videos,
-        processes=processes,
+        worker=worker,
         device=device,
         report=say,
-        progress=progress if processes.rank == 0 else None,
+        progress=progress if worker.rank == 0 else None,
     )
 
 

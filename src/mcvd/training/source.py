@@ -58,7 +58,7 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
             fps=recipe.data.fps,
             split_by=recipe.data.split_by,
         ),
-        _say_nothing if split != "train" else report or _say_first,
+        say_nothing if split != "train" else report or _say_first,
     )
     if split == "test" and "val" in info(path).splits:
         split = "val"
@@ -75,8 +75,8 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
     )
 
 
-def _say_nothing(line: str) -> None:
-    """The lines were said for the other split."""
+def say_nothing(line: str) -> None:
+    """A report to nobody: of a second split, or of a process that is not the first."""
 
 
 def _say_first(line: str) -> None:

@@ -32,7 +32,7 @@ from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
 from mcvd.training.processes import Processes, stop_signals
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, to_model_range
+from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, say_nothing, to_model_range
 from mcvd.training.validation import validate
 
 
@@ -196,7 +196,7 @@ def train(
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
     with Processes.join(device) as processes:
-        say = report if processes.first else _say_nothing
+        say = report if processes.first else say_nothing
         clips = clips or functools.partial(clip_source, report=say)
         source = None
         if init_from is not None:
@@ -306,7 +306,3 @@ def _check_finite(trainer: Trainer, loss: float, gradient: float, output: Path) 
             f"the loss is {loss:.4g} and its gradient {gradient:.4g} at step {trainer.step}; {last}: "
             "lower the learning rate and run again"
         )
-
-
-def _say_nothing(line: str) -> None:
-    """Of the processes of a run, one speaks."""
