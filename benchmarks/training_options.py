@@ -73,7 +73,7 @@ class Training:
     rows: dict[str, Row] = field(default_factory=dict)
 
 
-V = {"model.prediction": "v"}
+V, X0 = {"model.prediction": "v"}, {"model.prediction": "x0"}
 TRAININGS = {
     "eps": Training({}, {"the paper: eps, EMA 0.999": Row("constant"), "eps, EMA warm-up": Row()}),
     "v": Training(
@@ -88,6 +88,10 @@ TRAININGS = {
     "v-seed-1": Training({**V, "seed": 1}, {"v, seed 1": Row()}),
     "min-snr": Training({**V, "weighting": "min-snr"}, {"v, Min-SNR": Row()}),
     "cosine": Training({**V, "optimizer.decay": "cosine"}, {"v, cosine rate": Row()}),
+    "cosine-noise": Training({**V, "model.schedule.kind": "cosine"}, {"v, cosine noise schedule": Row()}),
+    "x0": Training(X0, {"x0": Row()}),
+    "x0-min-snr": Training({**X0, "weighting": "min-snr"}, {"x0, Min-SNR": Row()}),
+    "x0-cosine-noise": Training({**X0, "model.schedule.kind": "cosine"}, {"x0, cosine noise schedule": Row()}),
 }
 
 

@@ -75,6 +75,8 @@ def test_norm_silu_broadcasts_the_maps_of_one_clip():
     ours = torch.autograd.grad(norm_silu(x, 2, 1e-6, scale, shift, maps).square().sum(), leaves)
     for a, b in zip(ours, expected):
         torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(norm_silu(x, 2, 1e-6, scale, shift, maps), plain(x, 2, 1e-6, scale, shift, maps))
 
 
 def test_norm_silu_under_autocast():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcvd.networks.blocks import NEAR_ZERO, RESIDUAL, group_count, initialise
+from mcvd.networks.blocks import NEAR_ZERO, group_count, initialise, residual_sum
 
 
 class Attention(nn.Module):
@@ -25,4 +25,4 @@ class Attention(nn.Module):
         q, k, v = self.qkv(tokens).view(b, -1, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, c)
         h = self.out(h).transpose(1, 2).reshape(b, c, *pixels)
-        return (x + h).mul_(RESIDUAL)
+        return residual_sum(x, h)

@@ -47,6 +47,12 @@ def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
     return layer
 
 
+def residual_sum(x: Tensor, h: Tensor) -> Tensor:
+    """(x + h) / sqrt(2), in the memory of h where no gradient needs it."""
+    free = not torch.is_grad_enabled() and h.dtype == x.dtype
+    return torch.add(x, h, out=h if free else None).mul_(RESIDUAL)
+
+
 class FrameOps(Protocol):
     """How the layers of a network see the frames of a block: as channels, or along an axis of their own."""
 
@@ -200,4 +206,4 @@ class ResidualBlock(nn.Module):
         h = self.conv1(h)
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return (x + h).mul_(RESIDUAL)
+        return residual_sum(x, h)

@@ -48,15 +48,14 @@ def _plain(
     gain: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    if scale is None or shift is None:
-        y = F.group_norm(x, groups, eps=eps)
-        return _silu(y if gain is None or bias is None else torch.addcmul(bias, y, gain))
-    if gain is None and len(scale) == 1:  # the same for all rows: the norm's own scale and shift
-        return _silu(F.group_norm(x, groups, scale[0], shift[0], eps))
+    if scale is not None and shift is not None and len(scale) == 1:  # the same for all rows
+        if gain is None or bias is None:  # the norm's own scale and shift
+            return _silu(F.group_norm(x, groups, scale[0], shift[0], eps))
+        if len(gain) == 1 < len(x):  # into one map, not into those of all rows
+            by = per_channel(scale, x)
+            gain, bias, scale, shift = gain * by, torch.addcmul(per_channel(shift, x), bias, by), None, None
     y = F.group_norm(x, groups, eps=eps)
-    if gain is not None and bias is not None:
-        y = torch.addcmul(bias, y, gain)
-    return _silu(torch.addcmul(per_channel(shift, y), y, per_channel(scale, y)))
+    return _silu(_modulated(y, scale, shift, gain, bias, in_place=not torch.is_grad_enabled())[0])
 
 
 def _silu(y: Tensor) -> Tensor:
