@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -508,3 +509,20 @@ def test_threads_sleep_while_they_wait_only_on_a_busy_machine(monkeypatch, given
 
 def test_the_running_threads_of_others_are_counted():
     assert 0 <= main_module._running() < 100_000
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": ""}, False)]
+)
+def test_freed_memory_is_kept_unless_the_environment_says_something(monkeypatch, given, kept):
+    for name in list(os.environ):
+        if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES":
+            monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    said = {}
+    monkeypatch.setattr(main_module.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=said.__setitem__))
+    main_module._keep_memory()
+    assert said == (main_module.KEEP_MEMORY if kept else {})
+    monkeypatch.setattr(main_module.ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
+    main_module._keep_memory()

@@ -6,6 +6,7 @@ Nothing but the chosen command is imported, and no command imports torch before 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import difflib
 import io
 import os
@@ -68,6 +69,19 @@ def _running() -> int:
         return 0
 
 
+KEEP_MEMORY = {-3: 2**30, -1: 2**31 - 1}
+"""mallopt's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes: buffers come from a heap that never shrinks."""
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep freed buffers; the system would clear their pages again for every operation."""
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        for option, value in KEEP_MEMORY.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (None: of this process) -> exit code.
 
@@ -78,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _share_processors()
+    _keep_memory()
     try:
         with _notes(debug):
             return _dispatch(words)
