@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from mcvd.networks import winograd
+from mcvd.networks import memory, unet, winograd
 from mcvd.networks.convolution import Conv2d, packed_convolutions
+from mcvd.networks.memory import free_memory
 from mcvd.networks.norm import norm_silu
 from mcvd.networks.resample import upsample
 
@@ -194,3 +195,26 @@ def test_upsampling_is_the_transposed_fir(size):
     expected = F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=3)
     torch.testing.assert_close(upsample(x), expected)
     assert torch.autograd.gradcheck(upsample, x)
+
+
+@pytest.mark.parametrize("frames", ["channels", "3d"])
+@pytest.mark.parametrize("clips", [1, 2])
+def test_maps_that_do_not_fit_are_made_in_every_step(monkeypatch, frames, clips):
+    model = tiny.model(conditioning="spatin", spatin_width=8, frames=frames)
+    past, options = tiny.video(clips, 2, 1, 16, 16), {"samples": 2, "solver": "ddim", "steps": 2}
+    expected = model.predict(past, 3, **options)
+    monkeypatch.setattr(unet, "free_memory", lambda device: 0)
+    with pytest.warns(UserWarning, match=f"maps of {1 if clips == 1 else 4} trajectories would take .* smaller batch"):
+        made = model.predict(past, 3, **options)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+
+
+def test_free_memory_is_what_the_system_and_the_container_leave(tmp_path):
+    assert 0 < free_memory(torch.device("cpu")) < 2**50
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   7 kB\n")
+    assert memory._available(tmp_path / "meminfo") == 7 * 1024
+    assert memory._available(tmp_path / "none") == memory.UNKNOWN
+    for limit, left in (("100", 60), ("max", 2**63)):
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text("40\n")
+        assert memory._left(tmp_path) == left

@@ -189,7 +189,9 @@ class VideoDiffusion(nn.Module):
         sigma: standard deviation of the noise that past and future hold, which a model with `context_noise` is told.
         """
         told = torch.full((len(past),), sigma, device=past.device) if self.config.context_noise else None
-        conditions = [self.network.encode(past, future, past_seen, told).take(rows)]
+        shared = len(past) == 1 and not self.config.noisy_condition
+        keep = self.network.maps_fit(1 if shared else len(rows))
+        conditions = [self.network.encode(past, future, past_seen, told, keep).take(rows)]
         if guidance != 1.0:
             nothing = self.network.encode(
                 torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
@@ -203,7 +205,7 @@ class VideoDiffusion(nn.Module):
             if self.config.noisy_condition:
                 level, fresh = torch.tensor(alpha_bar, device=x.device), condition_noise and condition_noise()
                 noisy = self._with_noise(past[rows], future[rows], level, fresh)
-                here = [self.network.encode(*noisy, past_seen[rows]), *conditions[1:]]
+                here = [self.network.encode(*noisy, past_seen[rows], None, keep), *conditions[1:]]
             outputs = [self.network(x, time, condition).float() for condition in here]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
             return gaussian.x0_from(prediction, x, output, torch.tensor(alpha_bar, dtype=x.dtype, device=x.device))

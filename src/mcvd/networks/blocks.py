@@ -93,6 +93,8 @@ class Condition:
 
     share: what the condition adds to the first convolution of a concat network (`FrameOps.share`), or None.
     maps: one (1 + gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
+    frames: in place of maps, the folded frames that every SPATIN norm makes its maps of when it runs: the same work
+        again in every step, for less memory. `rows` says which of them each trajectory has (None: each its own).
     past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
     sigma: ``(B,)``, standard deviation of the noise that past and future frames hold; None means 0 for all.
 
@@ -103,17 +105,21 @@ class Condition:
     maps: list[tuple[Tensor, Tensor]]
     past_seen: Tensor | None = None
     sigma: Tensor | None = None
+    frames: Tensor | None = None
+    rows: Tensor | None = None
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""
-        parts = [part for part in (self.share, *(gain for gain, _ in self.maps), self.past_seen) if part is not None]
-        if all(len(part) == 1 for part in parts):
+        parts = (self.share, self.frames, self.past_seen, *(gain for gain, _ in self.maps))
+        if all(part is None or len(part) == 1 for part in parts):
             return self
         return Condition(
             None if self.share is None else self.share[rows],
             [(gain[rows], bias[rows]) for gain, bias in self.maps],
             None if self.past_seen is None else self.past_seen[rows],
             None if self.sigma is None else self.sigma[rows],
+            self.frames,
+            rows,
         )
 
 
@@ -126,7 +132,7 @@ class Spatin(nn.Module):
 
     def __init__(self, channels: int, condition_channels: int, width: int, scale: int, ops: FrameOps):
         super().__init__()
-        self.scale = scale
+        self.scale, self.channels = scale, channels
         self.groups, self.eps = group_count(channels), 1e-6
         self.shared = initialise(ops.conv(condition_channels, width, 3))
         self.gamma = initialise(ops.conv(width, channels, 3))
@@ -138,8 +144,15 @@ class Spatin(nn.Module):
         hidden = F.silu(self.shared(condition[..., :: self.scale, :: self.scale]))
         return 1 + self.gamma(hidden), self.beta(hidden)
 
+    def maps_in(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """This norm's maps, for every trajectory or one for all."""
+        if condition.frames is None:
+            return condition.maps[self.slot]
+        gain, bias = self.maps(condition.frames)
+        return (gain, bias) if condition.rows is None else (gain[condition.rows], bias[condition.rows])
+
     def forward(self, x: Tensor, condition: Condition) -> Tensor:
-        gain, bias = condition.maps[self.slot]
+        gain, bias = self.maps_in(condition)
         return torch.addcmul(bias, F.group_norm(x, self.groups, eps=self.eps), gain)
 
 
@@ -165,7 +178,7 @@ class ModulatedNorm(nn.Module):
             scale = 1 + scale
         if self.norm is None:
             assert self.spatin is not None
-            maps = condition.maps[self.spatin.slot]
+            maps = self.spatin.maps_in(condition)
             return norm_silu(x, self.spatin.groups, self.spatin.eps, scale, shift, maps)
         if self.norm.affine:
             scale, shift = self.norm.weight[None], self.norm.bias[None]

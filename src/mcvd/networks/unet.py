@@ -7,6 +7,7 @@ per current frame. `encode` turns past and future into the condition once; `forw
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ from mcvd.networks.blocks import (
 )
 from mcvd.networks.convolution import Conv2d
 from mcvd.networks.frames3d import AxisFrames
+from mcvd.networks.memory import free_memory
 
 
 @dataclass(frozen=True)
@@ -249,20 +251,47 @@ class UNet(nn.Module):
             )
         for slot, norm in enumerate(self.spatin_norms()):
             norm.slot = slot
+        self.keeps_maps = True
+        """False where the backward pass makes the blocks' insides again, and the maps should be among them."""
 
     def spatin_norms(self) -> Iterator[Spatin]:
         """All SPATIN norms, in the order of `Condition.maps`."""
         return (part for part in self.modules() if isinstance(part, Spatin))
 
+    def maps_fit(self, trajectories: int) -> bool:
+        """Whether the modulation maps of so many trajectories take up to a quarter of the free memory; warns if not."""
+        height, width = self.config.size
+        frames = 1 if self.config.frames == "channels" else self.config.layout.current
+        values = sum(norm.channels * (height // norm.scale) * (width // norm.scale) for norm in self.spatin_norms())
+        weight = next(self.parameters())
+        wanted = 2 * frames * values * trajectories * weight.element_size()
+        free = free_memory(weight.device)
+        if 4 * wanted <= free:
+            return True
+        warnings.warn(
+            f"the modulation maps of {trajectories} trajectories would take {wanted / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: every step makes them again; a smaller batch size is faster",
+            stacklevel=2,
+        )
+        return False
+
     def encode(
-        self, past: Tensor, future: Tensor, past_seen: Tensor | None = None, sigma: Tensor | None = None
+        self,
+        past: Tensor,
+        future: Tensor,
+        past_seen: Tensor | None = None,
+        sigma: Tensor | None = None,
+        keep_maps: bool = True,
     ) -> Condition:
         """What past ``(B, p, C, H, W)`` and future ``(B, f, C, H, W)`` become; hidden frames are all 0.
 
         Runs once per block. For concat it is their share of the first convolution, for SPATIN the modulation maps of
         every norm. sigma ``(B,)``: standard deviation of the noise that the frames hold (None: none).
+        keep_maps: False leaves it to every SPATIN norm to make its maps when it runs (`Condition.frames`).
         """
         condition = self.ops.fold(torch.cat([past, future], dim=1))
+        if not self.concat and not (keep_maps and self.keeps_maps):
+            return Condition(None, [], past_seen, sigma, condition)
         if not self.concat:
             return Condition(None, [norm.maps(condition) for norm in self.spatin_norms()], past_seen, sigma)
         share = self.ops.share(self.conv_in, condition) if self.config.layout.condition_frames else None

@@ -43,6 +43,7 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
     sharded = recipe.sharding == "full" and processes.count > 1
     parts = blocks(model.network)
     if recipe.checkpointing:
+        model.network.keeps_maps = False
         for block in parts:
             block.forward = _recomputed(block.forward)
     if recipe.compile and not sharded:
@@ -74,7 +75,7 @@ def _shard(model: VideoDiffusion, parts: list[nn.Module], processes: Processes) 
     for weight in model.parameters():
         weight.data = weight.data.contiguous()  # FSDP2 takes no channels_last weights
     for norm in model.network.spatin_norms():
-        # the modulation maps are made before the block runs (`UNet.encode`): a group of its own
+        # the modulation maps are made before the block runs, or in it again (`UNet.encode`): a group of its own
         fully_shard(list(norm.children()), mesh=mesh)
     for block in parts:
         block.register_forward_pre_hook(_channels_last)

@@ -1,0 +1,34 @@
+"""How much memory is left, for what is kept only to save time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 8 * 2**30
+"""Bytes taken to be free where the system does not say."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; of a CPU, in this container, before anything is swapped out."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(_available(Path("/proc/meminfo")), _left(Path("/sys/fs/cgroup")))
+
+
+def _available(meminfo: Path) -> int:
+    try:
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):  # not Linux
+        return UNKNOWN
+
+
+def _left(group: Path) -> int:
+    """Of a control group's memory; a huge number where it has no limit."""
+    try:
+        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or `max`
+        return 2**63
