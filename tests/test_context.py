@@ -181,9 +181,9 @@ def test_hidden_frames_get_no_noise_and_the_network_is_told_its_level(monkeypatc
     model, seen = tiny.model(context_noise=0.5), []
     encode = model.network.encode
 
-    def record(past, future, past_seen=None, sigma=None):
+    def record(past, future, past_seen, sigma, *others):
         seen.append((past.clone(), future.clone(), sigma.tolist()))
-        return encode(past, future, past_seen, sigma)
+        return encode(past, future, past_seen, sigma, *others)
 
     monkeypatch.setattr(model.network, "encode", record)
     model.predict(tiny.video(2, 1, 16, 16), 6, context_noise=0.25, **FAST)

@@ -184,7 +184,10 @@ class Knows(torch.nn.Module):
         super().__init__()
         self.config, self.clean, self.scale = config, clean, torch.nn.Parameter(torch.ones(()))
 
-    def encode(self, past, future, past_seen=None, sigma=None):
+    def maps_fit(self, trajectories):
+        return True
+
+    def encode(self, past, future, past_seen=None, sigma=None, keep_maps=True):
         return self
 
     def take(self, rows):
