@@ -14,6 +14,7 @@ import torch
 
 import mcvd
 import tiny
+from mcvd import networks
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 from mcvd.training import precision, trainer
@@ -139,14 +140,14 @@ def test_the_estimate_knows_what_recomputation_saves_and_costs(model):
 
 
 def test_fp16_is_refused_where_it_is_slow():
-    with pytest.raises(McvdError, match="cpu has no fast fp16; leave precision at auto"):
+    with pytest.raises(McvdError, match="cpu has no fast fp16; choose fp32"):
         start(recipe(CONCAT, precision="fp16"))
 
 
 @pytest.fixture
 def fp16(monkeypatch):
     """CPUs can do it, slowly: the same code runs."""
-    monkeypatch.setattr(precision, "FP16_DEVICES", ("cpu",))
+    monkeypatch.setattr(networks.precision, "fast_on", lambda device: tuple(networks.precision.PRECISIONS))
     return recipe(SMALL, precision="fp16")
 
 

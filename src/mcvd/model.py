@@ -21,6 +21,7 @@ from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.convolution import packed_convolutions
+from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
@@ -228,6 +229,7 @@ class VideoDiffusion(nn.Module):
         first_clip: int = 0,
         reference: bool = False,
         context_noise: float = 0.0,
+        precision: str = "fp32",
         progress: Progress | None = None,
     ) -> Tensor:
         """Makes every frame that is not known; every task is a call of this.
@@ -244,6 +246,8 @@ class VideoDiffusion(nn.Module):
         reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
         context_noise: standard deviation of noise that a block's past and future get where the model made some of
             these frames, so that it trusts them less in long rollouts; at most what it was trained with.
+        precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs that are faster in it. The solver
+            stays in float32.
         progress: called with (steps done, steps in all).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
@@ -269,6 +273,7 @@ class VideoDiffusion(nn.Module):
         if not 0.0 <= context_noise <= self.config.context_noise:
             most = self.config.context_noise
             raise McvdError(f"context_noise is {context_noise}; this model was trained with 0 to {most:g}")
+        half = autocast(precision, self.device)
         blocks = plan(known, self.layout, self.config.masking)
         schedule = self.config.schedule
         if reference:
@@ -278,7 +283,7 @@ class VideoDiffusion(nn.Module):
         training = self.training
         self.eval()  # no dropout, also between two training steps
         try:
-            with packed_convolutions(self.network):
+            with half, packed_convolutions(self.network):
                 return rollout(
                     self,
                     given,

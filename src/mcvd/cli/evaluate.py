@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mcvd.cli.options import MODEL_HELP, Count, Device, Flag, MaybeCount, Number, Seed
+from mcvd.cli.options import MODEL_HELP, Count, Device, Flag, MaybeCount, Number, Precision, Seed
 
 if TYPE_CHECKING:
     from mcvd.evaluation.protocol import Protocol
@@ -62,6 +62,8 @@ class Command:
     """Samples made at once; fewer need less memory."""
     reference: Flag = False
     """Sample as the published code did, its defects included (ddpm or ddim)."""
+    precision: Precision = "fp32"
+    """What the network computes in; bf16 and fp16 are for GPUs, and part of what was measured."""
     output: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/evaluate/MODEL-PROTOCOL-SOLVER)")
     ] = None
@@ -91,7 +93,15 @@ class Command:
                 output,
                 name=Path(self.model).stem or self.model,
                 data=self.data,
-                sampling=Sampling(self.solver, self.steps, self.seed, self.guidance, self.batch_size, self.reference),
+                sampling=Sampling(
+                    self.solver,
+                    self.steps,
+                    self.seed,
+                    self.guidance,
+                    self.batch_size,
+                    self.reference,
+                    self.precision,
+                ),
                 metrics=names(self.metrics),
                 videos=not self.no_videos,
                 report=say,
@@ -103,6 +113,7 @@ class Command:
         parts = [Path(self.model).stem, protocol.name, f"{self.solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
         parts += ["reference"] if self.reference else []
+        parts += [self.precision] if self.precision != "fp32" else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return Path("runs") / "evaluate" / "-".join(parts)
 

@@ -64,6 +64,7 @@ OUT_HELP = (
 )
 _STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
 _OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
+Precision = Literal["fp32", "bf16", "fp16"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Device = Annotated[
     str | None,
@@ -92,6 +93,8 @@ class Sampling:
     """Samples made at once; fewer need less memory."""
     reference: Flag = False
     """Sample as the published code did, its defects included (ddpm or ddim)."""
+    precision: Precision = "fp32"
+    """What the network computes in; bf16 and fp16 are for GPUs."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 

@@ -97,6 +97,7 @@ def fill_in(
             context_noise=sampling.context_noise,
             batch_size=sampling.batch_size,
             reference=sampling.reference,
+            precision=sampling.precision,
             progress=bar,
         )
     videos = videos.cpu()

@@ -37,6 +37,7 @@ class Sampling:
     batch_size: int = 32
     """Trajectories in one network call; it changes results by rounding at most."""
     reference: bool = False
+    precision: str = "fp32"
 
 
 def evaluate(
@@ -137,6 +138,7 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
         sampling.seed,
         sampling.reference,
         __version__,
+        sampling.precision,
     )
 
 
@@ -153,6 +155,7 @@ def _maker(model: VideoDiffusion, protocol: Protocol, sampling: Sampling) -> Cal
             batch_size=sampling.batch_size,
             first_clip=first,
             reference=sampling.reference,
+            precision=sampling.precision,
         )
         return made.unflatten(0, (len(real), protocol.samples))
 

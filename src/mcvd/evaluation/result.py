@@ -48,6 +48,8 @@ class System:
     """Sampled as the published code did, its defects included."""
     version: str = ""
     """Of mcvd."""
+    precision: str = "fp32"
+    """What the network computed in."""
 
 
 @dataclass(frozen=True)

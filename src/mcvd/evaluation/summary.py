@@ -46,6 +46,8 @@ def how_sampled(result: Result) -> str:
         parts.append(f"guidance {system.guidance:g}")
     if system.reference:
         parts.append("as the published sampler")
+    if system.precision != "fp32":
+        parts.append(system.precision)
     return ", ".join(parts)
 
 

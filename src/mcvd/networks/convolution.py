@@ -21,7 +21,12 @@ class Conv2d(nn.Conv2d):
         self.packed: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.packs or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if (
+            not self.packs
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+        ):
             return super().forward(x)
         if self.packed is None:
             self.packed = self._by_winograd() if self._suits_winograd(x) else self._directly(x)
@@ -55,8 +60,8 @@ def packed_convolutions(network: nn.Module) -> Iterator[None]:
     Plain weights are turned into oneDNN's layout in every call, which takes as long as the arithmetic where images are
     small and few. 3x3 convolutions of many channels go through :mod:`mcvd.networks.winograd`: their weights take four
     times as much memory. The results are the same to rounding. The copies are made by the first call, for images of its
-    size, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, other than float32, PyTorch
-    without oneDNN) nothing is kept, and this does nothing.
+    size, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, other than float32, autocast,
+    PyTorch without oneDNN) nothing is kept, and this does nothing.
     """
     convolutions = [part for part in network.modules() if isinstance(part, Conv2d) and not part.packs and _can(part)]
     for part in convolutions:

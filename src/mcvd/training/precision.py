@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcvd.errors import McvdError
+from mcvd.networks.precision import autocast, fast_on
 
-FP16_DEVICES = ("cuda",)  # CPUs can, but slowly
 SCALE = 2.0**8  # of the loss at the start; the summed loss has large gradients, which overflow at torch's 2 ** 16
 SKIPS = 30  # steps in a row with infinite gradients that are too many: each halves the scale
 
@@ -23,14 +22,10 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device):
         """name: `precision` of the recipe. Raises McvdError where the device has no such arithmetic."""
-        bf16 = device.type == "cuda" and name in ("auto", "bf16") and torch.cuda.is_bf16_supported()
-        if name == "bf16" and not bf16:
-            raise McvdError(f"{device} has no fast bf16; leave precision at auto")
-        if name == "fp16" and device.type not in FP16_DEVICES:
-            raise McvdError(f"{device} has no fast fp16; leave precision at auto")
+        if name == "auto":
+            name = "bf16" if "bf16" in fast_on(device) else "fp32"
         self.fp16 = name == "fp16"
-        dtype = torch.float16 if self.fp16 else torch.bfloat16
-        self.autocast = torch.autocast(device.type, dtype, enabled=bf16 or self.fp16)
+        self.autocast = autocast(name, device)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=self.fp16)
         self.skipped = torch.zeros((), dtype=torch.long, device=device)
         """Steps in a row that were skipped; on the device, so that counting does not wait for it."""

@@ -1,0 +1,60 @@
+"""Sampling in half precision: the same video within a bound, the state of the solver in float32, refused where slow."""
+
+import pytest
+import torch
+
+import mcvd
+import tiny
+from mcvd.errors import McvdError
+from mcvd.evaluation.image import psnr
+from mcvd.networks import precision
+
+HALVES = [name for name in precision.PRECISIONS if name != "fp32"]
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """CPUs can do it, slowly: the same code runs."""
+    monkeypatch.setattr(precision, "fast_on", lambda device: tuple(precision.PRECISIONS))
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_bundled_model_makes_the_same_frames_to_40_db(everywhere, name, guidance):
+    model = mcvd.load("digits")
+    past = model.generate(5, solver="dpm++", steps=3, seed=1)
+    single, half = (
+        model.predict(past, 5, samples=2, solver="dpm++", steps=5, guidance=guidance, precision=p)
+        for p in ("fp32", name)
+    )
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, single)
+    assert float(psnr(half, single).min()) > 40
+
+
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_the_network_computes_in_it_and_the_solver_does_not(everywhere, name, conditioning):
+    model = tiny.model(conditioning=conditioning, spatin_width=6, attention=(8,), head_channels=8)
+    inside, outside = [], []
+    model.network.middle[0].conv0.register_forward_hook(lambda *a: inside.append(a[2].dtype))
+    model.network.register_forward_pre_hook(lambda module, inputs: outside.append(inputs[0].dtype))
+    past, options = tiny.video(2, 1, 16, 16), {"solver": "ddim", "steps": 4}
+    half = model.predict(past, 6, precision=name, **options)
+    assert set(inside) == {precision.PRECISIONS[name]}
+    assert set(outside) == {torch.float32}
+    assert float(psnr(half, model.predict(past, 6, **options)).min()) > 30  # random weights magnify
+
+
+def test_a_cpu_is_asked_for_float32():
+    with pytest.raises(McvdError, match="cpu has no fast bf16; choose fp32"):
+        tiny.model().predict(tiny.video(2, 1, 16, 16), 3, precision="bf16")
+    with pytest.raises(McvdError, match="precision is 'half'; it is one of fp32, bf16, fp16"):
+        tiny.model().predict(tiny.video(2, 1, 16, 16), 3, precision="half")
+
+
+def test_weights_are_packed_for_float32_alone():
+    model, past = tiny.model(), tiny.video(2, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):  # somebody else's: it is respected
+        half = model.predict(past, 3, solver="ddim", steps=2)
+    assert float(psnr(half, model.predict(past, 3, solver="ddim", steps=2)).min()) > 30
