@@ -154,6 +154,20 @@ def test_draws_are_uniform_and_independent(blobs: Tensor) -> None:
     assert chi2(path[:, 0, 0, 0] * 32 + path[:, 0, 0, 1], 1024) < 1.25
 
 
+def test_clips_of_one_digit_are_those_of_two_without_the_second(blobs: Tensor) -> None:
+    one, two, either = (MovingMNIST(blobs, 6, num_digits=n, seed=4) for n in (1, 2, (1, 2)))
+    items = torch.arange(4000)
+    which, path = either.paths(items)
+    assert torch.equal(path, two.paths(items)[1])
+    alone = which[:, 1] < 0
+    assert 0.46 < alone.double().mean() < 0.54  # 5 sigma
+    assert torch.equal(which[:, 0], two.paths(items)[0][:, 0])
+    video = either.batch(items[:50])
+    same_one, same_two = ((video == data.batch(items[:50])).flatten(1).all(1) for data in (one, two))
+    assert torch.equal(same_one, alone[:50])
+    assert torch.equal(same_two, ~alone[:50])
+
+
 def test_speed_after_a_bounce(blobs: Tensor) -> None:
     """Leaving a wall: 1..4 along, -4..4 across, uniformly; never along the wall it has just hit."""
     start = torch.tensor([[-2, 16]]).expand(9000, 2)
@@ -196,8 +210,9 @@ def test_bad_arguments_are_named(blobs: Tensor) -> None:
         MovingMNIST(blobs.float(), 5)
     with pytest.raises(McvdError, match="64 or 32"):
         MovingMNIST(blobs, 5, size=48)
-    with pytest.raises(McvdError, match="at least 1"):
-        MovingMNIST(blobs, 0)
+    for bad in ({"frames": 0}, {"num_digits": 0}, {"num_digits": ()}, {"num_digits": (2, 0)}):
+        with pytest.raises(McvdError, match="at least 1"):
+            MovingMNIST(blobs, **{"frames": 5} | bad)
     with pytest.raises(McvdError, match="'valid'"):
         load_digits(".", "valid")  # type: ignore[arg-type]
 

@@ -153,7 +153,8 @@ def _uniform(bits: Tensor, n: int) -> Tensor:
 class MovingMNIST:
     """Endless Stochastic Moving MNIST as a dataset of whole batches; item i is a function of (seed, i) only.
 
-    digits: (N, 32, 32) uint8, of `load_digits`. frames: T. num_digits: digits in a clip.
+    digits: (N, 32, 32) uint8, of `load_digits`. frames: T. num_digits: digits in a clip; of several numbers each clip
+    has one, drawn evenly: (1, 2) makes half of the clips with one digit.
     size: 64, or 32 (the 64 px clip averaged 2x2, for small models).
     length: what ``len()`` says; `batch` takes any index >= 0. device: where clips are made (the same values on each).
     """
@@ -164,7 +165,7 @@ class MovingMNIST:
         frames: int,
         *,
         size: int = CANVAS,
-        num_digits: int = 2,
+        num_digits: int | Sequence[int] = 2,
         seed: int = 0,
         length: int = 60_000,
         device: torch.device | str = "cpu",
@@ -175,10 +176,11 @@ class MovingMNIST:
             )
         if size not in (CANVAS, CANVAS // 2):
             raise McvdError(f"size is {size}; Moving MNIST is made at 64 or 32 px")
-        if frames < 1 or num_digits < 1:
+        counts = (num_digits,) if isinstance(num_digits, int) else tuple(num_digits)
+        if frames < 1 or not counts or min(counts) < 1:
             raise McvdError(f"frames ({frames}) and num_digits ({num_digits}) must be at least 1")
         self.digits = digits.to(device)
-        self.frames, self.size, self.num_digits, self.seed, self.length = frames, size, num_digits, seed, length
+        self.frames, self.size, self.counts, self.seed, self.length = frames, size, counts, seed, length
 
     def __len__(self) -> int:
         return self.length
@@ -190,16 +192,18 @@ class MovingMNIST:
         return self.batch([index])[0]
 
     def paths(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Which digits, (B, D), and where their corners are, (B, D, T, 2) as (y, x) in 0..31; int64."""
+        """Which digits, (B, D), -1 for none, and where their corners are, (B, D, T, 2) as (y, x) in 0..31; int64."""
         device = self.digits.device
         item = torch.as_tensor(indices, dtype=torch.int64, device=device)
         seed = torch.tensor(_signed(self.seed & ((1 << 64) - 1)), device=device)
         key = _mix(_mix(_mix(seed + _GOLDEN) + item) * _GOLDEN)[:, None]
-        key = _mix(key + torch.arange(1, self.num_digits + 1, device=device) * _GOLDEN)
+        place = torch.arange(1, max(self.counts) + 1, device=device)
+        there = place <= torch.tensor(self.counts, device=device)[_uniform(_mix(key), len(self.counts))]
+        key = _mix(key + place * _GOLDEN)
         # Counters are tied to their use (start, then 4 a frame), not to the order of hits: no draw moves another.
         counter = torch.arange(1, 6 + 4 * self.frames, device=device) * _GOLDEN
         bits = _mix(key[..., None] + counter)
-        which = _uniform(bits[..., 0], len(self.digits))
+        which = torch.where(there, _uniform(bits[..., 0], len(self.digits)), -1)
         corner = _uniform(bits[..., 1:3], ROOM)
         velocity = _uniform(bits[..., 3:5], 2 * MAX_SPEED + 1) - MAX_SPEED
         bounces = bits[..., 5:].unflatten(-1, (self.frames, 2, 2))
@@ -214,7 +218,10 @@ class MovingMNIST:
     def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
         """The clips of the given items, (B, T, 1, size, size) uint8, 0 background .. 255 ink."""
         which, path = self.paths(indices)
-        video = render(self.digits[which], path)
+        drawn = self.digits[which.clamp(min=0)]
+        if min(self.counts) != max(self.counts):
+            drawn = drawn * (which >= 0)[..., None, None]
+        video = render(drawn, path)
         if self.size != CANVAS:
             rows = video[..., 0::2, :].to(torch.int16) + video[..., 1::2, :]
             video = ((rows[..., 0::2] + rows[..., 1::2] + 2) >> 2).to(torch.uint8)

@@ -44,7 +44,8 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
             raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; the recipe asks for {network.size}")
         path = None if recipe.data.path is None else Path(recipe.data.path)
         digits = load_digits(find_mnist(path), "train" if split == "train" else "test")
-        return MovingMNIST(digits, frames, size=network.size[0], seed=recipe.seed, device=device)
+        counts = recipe.data.digits
+        return MovingMNIST(digits, frames, size=network.size[0], num_digits=counts, seed=recipe.seed, device=device)
     if recipe.data.path is None:
         raise McvdError("this recipe trains on videos: say where they are with --data FOLDER")
     from mcvd.data.prepare import Settings, info, open_data, prepared_data  # needs PyAV; Moving MNIST does not
