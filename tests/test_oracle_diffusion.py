@@ -12,9 +12,10 @@ from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import gains, published_table
 from mcvd.interop import official
-from mcvd.model import Draw, load_weights
+from mcvd.model import Draw
 from mcvd.plan import plan
 from mcvd.rollout import rollout
+from mcvd.saving import load_weights
 from mcvd.training import trainer as training
 from mcvd.training.ema import Ema
 from mcvd.training.recipe import OptimizerConfig, Recipe

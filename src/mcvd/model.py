@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
+from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model
 
 
 @dataclass(frozen=True)
@@ -363,80 +363,24 @@ class VideoDiffusion(nn.Module):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, notes: dict | None = None) -> Path:
-        """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it."""
-        from safetensors.torch import save_file
+        """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it.
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.state_dict().items()}
-        text = json.dumps({"format": "mcvd-1", **to_dict(self.config)} | ({"notes": notes} if notes else {}), indent=2)
-        for name, write in (
-            ("model.safetensors", lambda path: save_file(weights, path, {"format": "pt"})),
-            ("config.json", lambda path: path.write_text(text + "\n")),
-        ):
-            partial = folder / f".{name}.partial"
-            partial.touch()
-            mode = partial.stat().st_mode
-            write(partial)
-            partial.chmod(mode)  # safetensors makes its files readable by their owner alone
-            os.replace(partial, folder / name)
-        return folder
+        notes: more for config.json, for people; loading ignores it.
+        """
+        return write_model(folder, to_dict(self.config), self.state_dict(), dtype, notes)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VideoDiffusion:
         """The model that `save` wrote; in evaluation mode."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise McvdError(f"{folder} is not a model folder: it has no {name}")
-        try:
-            data = json.loads((folder / "config.json").read_text())
-        except ValueError as error:
-            raise McvdError(
-                f"{folder / 'config.json'} cannot be read as JSON ({error}); fetch or save it again"
-            ) from None
-        if not isinstance(data, dict) or data.pop("format", None) != "mcvd-1":
-            raise McvdError(f"{folder / 'config.json'} is not of an mcvd model (format mcvd-1)")
-        data.pop("notes", None)
-        model = cls(from_dict(ModelConfig, data, str(folder / "config.json")))
-        try:
-            weights = load_file(folder / "model.safetensors")
-        except SafetensorError as error:
-            raise McvdError(
-                f"{folder / 'model.safetensors'} cannot be read ({error}); fetch or save it again"
-            ) from None
-        load_weights(model, weights, str(folder / "model.safetensors"))
+        config, weights = read_model(folder)
+        model = cls(from_dict(ModelConfig, config, str(Path(folder) / CONFIG)))
+        load_weights(model, weights, str(Path(folder) / WEIGHTS))
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:
         """Saves the model and uploads it to a hub repository, with options of `upload_folder`; returns its address."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        try:
-            api.create_repo(repo_id, exist_ok=True)
-            with tempfile.TemporaryDirectory() as folder:
-                return str(api.upload_folder(repo_id=repo_id, folder_path=self.save(folder), **options))  # type: ignore
-        except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Strict loading with a one-line error: names what is missing, left over or of another shape."""
-    own = model.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (sorted(wrong), "has another shape of")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise McvdError(f"{where} {what} {names[0]}{more}: it does not belong to this configuration")
-    model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save(folder), repo_id, **options)
 
 
 def _count(frames: int) -> int:

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
-from mcvd.model import ModelConfig, VideoDiffusion, load_weights
+from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.networks.attention import Attention
 from mcvd.networks.blocks import ModulatedNorm, ResidualBlock, Spatin
 from mcvd.networks.frames3d import PseudoConv3d, SpaceTimeAttention, Spatin3d
 from mcvd.networks.unet import UNet, UNetConfig
+from mcvd.saving import load_weights
 
 PREFIX = "unet.all_modules."
 BUFFERS = ("betas", "alphas", "alphas_prev", "unet.sigmas", "k", "k_cum", "theta_t")

@@ -1,0 +1,90 @@
+"""The folder of a model: config.json and model.safetensors, written whole or not at all, and read with plain errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcvd.errors import McvdError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = "mcvd-1"
+
+
+def write_model(
+    folder: str | Path,
+    config: dict[str, Any],
+    weights: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    notes: dict | None = None,
+) -> Path:
+    """Writes a model's configuration and weights (as `dtype`) into a folder; returns it."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    text = json.dumps({"format": FORMAT, **config} | ({"notes": notes} if notes else {}), indent=2)
+    for name, write in (
+        (WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"})),
+        (CONFIG, lambda path: path.write_text(text + "\n")),
+    ):
+        partial = folder / f".{name}.partial"
+        partial.touch()
+        mode = partial.stat().st_mode
+        write(partial)
+        partial.chmod(mode)  # safetensors makes its files readable by their owner alone
+        os.replace(partial, folder / name)
+    return folder
+
+
+def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration (without notes) and weights that `write_model` wrote."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise McvdError(f"{folder} is not a model folder: it has no {name}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise McvdError(f"{folder / CONFIG} cannot be read as JSON ({error}); fetch or save it again") from None
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+        raise McvdError(f"{folder / CONFIG} is not of an mcvd model (format {FORMAT})")
+    config.pop("notes", None)
+    try:
+        return config, load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise McvdError(f"{folder / WEIGHTS} cannot be read ({error}); fetch or save it again") from None
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Strict loading with a one-line error: names what is missing, left over or of another shape."""
+    own = model.state_dict()
+    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    for names, what in ((missing, "lacks"), (surplus, "has unknown"), (sorted(wrong), "has another shape of")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise McvdError(f"{where} {what} {names[0]}{more}: it does not belong to this configuration")
+    model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
+
+
+def upload(folder: Path, repo_id: str, **options: object) -> str:
+    """Uploads a model's folder to a hub repository, with options of `upload_folder`; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None
