@@ -8,6 +8,7 @@ most 1e-4 of their size.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -20,29 +21,39 @@ PARTS = 36
 """Positions of a patch: matrix products that become one tile of outputs."""
 CACHE = 2**22
 """Bytes of turned images that are worked on at a time, so that they stay in the caches of the processor."""
-_INPUT = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float64,
-)
-_WEIGHT = (
-    torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64) / 24
-)
-_OUTPUT = torch.tensor(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
-)
+_MATRICES = {
+    "input": torch.tensor(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ],
+        dtype=torch.float64,
+    ),
+    "weight": torch.tensor(
+        [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
+    )
+    / 24,
+    "output": torch.tensor(
+        [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
+    ),
+}
+
+
+@functools.cache
+def _both_ways(what: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One of the matrices for rows and columns at once; kept, because a network call wants them a hundred times."""
+    with torch.inference_mode(False):  # the first to ask may be in it, the next may want gradients
+        return torch.kron(_MATRICES[what], _MATRICES[what]).to(device, dtype)
 
 
 def turn_weight(weight: Tensor) -> Tensor:
     """Weights ``(out, in, 3, 3)`` -> ``(36, in, out)``."""
     out, into = weight.shape[:2]
-    matrix = torch.kron(_WEIGHT, _WEIGHT).to(weight)
+    matrix = _both_ways("weight", weight.dtype, weight.device)
     return (matrix @ weight.permute(2, 3, 1, 0).reshape(9, into * out)).view(PARTS, into, out)
 
 
@@ -92,12 +103,12 @@ def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
 def _turn_padded(padded: Tensor) -> Tensor:
     patches = padded.unfold(-3, TILE + 2, TILE).unfold(-3, TILE + 2, TILE)
     patches = patches.movedim((-2, -1), (0, 1)).flatten(0, 1)  # (36, ..., H / 4, W / 4, C)
-    matrix = torch.kron(_INPUT, _INPUT).to(padded)
-    return (matrix @ patches.flatten(1)).view(patches.shape)
+    return (_both_ways("input", padded.dtype, padded.device) @ patches.flatten(1)).view(patches.shape)
 
 
 def _output_tiles(products: Tensor) -> Tensor:
     """``(36, N, H / 4, W / 4, out)`` -> ``(N, H / 4, 4, W / 4, 4, out)``, a view in another order."""
-    matrix = torch.kron(_OUTPUT, _OUTPUT).to(products)
-    tiles = (matrix @ products.flatten(1)).view(TILE, TILE, *products.shape[1:])
+    tiles = (_both_ways("output", products.dtype, products.device) @ products.flatten(1)).view(
+        TILE, TILE, *products.shape[1:]
+    )
     return tiles.permute(2, 3, 0, 4, 1, 5)
