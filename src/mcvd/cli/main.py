@@ -50,8 +50,8 @@ COMMANDS = {
 def _share_processors() -> None:
     """On a busy machine, lets idle threads sleep instead of spin; OpenMP reads this when torch is imported.
 
-    Two processes that both spin slow each other down tenfold and more; one that sleeps beside one that spins does no
-    harm. Alone, sleeping costs a third of a small network's speed (docs/performance.md).
+    Two processes that both spin slow each other down several times more than is fair; one that sleeps beside one that
+    spins does no harm. Alone, sleeping costs a fifth of a network's speed (docs/performance.md).
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return
@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _share_processors()
-    _keep_memory()
+    if words[:1] != ["benchmark"]:  # whose peers would gain most: everything there runs as Python leaves it
+        _keep_memory()
     try:
         with _notes(debug):
             return _dispatch(words)
