@@ -84,7 +84,7 @@ def upload(folder: Path, repo_id: str, **options: object) -> str:
     api = HfApi()
     try:
         api.create_repo(repo_id, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore[arg-type]
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore
     except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None
