@@ -206,7 +206,10 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "context_noise": 0.0,
         "batch_size": 32,
         "reference": True,
+        "precision": "fp32",
     }
+    assert main([*base, "--precision", "bf16", "--device", "cpu"]) == 1  # a CPU is not fast in it
+    assert seen["precision"] == "bf16"
     assert main([*base, "--context-noise", "0.2"]) == 1  # it was trained without
     assert seen["context_noise"] == 0.2
 

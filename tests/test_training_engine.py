@@ -282,11 +282,11 @@ import torch
 torch.set_num_threads(1)
 import test_training_engine as tests
 from pathlib import Path
-from mcvd.training import precision
+from mcvd.networks import precision
 from mcvd.training.processes import Processes
 
 tests.quick(tests.pytest.MonkeyPatch())
-precision.FP16_DEVICES = ("cpu",)
+precision.fast_on = lambda device: tuple(precision.PRECISIONS)
 with Processes.join("cpu") as processes:
     Processes.join = staticmethod(lambda device: contextlib.nullcontext(processes))  # one group for all runs
     def clips(recipe, split, device):

@@ -22,8 +22,6 @@ class DataConfig:
     """`moving-mnist`: made on the fly from the MNIST digits; `videos`: a folder of video files and image folders."""
     path: str | None = None
     """Folder; for Moving MNIST None means the cache, where `mcvd fetch mnist` puts it."""
-    digits: tuple[int, ...] = (2,)
-    """Moving MNIST: digits of a clip; of several numbers each clip has one, drawn evenly."""
     stride: int = 1
     """Take every stride-th frame of a video."""
     flip: bool = False
@@ -34,6 +32,8 @@ class DataConfig:
     """How frames become the model's shape: cut to it from the centre, or stretched."""
     split_by: str = "auto"
     """What is held out for validation as a whole: `file`, `folder`, or a regular expression with a group."""
+    digits: tuple[int, ...] = (2,)
+    """Moving MNIST: digits of a clip; of several numbers each clip has one, drawn evenly."""
 
 
 @dataclass(frozen=True)
