@@ -20,7 +20,7 @@ from mcvd.benchmark.cases import random_weights
 from mcvd.interop.official import from_official
 from mcvd.model import VideoDiffusion
 from mcvd.networks import winograd
-from mcvd.networks.convolution import Conv2d, packed_convolutions
+from mcvd.networks.convolution import SAMPLING, Conv2d, packed_convolutions
 from mcvd.training.recipe import read_recipe
 
 
@@ -29,7 +29,7 @@ def only_direct(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for part in network.modules():
         if isinstance(part, Conv2d):
-            part._suits_winograd = lambda x: False  # type: ignore[method-assign]
+            part._suits_winograd = lambda x, channels: False  # type: ignore[method-assign]
     return network
 
 
@@ -63,7 +63,7 @@ def layers_of(network: nn.Module, call: Callable[[], Tensor]) -> dict[str, tuple
     def note(part: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
         assert isinstance(part, Conv2d)
         height, width = given[0].shape[-2:]
-        if part._suits_winograd(given[0]):
+        if part._suits_winograd(given[0], SAMPLING):
             found[f"{part.in_channels} to {part.out_channels} channels, {height}x{width}"] = part, given[0]
 
     hooks = [part.register_forward_hook(note) for part in network.modules() if isinstance(part, Conv2d)]

@@ -1,8 +1,9 @@
 """Gradients of the paper network's 3x3 convolutions on a CPU, by several ways: python benchmarks/gradients.py
 
 For each kind of layer, at 8 clips: the convolution itself; the gradient of its input; the gradient of its weight as
-oneDNN computes it from channels-last and from contiguous tensors, and as nine matrix products over the rows of the
-padded pixels, each shifted by one tap (no copy but the padding). Milliseconds, the least of a few goes, interleaved.
+oneDNN computes it from channels-last and from contiguous tensors, by Winograd, which training uses, and as nine matrix
+products over the rows of the padded pixels, each shifted by one tap (no copy but the padding). Milliseconds, the least
+of a few goes, interleaved.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mcvd.networks import winograd
 
 LAYERS = (  # channels in, channels out, pixels a side
     (64, 64, 64),
@@ -59,12 +62,14 @@ def ways(c_in: int, c_out: int, side: int, clips: int) -> dict[str, Callable[[],
     ]
     x, weight, grad = (tensor.contiguous(memory_format=torch.channels_last) for tensor in plain)
     expected = oneDNN(x, weight, grad, "weight")
-    torch.testing.assert_close(nine_products(x, grad), expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+    for other in (winograd.weight_gradient(x, grad), nine_products(x, grad)):
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
     return {
         "convolution": lambda: F.conv2d(x, weight, padding=1),
         "input": lambda: oneDNN(x, weight, grad, "input"),
         "weight": lambda: oneDNN(x, weight, grad, "weight"),
         "weight, contiguous": lambda: oneDNN(*plain, "weight"),
+        "weight, Winograd": lambda: winograd.weight_gradient(x, grad),
         "weight, nine products": lambda: nine_products(x, grad),
     }
 

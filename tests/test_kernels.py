@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import tiny
 from mcvd.networks import memory, unet, winograd
 from mcvd.networks.convolution import Conv2d, packed_convolutions
+from mcvd.networks.dropout import dropout
 from mcvd.networks.memory import free_memory
 from mcvd.networks.norm import norm_silu
 from mcvd.networks.resample import upsample
@@ -151,6 +152,73 @@ def test_winograd_is_the_convolution(monkeypatch, shape, cache):
         made = winograd.convolve(x, winograd.turn_weight(weight), bias)
         torch.testing.assert_close(made, F.conv2d(x, weight, bias, padding=1), rtol=0, atol=1e-12)
         assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("cache", [1, 200_000, 10**9])
+@pytest.mark.parametrize("shape", [(1, 5, 4, 4), (3, 5, 8, 12), (5, 9, 20, 16)])
+def test_winograd_gives_the_gradient_of_the_weight(monkeypatch, shape, cache):
+    monkeypatch.setattr(winograd, "CACHE", cache)
+    weight = torch.randn(7, shape[1], 3, 3, dtype=torch.float64, requires_grad=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout)
+        grad = torch.randn(shape[0], 7, *shape[2:], dtype=torch.float64).contiguous(memory_format=layout)
+        (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), weight, grad)
+        torch.testing.assert_close(winograd.weight_gradient(x, grad), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "learns"), [((64, 96), 32, True), ((48, 96), 32, False), ((64, 64), 18, False)]
+)
+@pytest.mark.parametrize("of_x", [True, False])
+def test_gradients_of_wide_convolutions(monkeypatch, channels, side, learns, of_x):
+    """Of input, weight and bias: as PyTorch's, whichever way the weight's is made."""
+    calls = []
+    by_winograd = winograd.weight_gradient
+    monkeypatch.setattr(winograd, "weight_gradient", lambda *given: calls.append(1) or by_winograd(*given))
+    convolution = Conv2d(*channels, 3)
+    x = torch.randn(2, channels[0], side, side, requires_grad=of_x)
+    grad = torch.randn(2, channels[1], side, side)
+    asked = [convolution.weight, convolution.bias, *([x] if of_x else [])]
+    made = torch.autograd.grad(convolution(x), asked, grad)
+    plain = F.conv2d(x, convolution.weight, convolution.bias, padding=1)
+    for one, expected in zip(made, torch.autograd.grad(plain, asked, grad)):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert bool(calls) == (learns and torch.backends.mkldnn.is_available())
+
+
+def test_a_frozen_wide_convolution_passes_gradients_on():
+    convolution = Conv2d(64, 64, 3).requires_grad_(False)
+    x = torch.randn(1, 64, 32, 32, requires_grad=True)
+    convolution(x).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert convolution.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((3, 5, 7, 9), torch.channels_last), ((2, 4, 3, 8, 8), torch.contiguous_format)]
+)
+def test_dropout(shape, layout):
+    x = torch.ones(shape).contiguous(memory_format=layout).requires_grad_()
+    torch.manual_seed(3)
+    y = dropout(x, 0.25)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 4 / 3))
+    assert torch.equal(x.grad, y.detach())  # the gradient goes where the values went
+    assert y.stride() == x.stride()
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x, 0.25), y)
+
+
+def test_dropout_hides_the_share_that_it_should():
+    """Of a million elements, within 5 standard deviations; and neighbours independent of each other."""
+    for rate in (0.1, 0.5, 0.9):
+        hidden = (dropout(torch.ones(1, 1, 1000, 1000), rate) == 0).double().flatten()
+        assert abs(float(hidden.mean()) - rate) < 5 * (rate * (1 - rate) / 1e6) ** 0.5
+        for distance in range(1, 9):
+            together = float((hidden[distance:] * hidden[:-distance]).mean())
+            assert abs(together - rate**2) < 5 * (rate**2 * (1 - rate**2) / 1e6) ** 0.5 + 2e-3 * rate
+    assert dropout(torch.ones(2, 3, 4, 4, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(("count", "side", "winning"), [(1, 32, True), (1, 16, False), (2, 16, True), (8, 18, False)])

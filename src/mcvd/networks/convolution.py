@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mcvd.networks import winograd
+
+SAMPLING, LEARNING = 96, 64
+"""Channels from which Winograd is faster: for a convolution with turned weights, and for the gradient of a weight."""
 
 
 class Conv2d(nn.Conv2d):
@@ -21,22 +27,22 @@ class Conv2d(nn.Conv2d):
         self.packed: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            not self.packs
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if torch.is_grad_enabled():
+            learns = self.weight.requires_grad and _can(self) and self._suits_winograd(x, LEARNING)
+            return _Convolution.apply(x, self.weight, self.bias) if learns else super().forward(x)
+        if not self.packs:
             return super().forward(x)
         if self.packed is None:
-            self.packed = self._by_winograd() if self._suits_winograd(x) else self._directly(x)
+            self.packed = self._by_winograd() if self._suits_winograd(x, SAMPLING) else self._directly(x)
         return self.packed(x)
 
-    def _suits_winograd(self, x: Tensor) -> bool:
+    def _suits_winograd(self, x: Tensor, channels: int) -> bool:
         """Where a quarter of the multiplications pays for turning images and weights (docs/performance.md)."""
         count, _, height, width = x.shape
         whole = self.kernel_size == (3, 3) and height % winograd.TILE == width % winograd.TILE == 0
-        return whole and min(self.in_channels, self.out_channels) >= 96 and count * height * width >= 512
+        return whole and min(self.in_channels, self.out_channels) >= channels and count * height * width >= 512
 
     def _by_winograd(self) -> Callable[[Tensor], Tensor]:
         return partial(winograd.convolve, turned=winograd.turn_weight(self.weight.detach()), bias=self.bias)
@@ -51,6 +57,25 @@ class Conv2d(nn.Conv2d):
             size,
         )
         return lambda x: torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *where, "none", [], "")
+
+
+class _Convolution(torch.autograd.Function):
+    """A 3x3 convolution whose weight gets its gradient by Winograd: oneDNN's own is its slowest on many processors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        where = (1, 1), (1, 1), (1, 1), False, (0, 0), 1  # stride, padding, dilation; not transposed; groups
+        d_x = torch.ops.aten.convolution_backward(grad, x, weight, None, *where, (of_x, False, False))[0]
+        d_weight = winograd.weight_gradient(x, grad) if of_weight else None
+        return d_x, d_weight, grad.sum((0, 2, 3)) if of_bias else None
 
 
 @contextlib.contextmanager

@@ -72,6 +72,8 @@ class UNetConfig:
             raise McvdError("a SPATIN network needs past or future frames; this layout has none: use concat")
         if self.frames not in ("channels", "3d", "pseudo3d"):
             raise McvdError(f"frames is {self.frames!r}; it is 'channels', '3d' or 'pseudo3d'")
+        if not 0.0 <= self.dropout < 1.0:
+            raise McvdError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.mask_embedding and not self.time_embedding:
             raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
         step = 2 ** (len(self.multipliers) - 1)

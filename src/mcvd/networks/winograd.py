@@ -1,4 +1,4 @@
-"""3x3 convolutions by a quarter of the multiplications: Winograd's F(4x4, 3x3) as matrix products.
+"""3x3 convolutions, and their weights' gradients, by a quarter of the multiplications: Winograd's F(4x4, 3x3).
 
 For images of many channels on CPUs, where a convolution is as slow as its arithmetic (Lavin and Gray 2016, arXiv
 1509.09308). 4x4 outputs come from a 6x6 patch of input: both are turned by constant matrices, and between them each of
@@ -75,16 +75,39 @@ def convolve(images: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
     """
     count, _, height, width = images.shape
     rows, columns, channels = height // TILE, width // TILE, turned.shape[2]
-    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    images = images.permute(0, 2, 3, 1)
     out = images.new_empty(count, height, width, channels)
     bias = images.new_zeros(()) if bias is None else bias
     for which, band in _pieces(count, rows, CACHE // (PARTS * columns * max(turned.shape[1:]) * images.element_size())):
         lines = slice(band.start * TILE, band.stop * TILE)
-        part = _turn_padded(padded[which, lines.start : lines.stop + 2])
+        part = _turn_padded(_padded(images[which], lines))
         products = torch.bmm(part.flatten(1, 3), turned).unflatten(1, part.shape[1:4])
         made = out[which, lines].unflatten(1, (-1, TILE)).unflatten(3, (columns, TILE))
         torch.add(_output_tiles(products), bias, out=made)
     return out.permute(0, 3, 1, 2)
+
+
+def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
+    """The gradient ``(out, in, 3, 3)`` of the weight of `convolve`, from ``(N, in, H, W)`` and ``(N, out, H, W)``.
+
+    Every step of `convolve` backwards: the gradient of the outputs is turned by the transposed matrix, 36 products with
+    the turned images sum over all tiles, and the transposed matrix of the weight makes 3x3 taps of them.
+    """
+    count, into, height, width = images.shape
+    rows, columns, out = height // TILE, width // TILE, grad.shape[1]
+    images, grad = images.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    output, weight = (_both_ways(what, images.dtype, images.device).t() for what in ("output", "weight"))
+    total = images.new_empty(PARTS, into, out)
+    # the sum is read and written with every piece: pieces as small as elsewhere would only move it
+    row = PARTS * columns * max(into, out)
+    pieces = _pieces(count, rows, max(CACHE // images.element_size(), 3 * total.numel()) // row)
+    for i, (which, band) in enumerate(pieces):
+        lines = slice(band.start * TILE, band.stop * TILE)
+        seen = _turn_padded(_padded(images[which], lines)).flatten(1, 3)
+        tiles = grad[which, lines].unflatten(2, (columns, TILE)).unflatten(1, (-1, TILE)).movedim((2, 4), (0, 1))
+        turned = (output @ tiles.reshape(TILE**2, -1)).view(PARTS, -1, out)
+        total.baddbmm_(seen.transpose(1, 2), turned, beta=min(i, 1))  # 0 for the first: it writes, and reads nothing
+    return (weight @ total.flatten(1)).view(3, 3, into, out).permute(3, 2, 0, 1)
 
 
 def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
@@ -98,6 +121,12 @@ def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
     for i in range(count):
         for row in range(0, rows, band):
             yield slice(i, i + 1), slice(row, min(row + band, rows))
+
+
+def _padded(images: Tensor, lines: slice) -> Tensor:
+    """These lines of images ``(N, H, W, C)`` with the pixel around them: a neighbour's, or 0 beyond the border."""
+    above, below = int(lines.start > 0), int(lines.stop < images.shape[1])
+    return F.pad(images[:, lines.start - above : lines.stop + below], (0, 0, 1, 1, 1 - above, 1 - below))
 
 
 def _turn_padded(padded: Tensor) -> Tensor:
