@@ -83,7 +83,7 @@ TRAININGS = {
     "frames": Training({**V, "model.masking.frames": 0.3}, {"v, 0.3 of frames hidden": Row()}),
     "context-noise": Training(
         {**V, "model.context_noise": 0.5},
-        {"v, context noise to 0.5": Row(), "  sampled at 0.2": Row(context_noise=0.2)},
+        {"v, context noise to 0.5": Row(), "the same, sampled at 0.2": Row(context_noise=0.2)},
     ),
     "v-seed-1": Training({**V, "seed": 1}, {"v, seed 1": Row()}),
     "min-snr": Training({**V, "weighting": "min-snr"}, {"v, Min-SNR": Row()}),
@@ -92,6 +92,10 @@ TRAININGS = {
     "x0": Training(X0, {"x0": Row()}),
     "x0-min-snr": Training({**X0, "weighting": "min-snr"}, {"x0, Min-SNR": Row()}),
     "x0-cosine-noise": Training({**X0, "model.schedule.kind": "cosine"}, {"x0, cosine noise schedule": Row()}),
+    "modern": Training(
+        {**X0, "model.masking.frames": 0.1, "model.context_noise": 0.3},
+        {"as recipe modern: x0, 0.1 of frames hidden, context noise to 0.3, power": Row("power")},
+    ),
 }
 
 
