@@ -1,22 +1,24 @@
-"""Gradients of the paper network's 3x3 convolutions on a CPU, by several ways: python benchmarks/gradients.py
+"""What a training step on a CPU spends on 3x3 convolutions and dropout, several ways: python benchmarks/gradients.py
 
-For each kind of layer, at 8 clips: the convolution itself; the gradient of its input; the gradient of its weight as
-oneDNN computes it from channels-last and from contiguous tensors, by Winograd, which training uses, and as nine matrix
-products over the rows of the padded pixels, each shifted by one tap (no copy but the padding). Milliseconds, the least
-of a few goes, interleaved.
+For each kind of layer of the paper's network, at 8 clips: the convolution itself and the gradient of its input, by
+oneDNN and by Winograd with weights that are turned every time; the gradient of its weight as oneDNN computes it from
+channels-last and from contiguous tensors, by Winograd, which training uses, and as nine matrix products over the rows
+of the padded pixels, each shifted by one tap (no copy but the padding). Then dropout, forward and backward, as PyTorch
+does it and as training does. Milliseconds, the least of a few goes, interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mcvd.networks import winograd
+from mcvd.networks.dropout import dropout
 
 LAYERS = (  # channels in, channels out, pixels a side
     (64, 64, 64),
@@ -53,6 +55,34 @@ def nine_products(x: Tensor, grad: Tensor) -> Tensor:
     return out.permute(3, 2, 0, 1)
 
 
+def turned_round(weight: Tensor) -> Tensor:
+    """The weight of the convolution that makes the gradient of the input."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def dropouts(clips: int) -> dict[str, Callable[[], object]]:
+    """Dropout of the widest images, forward and backward."""
+    x = torch.randn(clips, 64, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad = torch.randn_like(x)
+    return {
+        "PyTorch's": lambda: torch.autograd.grad(F.dropout(x, 0.1), x, grad),
+        "its native_dropout": lambda: torch.autograd.grad(torch.native_dropout(x, 0.1, True)[0], x, grad),
+        "four elements a draw": lambda: torch.autograd.grad(dropout(x, 0.1), x, grad),
+    }
+
+
+def least_seconds(calls: Mapping[str, Callable[[], object]], goes: int) -> dict[str, float]:
+    """The shortest time of each call, after one that does not count."""
+    least = dict.fromkeys(calls, float("inf"))
+    for go in range(goes + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if go:
+                least[name] = min(least[name], time.perf_counter() - began)
+    return least
+
+
 def ways(c_in: int, c_out: int, side: int, clips: int) -> dict[str, Callable[[], Tensor]]:
     """What is timed of one layer."""
     plain = [
@@ -66,7 +96,9 @@ def ways(c_in: int, c_out: int, side: int, clips: int) -> dict[str, Callable[[],
         torch.testing.assert_close(other, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
     return {
         "convolution": lambda: F.conv2d(x, weight, padding=1),
+        "convolution, Winograd": lambda: winograd.convolve(x, winograd.turn_weight(weight), None),
         "input": lambda: oneDNN(x, weight, grad, "input"),
+        "input, Winograd": lambda: winograd.convolve(grad, winograd.turn_weight(turned_round(weight)), None),
         "weight": lambda: oneDNN(x, weight, grad, "weight"),
         "weight, contiguous": lambda: oneDNN(*plain, "weight"),
         "weight, Winograd": lambda: winograd.weight_gradient(x, grad),
@@ -81,16 +113,11 @@ def main() -> None:
     options = parser.parse_args()
     totals: dict[str, float] = {}
     for layer in LAYERS:
-        calls = ways(*layer, options.clips)
-        least = dict.fromkeys(calls, float("inf"))
-        for _ in range(options.goes + 1):
-            for name, call in calls.items():
-                began = time.perf_counter()
-                call()
-                least[name] = min(least[name], time.perf_counter() - began)
+        least = least_seconds(ways(*layer, options.clips), options.goes)
         totals = {name: totals.get(name, 0) + seconds for name, seconds in least.items()}
         print(f"{layer[0]} to {layer[1]} channels, {layer[2]}x{layer[2]}:", _row(least), flush=True)
     print("all:", _row(totals))
+    print("dropout, 64 channels, 64x64:", _row(least_seconds(dropouts(options.clips), options.goes)))
 
 
 def _row(seconds: dict[str, float]) -> str:

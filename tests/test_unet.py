@@ -106,6 +106,7 @@ def test_bad_options():
         ({"frames": "4d"}, "pseudo3d"),
         ({"size": (15, 16)}, "15x16"),
         ({"head_channels": 5}, "head_channels 5"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
         ({"mask_embedding": True, "time_embedding": False}, "time_embedding"),
     ):
         with pytest.raises(McvdError, match=word):

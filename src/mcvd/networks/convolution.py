@@ -1,4 +1,4 @@
-"""3x3 and 1x1 convolutions, and the weights that make them fast on CPUs while nothing is learned."""
+"""3x3 and 1x1 convolutions, and what makes them fast on CPUs: packed weights in sampling, gradients in training."""
 
 from __future__ import annotations
 

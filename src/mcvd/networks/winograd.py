@@ -57,9 +57,17 @@ def turn_weight(weight: Tensor) -> Tensor:
     return (matrix @ weight.permute(2, 3, 1, 0).reshape(9, into * out)).view(PARTS, into, out)
 
 
-def turn_input(images: Tensor) -> Tensor:
-    """Images ``(..., H, W, C)``, H and W multiples of 4 -> ``(36, ..., H / 4, W / 4, C)``; padded with a pixel of 0."""
-    return _turn_padded(F.pad(images, (0, 0, 1, 1, 1, 1)))
+def turn_input(images: Tensor, lines: slice = slice(None)) -> Tensor:
+    """Images ``(..., H, W, C)``, H and W multiples of 4 -> ``(36, ..., H / 4, W / 4, C)``; padded with a pixel of 0.
+
+    lines: of which lines of pixels, from a multiple of 4 to another; beside them are their neighbours, not 0.
+    """
+    start, stop, _ = lines.indices(images.shape[-3])
+    above, below = int(start > 0), int(stop < images.shape[-3])
+    padded = F.pad(images[..., start - above : stop + below, :, :], (0, 0, 1, 1, 1 - above, 1 - below))
+    patches = padded.unfold(-3, TILE + 2, TILE).unfold(-3, TILE + 2, TILE)
+    patches = patches.movedim((-2, -1), (0, 1)).flatten(0, 1)  # (36, ..., H / 4, W / 4, C)
+    return (_both_ways("input", images.dtype, images.device) @ patches.flatten(1)).view(patches.shape)
 
 
 def turn_output(products: Tensor) -> Tensor:
@@ -78,9 +86,9 @@ def convolve(images: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
     images = images.permute(0, 2, 3, 1)
     out = images.new_empty(count, height, width, channels)
     bias = images.new_zeros(()) if bias is None else bias
-    for which, band in _pieces(count, rows, CACHE // (PARTS * columns * max(turned.shape[1:]) * images.element_size())):
-        lines = slice(band.start * TILE, band.stop * TILE)
-        part = _turn_padded(_padded(images[which], lines))
+    most = CACHE // (PARTS * columns * max(turned.shape[1:]) * images.element_size())
+    for which, lines in _pieces(count, rows, most):
+        part = turn_input(images[which], lines)
         products = torch.bmm(part.flatten(1, 3), turned).unflatten(1, part.shape[1:4])
         made = out[which, lines].unflatten(1, (-1, TILE)).unflatten(3, (columns, TILE))
         torch.add(_output_tiles(products), bias, out=made)
@@ -101,9 +109,8 @@ def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
     # the sum is read and written with every piece: pieces as small as elsewhere would only move it
     row = PARTS * columns * max(into, out)
     pieces = _pieces(count, rows, max(CACHE // images.element_size(), 3 * total.numel()) // row)
-    for i, (which, band) in enumerate(pieces):
-        lines = slice(band.start * TILE, band.stop * TILE)
-        seen = _turn_padded(_padded(images[which], lines)).flatten(1, 3)
+    for i, (which, lines) in enumerate(pieces):
+        seen = turn_input(images[which], lines).flatten(1, 3)
         tiles = grad[which, lines].unflatten(2, (columns, TILE)).unflatten(1, (-1, TILE)).movedim((2, 4), (0, 1))
         turned = (output @ tiles.reshape(TILE**2, -1)).view(PARTS, -1, out)
         total.baddbmm_(seen.transpose(1, 2), turned, beta=min(i, 1))  # 0 for the first: it writes, and reads nothing
@@ -111,28 +118,16 @@ def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
 
 
 def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Which images, and which rows of tiles of them, to work on at a time: about `most` rows, at least one."""
+    """Which images, and which lines of them, to work on at a time: about `most` rows of tiles, at least one."""
     if most >= rows:
         images = most // rows
         for i in range(0, count, images):
-            yield slice(i, min(i + images, count)), slice(0, rows)
+            yield slice(i, min(i + images, count)), slice(0, rows * TILE)
         return
     band = math.ceil(rows / math.ceil(rows / max(most, 1)))
     for i in range(count):
         for row in range(0, rows, band):
-            yield slice(i, i + 1), slice(row, min(row + band, rows))
-
-
-def _padded(images: Tensor, lines: slice) -> Tensor:
-    """These lines of images ``(N, H, W, C)`` with the pixel around them: a neighbour's, or 0 beyond the border."""
-    above, below = int(lines.start > 0), int(lines.stop < images.shape[1])
-    return F.pad(images[:, lines.start - above : lines.stop + below], (0, 0, 1, 1, 1 - above, 1 - below))
-
-
-def _turn_padded(padded: Tensor) -> Tensor:
-    patches = padded.unfold(-3, TILE + 2, TILE).unfold(-3, TILE + 2, TILE)
-    patches = patches.movedim((-2, -1), (0, 1)).flatten(0, 1)  # (36, ..., H / 4, W / 4, C)
-    return (_both_ways("input", padded.dtype, padded.device) @ patches.flatten(1)).view(patches.shape)
+            yield slice(i, i + 1), slice(row * TILE, min(row + band, rows) * TILE)
 
 
 def _output_tiles(products: Tensor) -> Tensor:
