@@ -204,7 +204,8 @@ def test_only_the_two_newest_checkpoints_stay(tmp_path):
 
 
 SCRIPT = """
-import os, signal, sys
+import faulthandler, os, signal, sys
+faulthandler.dump_traceback_later(240, exit=True)  # before `run` gives up: a process that hangs says where
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
