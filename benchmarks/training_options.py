@@ -92,6 +92,7 @@ TRAININGS = {
     "x0": Training(X0, {"x0": Row()}),
     "x0-min-snr": Training({**X0, "weighting": "min-snr"}, {"x0, Min-SNR": Row()}),
     "x0-cosine-noise": Training({**X0, "model.schedule.kind": "cosine"}, {"x0, cosine noise schedule": Row()}),
+    "muon": Training({**X0, "optimizer.name": "muon"}, {"x0, Muon": Row()}),
     "modern": Training(
         {**X0, "model.masking.frames": 0.1, "model.context_noise": 0.3},
         {"as recipe modern: x0, 0.1 of frames hidden, context noise to 0.3, power": Row("power")},

@@ -323,6 +323,56 @@ def test_time_that_is_up_saves_and_leaves(tmp_path):
     assert len(checkpoints(tmp_path)) == 1
 
 
+class Clock:
+    """Time that passes when a training step is made, or when a checkpoint is saved."""
+
+    def __init__(self, monkeypatch, first=40.0, step=1.0, save=3.0):
+        self.now = 100.0
+        self.costs = itertools.chain([first], itertools.repeat(step))
+        make, keep = training.Trainer.train_step, training.save_checkpoint
+        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(training.Trainer, "train_step", lambda run: (make(run), self.spend(next(self.costs)))[0])
+        monkeypatch.setattr(training, "save_checkpoint", lambda *args: (keep(*args), self.spend(save)))
+
+    def spend(self, seconds):
+        self.now += seconds
+
+
+def rates(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+
+
+@pytest.mark.parametrize("every", [1, 7, 1000], ids="logs every {}".format)
+def test_a_run_that_is_to_finish_makes_the_steps_that_fit(tmp_path, monkeypatch, every):
+    clock = Clock(monkeypatch)
+    falling = replace(OPTIMIZER, decay="wsd", cooldown=0.5)
+    recipe = replace(RECIPE, optimizer=falling, steps=10**6, log_every=every, save_every=10)
+    lines = go(recipe, tmp_path, minutes=2, finish=True)
+    assert not any("stopped" in line for line in lines)
+    assert 100 + 110 < clock.now <= 100 + 120 + 3  # the last save may begin when the time ends
+    step, rate = max(rates(tmp_path).items())
+    assert lines[-1].startswith(f"step {step}/{step} ")
+    assert 55 < step < 80
+    assert rate < 0.1 * OPTIMIZER.lr  # it has fallen
+    assert checkpoints(tmp_path)[-1].name == f"checkpoint-{step:09}.pt"
+
+
+def test_a_run_that_is_to_finish_goes_on_after_a_pause(tmp_path, monkeypatch):
+    go(replace(RECIPE, steps=3), tmp_path)
+    Clock(monkeypatch)
+    lines = go(replace(RECIPE, steps=10**6), tmp_path, minutes=1, finish=True)
+    assert lines[0].startswith("continuing")
+    assert 12 < max(rates(tmp_path)) < 25
+    assert not any("stopped" in line for line in lines)
+
+
+def test_to_finish_needs_to_know_when(tmp_path):
+    with pytest.raises(McvdError, match="^finish chooses the steps that fit into some minutes: say how many minutes$"):
+        go(RECIPE, tmp_path / "run", finish=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_is_complete_is_left_as_it_is(tmp_path):
     recipe = replace(RECIPE, steps=2)
     go(recipe, tmp_path)
@@ -418,7 +468,7 @@ def test_recipes_survive_the_round_trip(tmp_path):
     [
         ("stepps: 5", "r.yaml: unknown key stepps; did you mean steps?"),
         ("model: {network: {widht: 8}}", "r.yaml: model: network: unknown key widht; did you mean width?"),
-        ("optimizer: {zzz: 8}", "unknown key zzz; known keys: lr, warmup"),
+        ("optimizer: {zzz: 8}", "unknown key zzz; known keys: name, lr, warmup"),
         ("steps: many", "steps: expected int, found 'many'"),
         ("steps: 1.5", "steps: expected int, found 1.5"),
         ("steps: true", "steps: expected int, found True"),

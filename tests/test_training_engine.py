@@ -41,7 +41,7 @@ class Clips:
 
 def recipe(model, **options):
     usual = {"steps": 4, "batch": 4, "log_every": 1, "save_every": 2, "sample_every": 1000}
-    return Recipe(model=model, optimizer=OptimizerConfig(lr=1e-3, warmup=2), **(usual | options))
+    return Recipe(model=model, **({"optimizer": OptimizerConfig(lr=1e-3, warmup=2)} | usual | options))
 
 
 def go(made, output, init_from=None):

@@ -36,6 +36,8 @@ class Command:
     """Optimizer steps in all, those of earlier runs included."""
     minutes: Annotated[MaybeMinutes, arg(help_behavior_hint="(default: no limit)")] = None
     """Stop and save after about so many minutes."""
+    finish: Flag = False
+    """With --minutes: as many steps as fit into them, the fall of the learning rate included."""
     batch: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
     """Clips a step, over all processes."""
     seed: Annotated[MaybeSeed, arg(help_behavior_hint=_FROM_RECIPE)] = None
@@ -85,6 +87,7 @@ class Command:
             output,
             device=self.device,
             minutes=self.minutes,
+            finish=self.finish,
             init_from=self.init_from,
             report=_say,
             live=sys.stdout.isatty(),
@@ -106,7 +109,7 @@ def _print_estimate(recipe: Recipe) -> None:
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")
     print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP a clip and step, forward and backward")
     shared = ", shared out among the processes" if recipe.sharding == "full" else ""
-    print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, Adam and EMA{shared}; at most")
+    print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, optimizer and EMA{shared}; at most")
     print(
         f"             {cost.activation_bytes / 1e9:.2f} GB for activations in one process (float32; half in 16 bits)"
     )

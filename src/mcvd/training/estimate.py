@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcvd.model import Draw, VideoDiffusion
+from mcvd.training.muon import muon_weights
 from mcvd.training.parallel import blocks
 from mcvd.training.recipe import Recipe
 
 BYTES_PER_WEIGHT = 4 * 5  # weight, gradient, two averages of Adam, EMA; all float32
+BYTES_LESS = 4  # of a weight that Muon takes, with one average
 SHARE_OF_MATMUL = 0.4  # of the machine's rate for large matrices; measured for the published networks, see `rate`
 
 
@@ -28,7 +30,7 @@ class Estimate:
     flops: int
     """Of one clip in one step, forward and backward (a multiply-add is 2)."""
     state_bytes: int
-    """Weights, gradients, Adam and EMA."""
+    """Weights, gradients, averages of the optimizer, EMA."""
     activation_bytes: int
     """What the backward pass of one part of the batch keeps, in float32; half of it under bf16 or fp16."""
 
@@ -61,9 +63,12 @@ def estimate(recipe: Recipe) -> Estimate:
         del model.config.schedule.__dict__["alpha_bar"]
     del loss
     count = sum(p.numel() for p in model.parameters())
+    state = BYTES_PER_WEIGHT * count
+    if recipe.optimizer.name == "muon":
+        state -= BYTES_LESS * sum(p.numel() for p in muon_weights(model))
     again = kept.block_flops if recipe.checkpointing else 0
     flops = 3 * counter.get_total_flops() + again
-    return Estimate(count, flops, BYTES_PER_WEIGHT * count, part * kept.peak(recipe.checkpointing))
+    return Estimate(count, flops, state, part * kept.peak(recipe.checkpointing))
 
 
 class _Kept:

@@ -42,6 +42,8 @@ class RunLog:
         live: bool = False,
     ):
         self.output, self.recipe, self.enabled, self.report = output, recipe, enabled, report
+        self.steps = recipe.steps
+        """How many there will be; a run that is to finish in time may change it."""
         self.table: LiveTable | None = None
         self.trackers: list[Tracker] = []
         if enabled:
@@ -65,13 +67,14 @@ class RunLog:
         values |= (rates := self.meter.rates(step))
         for tracker in self.trackers:
             tracker.scalars(step, values | {"seconds": round(seconds, 2)})
-        left = _clock((self.recipe.steps - step) / speed) if speed else "?"
+        left = _clock((self.steps - step) / speed) if speed else "?"
         if self.table is not None:
+            self.table.steps = self.steps
             self.table.update(step, values, left)
             return
         names = [name for name in values if "/" not in name and name not in rates]
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
-        self.report(f"step {step}/{self.recipe.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
+        self.report(f"step {step}/{self.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
 
     def picture(self, step: int, model: VideoDiffusion, clips: Tensor) -> None:
         """Saves a sheet, and a GIF for each task, of what the model makes of these clips (uint8)."""

@@ -7,7 +7,7 @@ blocks, because every block gathers its weights before it runs, in Python. What 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -118,9 +118,9 @@ def sharded_as(state: Any, own: Any) -> Any:
     return state
 
 
-def sharded_moments(state: dict[str, Any], parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
-    """The state of an optimizer as `whole` left it, with the averages of every weight sharded as the weight is."""
-    own = dict(enumerate(parameters))
+def sharded_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of this optimizer as `whole` left it, with the averages of every weight sharded as the weight is."""
+    own = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     return state | {
         "state": {
             i: {

@@ -38,8 +38,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam, as published."""
+    """Adam, as published, or Muon."""
 
+    name: Literal["adam", "muon"] = "adam"
+    """What makes the step: `adam`, or `muon` for weights of convolutions and linear layers, Adam for the rest."""
     lr: float = 2e-4
     """Learning rate after warm-up."""
     warmup: int = 1000
@@ -54,6 +56,8 @@ class OptimizerConfig:
     """Added to Adam's denominator."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    momentum: float = 0.95
+    """Decay rate of Muon's average."""
     clip: float = 1.0
     """Largest norm of the gradient (of the summed loss, as published); larger ones are scaled down."""
 
@@ -87,7 +91,7 @@ class Recipe:
     checkpointing: bool = False
     """Compute the blocks of the network again in the backward pass instead of keeping their activations."""
     sharding: Literal["none", "full"] = "none"
-    """What several processes share out: `none` (DDP), or weights, gradients, Adam and EMA (`full`, FSDP)."""
+    """What several processes share out: `none` (DDP), or weights, gradients, optimizer and EMA (`full`, FSDP)."""
     seed: int = 0
     """Seed of everything random."""
     log_every: int = 50
@@ -107,6 +111,8 @@ class Recipe:
             raise McvdError(f"ema_power is {self.ema_power}; it must be above 0 and at most 0.288, the plain mean")
         if self.ema_power is not None and self.ema_warmup:
             raise McvdError("ema_power forgets the start by itself: it needs ema_warmup false")
+        if not 0 <= self.optimizer.momentum < 1:
+            raise McvdError(f"optimizer.momentum is {self.optimizer.momentum}; it must be at least 0 and below 1")
         if self.seed < 0:
             raise McvdError(f"seed is {self.seed}; it must be at least 0")
 

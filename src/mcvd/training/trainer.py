@@ -11,6 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_chec
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog
+from mcvd.training.muon import optimizer_for, optimizer_name, settings
 from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
 from mcvd.training.processes import Processes, stop_signals
@@ -60,13 +62,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.model = VideoDiffusion(recipe.model).to(device)
         self.network = wrap(self.model, recipe, processes)
-        config = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            **_adam(config),
-            fused=device.type == "cuda",
-        )
+        self.optimizer = optimizer_for(self.model, recipe.optimizer, fused=device.type == "cuda")
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = 0
         self.best = math.inf
@@ -111,7 +107,7 @@ class Trainer:
         if self.recipe.weighting == "uniform":
             return 1.0
         config = self.recipe.model
-        return min_snr_weight(config.schedule.alpha_bar.to(t.device)[t].float(), config.prediction)
+        return min_snr_weight(config.schedule.alpha_bar.to(t.device, non_blocking=True)[t].float(), config.prediction)
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that a restart needs, whatever the processes and their sharding; random numbers need no state.
@@ -132,13 +128,19 @@ class Trainer:
         return state if self.processes.first else None
 
     def load_state_dict(self, state: dict, where: str) -> None:
-        """Takes over what `state_dict` gave; the model must have the same configuration."""
+        """Takes over what `state_dict` gave; the model and the optimizer must be the same."""
         if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
+        before, name = optimizer_name(state["optimizer"]), self.recipe.optimizer.name
+        if before != name:
+            raise McvdError(
+                f"{where} holds a run with optimizer {before}, the recipe says {name}; "
+                "choose another --output, nothing was changed"
+            )
         self.model.load_state_dict(sharded_as(state["model"], self.model.state_dict()))
-        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.model.parameters()))
+        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.optimizer))
         for group in self.optimizer.param_groups:  # the recipe may have been edited since
-            group.update(_adam(self.recipe.optimizer))
+            group.update({key: value for key, value in settings(self.recipe.optimizer).items() if key in group})
         self.ema.load_state_dict(sharded_as(state["ema"], self.ema.state_dict()))
         self.precision.load_state_dict(state.get("precision", {}))
         self.best = state.get("best", math.inf)
@@ -163,10 +165,6 @@ class Trainer:
         return model.eval()
 
 
-def _adam(config: OptimizerConfig) -> dict[str, Any]:
-    return {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
-
-
 def _data_name(recipe: Recipe) -> str:
     return recipe.data.kind if recipe.data.path is None else str(Path(recipe.data.path).expanduser().resolve())
 
@@ -177,6 +175,7 @@ def train(
     *,
     device: str | None = None,
     minutes: float | None = None,
+    finish: bool = False,
     init_from: str | Path | None = None,
     clips: Callable[[Recipe, str, torch.device], ClipSource] | None = None,
     report: Callable[[str], None] = print,
@@ -187,6 +186,8 @@ def train(
     output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), `best/` (the same of
         the step with the smallest validation error), log.jsonl, TensorBoard events and samples/. Nothing in it is ever
         deleted but older checkpoints. SIGTERM and Ctrl-C save first.
+    finish: choose the number of steps, by the speed so far, so that the run is finished when the minutes are over, the
+        fall of the learning rate included; else they only interrupt it.
     init_from: a model, as `mcvd.load` takes it, whose weights a new run starts from wherever they fit; a run that
         continues has weights of its own.
     clips: gives the source of a split ("train" or "test"); None is the recipe's data.
@@ -195,6 +196,8 @@ def train(
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
     """
+    if finish and minutes is None:
+        raise McvdError("finish chooses the steps that fit into some minutes: say how many minutes")
     with Processes.join(device) as processes:
         say = report if processes.first else say_nothing
         clips = clips or functools.partial(clip_source, report=say)
@@ -223,7 +226,7 @@ def train(
             report=report,
             live=live,
         ) as log:
-            _loop(trainer, test, log, output, deadline)
+            _loop(trainer, test, log, output, deadline, finish)
         return output / "model"
 
 
@@ -242,14 +245,23 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
         raise McvdError(f"the processes found different checkpoints in {output}: all machines must share this folder")
 
 
-def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float) -> None:
+def _loop(
+    trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float, finish: bool = False
+) -> None:
     recipe, processes = trainer.recipe, trainer.processes
     per_element = 2 / trainer.model.draw(1).eps.numel()
+    pace, before = Pace(), trainer.step
     with stop_signals() as stop:
         leave = False
-        while trainer.step < recipe.steps and not leave:
+        while trainer.step < trainer.recipe.steps and not leave:
             loss, norm = trainer.train_step()
-            step, last = trainer.step, trainer.step == recipe.steps
+            step = trainer.step
+            if finish and (step % recipe.log_every == 0 or (step - before).bit_count() == 1):  # 1, 2, 4, 8, ...
+                float(loss)  # waits for the device, whose speed this is about
+                steps = pace.steps_until(deadline, step) or trainer.recipe.steps
+                log.steps = processes.largest(steps)
+                trainer.recipe = replace(trainer.recipe, steps=log.steps)
+            last = step == trainer.recipe.steps
             if time.monotonic() > deadline:
                 stop.append("time is up")
             leave = processes.any(bool(stop))  # a signal from here on waits for the next step, in all processes
@@ -274,9 +286,28 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
                 state = trainer.state_dict()
                 if state is not None:
                     save_checkpoint(output, step, state)
-    if trainer.step < recipe.steps:
+    if trainer.step < trainer.recipe.steps:
         why = stop[0] if stop else "another process was asked to"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
+
+
+class Pace:
+    """How long steps take, pauses to validate and save among them, but without the first, which may compile."""
+
+    SAFETY = 0.97  # share of the time that is planned for: the last save needs some, too
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def steps_until(self, deadline: float, step: int) -> int | None:
+        """Steps in all when the deadline comes, by the steps since the first call; None in that call."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, step
+            return None
+        began, first = self.first
+        each = (now - began) / (step - first)
+        return step + max(int(self.SAFETY * (deadline - now) / each), 0)
 
 
 def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog, output: Path) -> None:
