@@ -21,6 +21,7 @@ from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.convolution import packed_convolutions
 from mcvd.networks.precision import autocast
+from mcvd.networks.replay import network_call, replayed_calls
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
@@ -199,17 +200,19 @@ class VideoDiffusion(nn.Module):
             )
             conditions.append(nothing.take(torch.zeros_like(rows)))
         prediction = self.config.prediction
+        calls = [network_call(self.network, slot) for slot in range(len(conditions))]
 
         def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
             time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
-                level, fresh = torch.tensor(alpha_bar, device=x.device), condition_noise and condition_noise()
+                level, fresh = torch.full((), alpha_bar, device=x.device), condition_noise and condition_noise()
                 noisy = self._with_noise(past[rows], future[rows], level, fresh)
                 here = [self.network.encode(*noisy, past_seen[rows], None, keep), *conditions[1:]]
-            outputs = [self.network(x, time, condition).float() for condition in here]
+            outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
-            return gaussian.x0_from(prediction, x, output, torch.tensor(alpha_bar, dtype=x.dtype, device=x.device))
+            # torch.tensor(...) would wait for a GPU to finish what it does
+            return gaussian.x0_from(prediction, x, output, torch.full((), alpha_bar, dtype=x.dtype, device=x.device))
 
         return denoise
 
@@ -283,7 +286,7 @@ class VideoDiffusion(nn.Module):
         training = self.training
         self.eval()  # no dropout, also between two training steps
         try:
-            with half, packed_convolutions(self.network):
+            with half, packed_convolutions(self.network), replayed_calls(self.network):
                 return rollout(
                     self,
                     given,

@@ -14,6 +14,7 @@ from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
 from mcvd.networks.convolution import packed_convolutions
+from mcvd.networks.replay import replayed_calls
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer
 
@@ -64,7 +65,8 @@ class Ours:
         table = published_table("ddpm", self.model.config.schedule, steps, denoise=False)
         seen = torch.ones(len(past), dtype=torch.bool, device=self.device)
         rows = torch.arange(len(past), device=self.device).repeat_interleave(len(x) // len(past))
-        with torch.no_grad(), self._autocast(), packed_convolutions(self.model.network):
+        network = self.model.network
+        with torch.no_grad(), self._autocast(), packed_convolutions(network), replayed_calls(network):
             denoise = self.model.denoiser(past, future, seen, rows)
             return sample(denoise, Table(table.rows[:calls]), x, noise)
 

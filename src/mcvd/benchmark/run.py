@@ -92,6 +92,7 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
             "precision": options.precision,
             "compiled": options.compiled,
             "weights": "random, seed 0, the same for all",
+            "difference": "on GPUs without TF32 in convolutions; timed with it, as torch has it, for all",
             "interval": "of the median by order statistics: 95 % or more from 6 rounds on, else the range",
             "sampling": "if not whole: timed steps + (solver - timed steps) x median of the timed but the first",
             "ratio": "peer's time / this package's, within a round, wall time; processor_ratio: processor time",
@@ -155,7 +156,8 @@ def _row(
 
         offered = build(setting.model)
         if case.offer in offered:
-            checks[implementation.name] = case.check(build, setting, device)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                checks[implementation.name] = case.check(build, setting, device)
             for part, function in case.parts(offered[case.offer], setting, device).items():
                 functions[f"{implementation.name}/{part}"] = function
     rounds = interleave({**ceiling_runs(ceilings), **functions}, options.rounds, device, ticks)

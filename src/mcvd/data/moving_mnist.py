@@ -181,6 +181,7 @@ class MovingMNIST:
             raise McvdError(f"frames ({frames}) and num_digits ({num_digits}) must be at least 1")
         self.digits = digits.to(device)
         self.frames, self.size, self.counts, self.seed, self.length = frames, size, counts, seed, length
+        self.counts_there = torch.tensor(counts, device=device)
 
     def __len__(self) -> int:
         return self.length
@@ -194,11 +195,14 @@ class MovingMNIST:
     def paths(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Which digits, (B, D), -1 for none, and where their corners are, (B, D, T, 2) as (y, x) in 0..31; int64."""
         device = self.digits.device
-        item = torch.as_tensor(indices, dtype=torch.int64, device=device)
-        seed = torch.tensor(_signed(self.seed & ((1 << 64) - 1)), device=device)
+        if isinstance(indices, range):  # made on the device: a copy would wait until it has done everything before
+            item = torch.arange(indices.start, indices.stop, indices.step, device=device)
+        else:
+            item = torch.as_tensor(indices, dtype=torch.int64, device=device)
+        seed = torch.full((), _signed(self.seed & ((1 << 64) - 1)), dtype=torch.int64, device=device)
         key = _mix(_mix(_mix(seed + _GOLDEN) + item) * _GOLDEN)[:, None]
         place = torch.arange(1, max(self.counts) + 1, device=device)
-        there = place <= torch.tensor(self.counts, device=device)[_uniform(_mix(key), len(self.counts))]
+        there = place <= self.counts_there[_uniform(_mix(key), len(self.counts))]
         key = _mix(key + place * _GOLDEN)
         # Counters are tied to their use (start, then 4 a frame), not to the order of hits: no draw moves another.
         counter = torch.arange(1, 6 + 4 * self.frames, device=device) * _GOLDEN

@@ -58,4 +58,4 @@ class NoiseSchedule:
 
     def at(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha_bar of time numbers t ``(B,)``, to broadcast over `like` ``(B, ...)``, on its device and dtype."""
-        return self.alpha_bar.to(t.device)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+        return self.alpha_bar.to(t.device, non_blocking=True)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -108,6 +109,11 @@ class Condition:
     sigma: Tensor | None = None
     frames: Tensor | None = None
     rows: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        parts = [self.share, self.past_seen, self.sigma, self.frames, self.rows, *chain.from_iterable(self.maps)]
+        return [part for part in parts if part is not None]
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""

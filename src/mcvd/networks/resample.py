@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-
 
 def downsample(x: Tensor) -> Tensor:
     """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] H/2, W/2)``: depthwise FIR with zero padding 1, stride 2."""
     maps = x.flatten(1, -3)
-    taps = TAPS.to(x)
+    taps = torch.full((4,), 3 / 8, dtype=x.dtype, device=x.device)  # filled in place: a copy would stop a GPU's queue
+    taps[::3].fill_(1 / 8)
     kernel = torch.outer(taps, taps).expand(maps.shape[1], 1, 4, 4)
     return F.conv2d(maps, kernel, stride=2, padding=1, groups=maps.shape[1]).unflatten(1, x.shape[1:-2])
 
@@ -33,5 +32,6 @@ def upsample(x: Tensor) -> Tensor:
 
 def _border(side: int, like: Tensor) -> Tensor:
     weights = torch.ones(side, dtype=like.dtype, device=like.device)
-    weights[0] = weights[-1] = 0.75
+    weights[0].fill_(0.75)
+    weights[-1].fill_(0.75)
     return weights

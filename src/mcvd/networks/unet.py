@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,9 @@ from mcvd.networks.blocks import (
 from mcvd.networks.convolution import Conv2d
 from mcvd.networks.frames3d import AxisFrames
 from mcvd.networks.memory import free_memory
+
+if TYPE_CHECKING:
+    from mcvd.networks.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,8 @@ class UNet(nn.Module):
             norm.slot = slot
         self.keeps_maps = True
         """False where the backward pass makes the blocks' insides again, and the maps should be among them."""
+        self.replay: Replay | None = None
+        """Recorded calls, while there are such (:mod:`mcvd.networks.replay`)."""
 
     def spatin_norms(self) -> Iterator[Spatin]:
         """All SPATIN norms, in the order of `Condition.maps`."""

@@ -1,0 +1,97 @@
+"""Network calls on a GPU without the time that it takes to launch them: recorded once, then replayed (CUDA graphs)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcvd.networks.blocks import Condition
+from mcvd.networks.unet import UNet
+
+Call = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+@contextlib.contextmanager
+def replayed_calls(network: UNet) -> Iterator[None]:
+    """Within it, and without gradients, `network_call` of this network on a GPU replays what it has done before.
+
+    A small batch keeps a GPU waiting for Python, which starts several hundred kernels a call; a recording starts them
+    all at once, and computes the same bits. The first call with inputs of some shapes runs as ever, the second is
+    recorded, all later ones are replayed. Recordings share their memory, and are dropped at the end: weights must not
+    change meanwhile. On CPUs this does nothing.
+    """
+    device = next(network.parameters()).device
+    if device.type != "cuda" or network.replay is not None:
+        yield
+        return
+    network.replay = Replay(network, device)
+    try:
+        yield
+    finally:
+        network.replay = None
+
+
+def network_call(network: UNet, slot: int = 0) -> Call:
+    """What a sampling step calls: the network, or its replay. slot: tells conditions apart that take turns."""
+    replay = network.replay
+    return network if replay is None else lambda *inputs: replay(slot, *inputs)
+
+
+class Replay:
+    """The recordings of a network, by the shapes of their inputs."""
+
+    def __init__(self, network: UNet, device: torch.device):
+        self.network = network
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.recordings: dict[Any, Recording | None] = {}
+
+    def __call__(self, slot: int, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The network's output, a tensor of its own."""
+        key = (slot, *((part.shape, part.dtype) for part in (x, time, *condition.tensors())))
+        if key not in self.recordings:
+            self.recordings[key] = None
+            return self._aside(lambda: self.network(x, time, condition))
+        recording = self.recordings[key]
+        if recording is None:
+            recording = self._aside(lambda: Recording(self, x, time, condition))
+            self.recordings[key] = recording
+        return recording(x, time, condition)
+
+    def _aside(self, run: Callable[[], Any]) -> Any:
+        """On the stream that recordings are made on, so that what libraries keep for a stream is there already."""
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = run()
+        current.wait_stream(self.stream)
+        return result
+
+
+class Recording:
+    """One call, recorded: it reads and writes the same memory whenever it is replayed."""
+
+    def __init__(self, replay: Replay, x: Tensor, time: Tensor, condition: Condition):
+        self.x, self.time = x.clone(), time.clone()
+        # not a copy: SPATIN's maps are large, and the denoiser that they were made for is the first to use them
+        rows = None if condition.rows is None else condition.rows.clone()
+        self.own, self.given = replace(condition, rows=rows), condition
+        self.graph = torch.cuda.CUDAGraph()
+        # thread_local: threads that load data may use the GPU meanwhile
+        with torch.cuda.graph(self.graph, replay.pool, replay.stream, capture_error_mode="thread_local"):
+            self.output = replay.network(self.x, self.time, self.own)
+
+    def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        self.x.copy_(x)
+        self.time.copy_(time)
+        if condition is not self.given:  # the next block's
+            for mine, new in zip(self.own.tensors(), condition.tensors()):
+                mine.copy_(new)
+            self.given = condition
+        self.graph.replay()
+        return self.output.clone()

@@ -1,0 +1,109 @@
+"""What only a CUDA GPU can show; skipped where there is none. `pytest tests/test_cuda.py` is the check of a machine."""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+
+import tiny
+from mcvd.data.moving_mnist import MovingMNIST
+from mcvd.draw import generator_at
+from mcvd.networks.replay import replayed_calls
+from mcvd.training.processes import Processes
+from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.trainer import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+NETWORKS = [{}, {"conditioning": "spatin", "spatin_width": 8}, {"attention": (8,)}, {"frames": "pseudo3d"}]
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=["concat", "spatin", "attention", "pseudo3d"])
+
+
+@contextlib.contextmanager
+def strict():
+    """Convolutions in float32, not TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@each_network
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_gpu_fills_in_what_a_cpu_does(network, guidance):
+    cpu = tiny.model(**network)
+    gpu = tiny.model(**network).cuda()
+    frames, known = tiny.video(2, 11, 1, 16, 16), [True] * 2 + [False] * 8 + [True]  # three blocks and a short one
+    noises = torch.randn(64, 2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def filled(model):
+        from mcvd.diffusion.solvers import solver_table
+        from mcvd.plan import plan
+        from mcvd.rollout import rollout
+
+        home, left = next(model.parameters()).device, iter(noises)
+        given = frames.to(home).float() / 255
+        blocks = plan(known, model.layout, model.config.masking)
+        table = solver_table("sde-dpm++", model.config.schedule, 6)
+        noise = lambda _, shape: next(left).to(home)  # noqa: E731
+        with replayed_calls(model.network):
+            return rollout(model, given, known, blocks, table, samples=1, guidance=guidance, noise=noise).cpu()
+
+    with strict():
+        assert torch.allclose(filled(gpu), filled(cpu), atol=2e-3)
+
+
+@each_network
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_replayed_calls_give_the_same_bits(network, guidance, precision, monkeypatch):
+    model, clips = tiny.model(**network).cuda(), tiny.video(2, 2, 1, 16, 16)
+    options = {"frames": 7, "samples": 2, "batch_size": 3, "steps": 5, "guidance": guidance, "precision": precision}
+    replayed = model.predict(clips, **options)  # chunks of 3 and 1, several blocks: conditions change under a recording
+    monkeypatch.setattr("mcvd.model.replayed_calls", lambda network: contextlib.nullcontext())
+    assert torch.equal(replayed, model.predict(clips, **options))
+
+
+def trainer(**options):
+    recipe = Recipe(
+        model=tiny.config(attention=(8,), size=(32, 32), layout=tiny.BlockLayout(2, 2, 1)),
+        batch=8,
+        steps=20,
+        **{"optimizer": OptimizerConfig(lr=1e-3, warmup=0), **options},
+    )
+    device = torch.device("cuda")
+    digits = (torch.rand(10, 32, 32, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    return Trainer(recipe, Processes(0, 1, device), MovingMNIST(digits, 5, size=32, device=device))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_learns_in_every_precision(precision, optimizer):
+    run = trainer(precision=precision, optimizer=OptimizerConfig(name=optimizer, lr=2e-3, warmup=0))
+    losses = [float(run.train_step()[0]) for _ in range(20)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_compiled_step_equals_an_eager_one():
+    eager, compiled = trainer(precision="fp32"), trainer(precision="fp32", compile=True)
+    with strict():
+        for _ in range(3):
+            assert torch.allclose(eager.train_step()[0], compiled.train_step()[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_training_step_never_waits_for_the_gpu(optimizer):
+    run = trainer(precision="bf16", optimizer=OptimizerConfig(name=optimizer, lr=2e-3, warmup=0))
+    run.train_step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            run.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [f"{w.filename}:{w.lineno}" for w in waits if "synchronizing" in str(w.message)] == []
+
+
+def test_the_gpu_draws_for_itself():
+    model = tiny.model().cuda()
+    draw = model.draw(4, generator_at(0, 0, model.device))
+    assert {part.device.type for part in draw if part is not None} == {"cuda"}
