@@ -1,7 +1,7 @@
 """Makes the full `digits` model on one large GPU, in resumable pieces; then measures it.
 
-    python benchmarks/gpu/digits.py prepare              # where mcvd is installed: packs digits and recipe (13 MB)
-    python benchmarks/gpu/digits.py train --minutes 8    # on the GPU machine; the same command again continues
+    python benchmarks/gpu/digits.py prepare              # where mcvd is installed: packs digits and recipe (20 MB)
+    python benchmarks/gpu/digits.py train --minutes 20   # on the GPU machine: the best that 20 minutes give
     python benchmarks/gpu/digits.py evaluate             # PSNR best of 10 on 256 clips, JSON and a sheet
     python benchmarks/gpu/digits.py smoke                # the same path with a tiny network, for any machine: a minute
 
@@ -46,16 +46,18 @@ class Prepare:
 
 @dataclass
 class Train:
-    """Trains for some minutes, or until done."""
+    """Trains for some minutes; with --no-finish the same command again continues."""
 
     output: Path = Path("runs/digits")
     """Run folder."""
     minutes: float = 8.0
-    """Stop, with a checkpoint, after about this many minutes."""
+    """Finish, or only stop with a checkpoint, when these minutes are over."""
+    finish: bool = True
+    """Make as many steps as fit into the minutes; --no-finish makes the recipe's, in several pieces."""
     compile: bool = True
     """Compile the network (about a minute at the start of each piece)."""
     steps: int | None = None
-    """Optimizer steps in all; None is the recipe's."""
+    """Optimizer steps in all, unless finish chooses them; None is the recipe's."""
 
 
 @dataclass
@@ -107,7 +109,12 @@ def train(options: Train) -> None:
     recipe = packed_recipe()
     recipe = dataclasses.replace(recipe, compile=options.compile, steps=options.steps or recipe.steps)
     folder = run_training(
-        recipe, options.output, minutes=options.minutes, clips=packed_clips, report=lambda line: print(line, flush=True)
+        recipe,
+        options.output,
+        minutes=options.minutes,
+        finish=options.finish,
+        clips=packed_clips,
+        report=lambda line: print(line, flush=True),
     )
     notes = json.loads((folder / "config.json").read_text()).get("notes")
     VideoDiffusion.from_folder(folder).save(options.output / "model-bf16", torch.bfloat16, notes)
