@@ -286,3 +286,18 @@ def test_free_memory_is_what_the_system_and_the_container_leave(tmp_path):
         (tmp_path / "memory.max").write_text(limit + "\n")
         (tmp_path / "memory.current").write_text("40\n")
         assert memory._left(tmp_path) == left
+
+
+def test_weights_are_packed_again_for_another_number_of_images():
+    """Packed for one image, this convolution of two would turn them in every call: twenty times its time."""
+    convolution = Conv2d(128, 128, 3)
+    one, two, more = (torch.randn(count, 128, 8, 8) for count in (1, 2, 8))
+    with torch.no_grad():
+        expected = [convolution(x) for x in (one, two, more, two)]
+        with packed_convolutions(convolution):
+            for x, y in zip((one, two, more, two), expected):
+                torch.testing.assert_close(convolution(x), y, rtol=0, atol=1e-4 * float(y.abs().max()))
+                assert convolution.packed_for == (x.shape if torch.backends.mkldnn.is_available() else None)
+                kept = convolution.packed
+                convolution(x)
+                assert convolution.packed is kept

@@ -25,6 +25,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(c_in, c_out, kernel, padding=kernel // 2)
         self.packs = False  # see `packed_convolutions`
         self.packed: Callable[[Tensor], Tensor] | None = None
+        self.packed_for: torch.Size | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
@@ -34,7 +35,8 @@ class Conv2d(nn.Conv2d):
             return _Convolution.apply(x, self.weight, self.bias) if learns else super().forward(x)
         if not self.packs:
             return super().forward(x)
-        if self.packed is None:
+        if self.packed is None or self.packed_for != x.shape:
+            self.packed_for = x.shape
             self.packed = self._by_winograd() if self._suits_winograd(x, SAMPLING) else self._directly(x)
         return self.packed(x)
 
@@ -48,13 +50,13 @@ class Conv2d(nn.Conv2d):
         return partial(winograd.convolve, turned=winograd.turn_weight(self.weight.detach()), bias=self.bias)
 
     def _directly(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        # the best layout depends on the size of the images: made for another, it would be turned again in every call
-        size = [1, *x.shape[1:]]
+        # the best layout depends on the size and number of images: made for others, it is turned again in every call,
+        # which takes up to twenty times as long as the convolution
         where = self.padding, self.stride, self.dilation, self.groups
         weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
             self.weight.detach().to_mkldnn(),
             *where,  # type: ignore[arg-type]
-            size,
+            list(x.shape),
         )
         return lambda x: torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *where, "none", [], "")
 
@@ -84,9 +86,9 @@ def packed_convolutions(network: nn.Module) -> Iterator[None]:
 
     Plain weights are turned into oneDNN's layout in every call, which takes as long as the arithmetic where images are
     small and few. 3x3 convolutions of many channels go through :mod:`mcvd.networks.winograd`: their weights take four
-    times as much memory. The results are the same to rounding. The copies are made by the first call, for images of its
-    size, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, other than float32, autocast,
-    PyTorch without oneDNN) nothing is kept, and this does nothing.
+    times as much memory. The results are the same to rounding. The copies are made by the first call, made again by one
+    with another number of images, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, other
+    than float32, autocast, PyTorch without oneDNN) nothing is kept, and this does nothing.
     """
     convolutions = [part for part in network.modules() if isinstance(part, Conv2d) and not part.packs and _can(part)]
     for part in convolutions:
@@ -95,7 +97,7 @@ def packed_convolutions(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in convolutions:
-            part.packs, part.packed = False, None
+            part.packs, part.packed, part.packed_for = False, None, None
 
 
 def _can(part: nn.Conv2d) -> bool:
