@@ -9,12 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check install
 
-# the bundled model is small: guidance makes it follow the known frames more closely
-FOLLOW := --guidance 2
 demo: $(VENV)/.installed
-	$(BIN)/mcvd predict examples/digits.mp4 --frames 10 --samples 2 $(FOLLOW) --out output/predict.mp4
-	$(BIN)/mcvd predict examples/digits.mp4 --backward --frames 10 --samples 2 $(FOLLOW) --out output/backward.mp4
-	$(BIN)/mcvd fill examples/digits.mp4 --known 0-4,10-19 --samples 2 $(FOLLOW) --out output/interpolate.mp4
+	$(BIN)/mcvd predict examples/digits.mp4 --frames 10 --samples 2 --out output/predict.mp4
+	$(BIN)/mcvd predict examples/digits.mp4 --backward --frames 10 --samples 2 --out output/backward.mp4
+	$(BIN)/mcvd fill examples/digits.mp4 --known 0-4,10-19 --samples 2 --out output/interpolate.mp4
 	$(BIN)/mcvd generate --frames 15 --samples 2 --out output/generate.mp4
 	@echo "look at output/*.png first: what was given is edged blue, what was made orange"
 

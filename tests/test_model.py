@@ -1,5 +1,6 @@
 """VideoDiffusion as people use it: four tasks, input of every kind, errors in one line, files."""
 
+import dataclasses
 import json
 import re
 
@@ -379,3 +380,16 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
 def test_bundled_models_load():
     for name in door.bundled_models():
         assert isinstance(mcvd.load(name, device="cpu"), VideoDiffusion)
+
+
+def test_a_model_says_how_it_is_sampled(tmp_path):
+    given = dataclasses.replace(tiny.config(), solver="sde-dpm++")
+    model = VideoDiffusion(given)
+    assert torch.equal(model.predict(GOOD, 3), model.predict(GOOD, 3, solver="sde-dpm++", steps=20))
+    assert not torch.equal(model.predict(GOOD, 3), model.predict(GOOD, 3, solver="ddpm"))
+    published = model.predict(GOOD, 3, reference=True)
+    assert torch.equal(published, model.predict(GOOD, 3, solver="ddpm", reference=True))
+    model.save(tmp_path / "model")
+    assert mcvd.load(tmp_path / "model").config.solver == "sde-dpm++"
+    with pytest.raises(McvdError, match="one of ddpm"):
+        dataclasses.replace(given, solver="euler")

@@ -15,7 +15,7 @@ from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import squared_error
 from mcvd.diffusion.sampling import Denoiser
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.diffusion.solvers import published_table, solver_table
+from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
@@ -47,10 +47,14 @@ class ModelConfig:
     2021, arXiv 2106.15282; of past frames, GameNGen, arXiv 2408.14837, section 3.2.1)."""
     time_from_noise: bool = False
     """The network counts time from the noisiest level (published checkpoints), not from the cleanest."""
+    solver: str = "ddpm"
+    """How frames are made where no other of `mcvd.diffusion.solvers.SOLVERS` is named."""
     fps: float = 10.0
     """Frame rate that written videos get, frames per second."""
 
     def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise McvdError(f"solver is {self.solver!r}; it is one of {', '.join(SOLVERS)}")
         if not 0.0 <= self.context_noise < 1.0:
             raise McvdError(f"context_noise is {self.context_noise}; it must be at least 0 and below 1")
         if self.context_noise and not self.network.layout.condition_frames:
@@ -216,6 +220,10 @@ class VideoDiffusion(nn.Module):
 
         return denoise
 
+    def solver(self, reference: bool = False) -> str:
+        """The solver that is used unless another is named; the published code's (`reference`) is DDPM for any model."""
+        return "ddpm" if reference else self.config.solver
+
     # --- filling in ---------------------------------------------------------------------------------------------
 
     def fill(
@@ -224,7 +232,7 @@ class VideoDiffusion(nn.Module):
         known: Sequence[bool] | Tensor,
         *,
         samples: int = 1,
-        solver: str = "ddpm",
+        solver: str | None = None,
         steps: int | None = None,
         seed: int = 0,
         guidance: float = 1.0,
@@ -240,7 +248,7 @@ class VideoDiffusion(nn.Module):
         video: all T frames; what stands where `known` is False is ignored.
         known: ``(T,)`` bool, the frames that are given; they come back bit for bit (as float in [0, 1]).
         samples: how many different fillings of each clip.
-        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; steps None is the solver's default.
+        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None is the model's solver, and the solver's steps.
         seed: same seed, same result, however the work is split into batches. Sample j of the
             clip at place i is always the same trajectory.
         first_clip: place of the first clip here among all that are filled in with this seed, in several calls.
@@ -278,7 +286,7 @@ class VideoDiffusion(nn.Module):
             raise McvdError(f"context_noise is {context_noise}; this model was trained with 0 to {most:g}")
         half = autocast(precision, self.device)
         blocks = plan(known, self.layout, self.config.masking)
-        schedule = self.config.schedule
+        schedule, solver = self.config.schedule, solver or self.solver(reference)
         if reference:
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:

@@ -16,7 +16,7 @@ import torch
 from mcvd.benchmark.measure import interleave, summarise
 from mcvd.errors import McvdError
 
-HELP, IMPORT, PREDICT, QUICK = "mcvd --help", "import torch", "mcvd predict", "mcvd predict --solver dpm++"
+HELP, IMPORT, PREDICT = "mcvd --help", "import torch", "mcvd predict"
 
 
 def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, Any]]:
@@ -26,20 +26,18 @@ def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, An
         clip, out = Path(folder) / "clip.npz", Path(folder) / "out.mp4"
         np.savez(clip, np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8))
         mcvd = [sys.executable, "-m", "mcvd"]
-        predict = [*mcvd, "predict", str(clip), "--device", "cpu", "--out", str(out)]
         commands = {
             IMPORT: [sys.executable, "-c", "import torch"],
             HELP: [*mcvd, "--help"],
-            PREDICT: predict,
-            QUICK: [*predict, "--solver", "dpm++"],
+            PREDICT: [*mcvd, "predict", str(clip), "--device", "cpu", "--out", str(out)],
         }
         functions = {name: _runner(words) for name, words in commands.items()}
         taken = interleave(functions, rounds, torch.device("cpu"), on_round)
     rows = []
-    for name in (HELP, IMPORT, PREDICT, QUICK):
+    for name in (HELP, IMPORT, PREDICT):
         wall = [t[name].wall for t in taken]
         row: dict[str, Any] = {"case": "startup", "command": name, "seconds": summarise(wall)._asdict()}
-        if name in (PREDICT, QUICK):
+        if name == PREDICT:
             row["beyond_torch"] = summarise([t[name].wall - t[IMPORT].wall for t in taken])._asdict()
         rows.append(row)
     return rows

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mcvd.cli.options import MODEL_HELP, Count, Device, Flag, MaybeCount, Number, Precision, Seed
+from mcvd.cli.options import (
+    MODEL_HELP,
+    SOLVER_DEFAULT,
+    STEPS_DEFAULT,
+    Count,
+    Device,
+    Flag,
+    MaybeCount,
+    Number,
+    Precision,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from mcvd.evaluation.protocol import Protocol
@@ -50,9 +61,9 @@ class Command:
     )
     set: Settings = field(default_factory=list)
     metrics: Metrics = None
-    solver: Annotated[str, arg(metavar="NAME")] = "ddpm"
-    """ddpm (as in the paper's tables), ddim, f-pndm or dpm++ (the quick ones)."""
-    steps: Annotated[MaybeCount, arg(help_behavior_hint="(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20)")] = None
+    solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
+    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
+    steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
     """Denoising steps for every block of frames."""
     seed: Seed = 0
     """Of what the model makes; the clips have theirs in the protocol."""
@@ -85,7 +96,7 @@ class Command:
 
         protocol = find_protocol(self.protocol, self.set)
         model = load(self.model, device=local_device(self.device))
-        output = self.output or self._folder(protocol)
+        output = self.output or self._folder(protocol, self.solver or model.solver(self.reference))
         with ProgressBar("evaluating", "videos") as bar:
             result = evaluate(
                 model,
@@ -109,8 +120,8 @@ class Command:
             )
         show(result, output)
 
-    def _folder(self, protocol: Protocol) -> Path:
-        parts = [Path(self.model).stem, protocol.name, f"{self.solver}{self.steps or ''}"]
+    def _folder(self, protocol: Protocol, solver: str) -> Path:
+        parts = [Path(self.model).stem, protocol.name, f"{solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
         parts += ["reference"] if self.reference else []
         parts += [self.precision] if self.precision != "fp32" else []

@@ -77,6 +77,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
         ("parameters", f"{parameters / 1e6:.2f} million"),
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
         ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
+        ("solver", f"{config.solver}, unless --solver names another"),
         (
             "trained with",
             f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",

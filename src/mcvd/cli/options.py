@@ -62,7 +62,8 @@ OUT_HELP = (
     "picture of all frames alone; no suffix is a folder of PNG frames; a folder that is there, or PATH/, gets the "
     "default name. Several samples are numbered -1, -2 ...; the picture lies beside them. Earlier files are replaced."
 )
-_STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
+SOLVER_DEFAULT = "(default: the model's; ddpm if it names none)"
+STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
 _OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
 Precision = Literal["fp32", "bf16", "fp16"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
@@ -79,9 +80,9 @@ class Sampling:
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
     samples: Count = 1
     """How many different videos to make; a file each."""
-    solver: Annotated[str, arg(metavar="NAME")] = "ddpm"
+    solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
     """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
-    steps: Annotated[MaybeCount, arg(help_behavior_hint=_STEPS_DEFAULT)] = None
+    steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
     """Denoising steps for every block of frames; more is slower and mostly better."""
     seed: Seed = 0
     """Same seed, same videos."""

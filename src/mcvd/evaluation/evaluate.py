@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from mcvd.plan import plan
 class Sampling:
     """How the model makes videos; as the options of `VideoDiffusion.fill`."""
 
-    solver: str = "ddpm"
+    solver: str | None = None
     steps: int | None = None
     seed: int = 0
     guidance: float = 1.0
@@ -67,6 +67,7 @@ def evaluate(
     Raises McvdError where model, data and protocol do not fit together.
     """
     sampling = sampling or Sampling()
+    sampling = replace(sampling, solver=sampling.solver or model.solver(sampling.reference))
     worker = worker or Worker.of_torchrun()
     say = report if worker.rank == 0 else nothing
     check_fit(model, protocol, name)
@@ -127,7 +128,9 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
         raise McvdError(f"solver is {sampling.solver!r}; it is one of {', '.join(SOLVERS)}")
     most = model.config.schedule.steps
     default = min(100 if sampling.reference else SOLVERS[sampling.solver].steps, most)
-    config = json.dumps(to_dict(model.config), sort_keys=True)
+    config = to_dict(model.config)
+    del config["solver"]  # said by itself
+    config = json.dumps(config, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(
         name,
