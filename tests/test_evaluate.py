@@ -381,8 +381,8 @@ def test_kvd_from_sums_is_kvd():
 def test_the_command_with_the_real_networks(assets_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MCVD_ASSETS", str(assets_dir))
     command = ["evaluate", "digits", "--protocol", "smmnist-5to10", "--data", str(assets_dir / "mnist"), "--device",
-               "cpu", "--solver", "dpm++", "--steps", "2", "--set", "size=[32,32]", "--set", "clips=2", "--set",
-               "samples=1", "--set", "past=5", "--set", "frames=4", "--output", str(tmp_path / "run")]  # fmt: skip
+               "cpu", "--solver", "dpm++", "--steps", "2", "--set", "clips=2", "--set", "samples=1", "--set",
+               "past=5", "--set", "frames=4", "--output", str(tmp_path / "run")]  # fmt: skip
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "protocol smmnist-5to10+edited" in said
@@ -398,7 +398,7 @@ def test_missing_weights_of_metrics_are_one_line(tmp_path, capsys, monkeypatch, 
     monkeypatch.setenv("MCVD_ASSETS", str(tmp_path))
     monkeypatch.setattr("mcvd.evaluation.weights.local_source", lambda name: None)
     command = ["evaluate", "digits", "--protocol", "smmnist-5to10", "--data", str(assets_dir / "mnist"), "--set",
-               "size=[32,32]", "--set", "clips=1", "--device", "cpu", "--output", str(tmp_path / "run")]  # fmt: skip
+               "clips=1", "--device", "cpu", "--output", str(tmp_path / "run")]  # fmt: skip
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "mcvd fetch i3d" in said
