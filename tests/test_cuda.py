@@ -9,7 +9,7 @@ import torch
 import tiny
 from mcvd.data.moving_mnist import MovingMNIST
 from mcvd.draw import generator_at
-from mcvd.networks.replay import replayed_calls
+from mcvd.networks.engine import ENGINES, engine
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Trainer
@@ -44,7 +44,7 @@ def test_a_gpu_fills_in_what_a_cpu_does(network, guidance):
         blocks = plan(known, model.layout, model.config.masking)
         table = solver_table("sde-dpm++", model.config.schedule, 6)
         noise = lambda _, shape: next(left).to(home)  # noqa: E731
-        with replayed_calls(model.network):
+        with engine(model.network):
             return rollout(model, given, known, blocks, table, samples=1, guidance=guidance, noise=noise).cpu()
 
     with strict():
@@ -58,7 +58,7 @@ def test_replayed_calls_give_the_same_bits(network, guidance, precision, monkeyp
     model, clips = tiny.model(**network).cuda(), tiny.video(2, 2, 1, 16, 16)
     options = {"frames": 7, "samples": 2, "batch_size": 3, "steps": 5, "guidance": guidance, "precision": precision}
     replayed = model.predict(clips, **options)  # chunks of 3 and 1, several blocks: conditions change under a recording
-    monkeypatch.setattr("mcvd.model.replayed_calls", lambda network: contextlib.nullcontext())
+    monkeypatch.setitem(ENGINES, "torch", lambda network: None)
     assert torch.equal(replayed, model.predict(clips, **options))
 
 

@@ -181,7 +181,7 @@ def test_guidance_of_a_prediction_model_needs_only_its_past_hidden():
 class Knows(torch.nn.Module):
     """A network that knows the one clean video, and puts out what its kind of prediction asks for."""
 
-    replay = None  # on a GPU a network may have one
+    calls = None  # what an engine has in place
 
     def __init__(self, config, clean):
         super().__init__()

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcvd.data.fetch import MNIST_MD5, cache_dir, fetch_mnist
+from mcvd.cache import cache_dir
+from mcvd.data.fetch import MNIST_MD5, fetch_mnist
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits, move, reference_sequence, render
 from mcvd.errors import McvdError
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mcvd.cache import tensors_sha256
 from mcvd.errors import McvdError
 from mcvd.evaluation import published_weights, weights
-from mcvd.evaluation.published_weights import PUBLISHED, tensors_sha256, unpickle
+from mcvd.evaluation.published_weights import PUBLISHED, unpickle
 from mcvd.evaluation.weights import fetch_weights, load_weights, local_source, read_weights
 
 

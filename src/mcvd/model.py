@@ -19,9 +19,9 @@ from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
-from mcvd.networks.convolution import packed_convolutions
+from mcvd.networks.engine import engine as engine_of
+from mcvd.networks.engine import network_call
 from mcvd.networks.precision import autocast
-from mcvd.networks.replay import network_call, replayed_calls
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
 from mcvd.rollout import Progress, rollout
@@ -241,6 +241,7 @@ class VideoDiffusion(nn.Module):
         reference: bool = False,
         context_noise: float = 0.0,
         precision: str = "fp32",
+        engine: str = "torch",
         progress: Progress | None = None,
     ) -> Tensor:
         """Makes every frame that is not known; every task is a call of this.
@@ -259,6 +260,8 @@ class VideoDiffusion(nn.Module):
             these frames, so that it trusts them less in long rollouts; at most what it was trained with.
         precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs that are faster in it. The solver
             stays in float32.
+        engine: what carries out network calls: `torch`, or on CPUs `openvino` (extra `openvino`), which is faster where
+            one trajectory is made at a time; the first use with a model takes half a minute.
         progress: called with (steps done, steps in all).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
@@ -294,7 +297,7 @@ class VideoDiffusion(nn.Module):
         training = self.training
         self.eval()  # no dropout, also between two training steps
         try:
-            with half, packed_convolutions(self.network), replayed_calls(self.network):
+            with half, engine_of(self.network, engine):
                 return rollout(
                     self,
                     given,

@@ -38,6 +38,7 @@ class Request:
     threads: int
     precision: str = "fp32"
     compiled: bool = False
+    engine: str = "torch"
     peer: str | None = None
     """FILE.py; None is this package."""
 
@@ -65,9 +66,10 @@ def measure(request: Request) -> int:
     """In the child."""
     torch.set_num_threads(request.threads)
     device, case = torch.device(request.device), CASES[request.case]
-    implementation = (
-        load_peer(Path(request.peer)) if request.peer else ours.implementation(request.precision, request.compiled)
-    )
+    if request.peer:
+        implementation = load_peer(Path(request.peer))
+    else:
+        implementation = ours.implementation(request.precision, request.compiled, request.engine)
     _run(implementation.build, case, _tiny(request.setting), device)  # loads the code that will be needed
     _forget_peak(device)
     before = 0 if device.type == "cuda" else _resident("VmRSS")

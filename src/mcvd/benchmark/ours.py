@@ -13,20 +13,19 @@ from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
-from mcvd.networks.convolution import packed_convolutions
-from mcvd.networks.replay import replayed_calls
+from mcvd.networks.engine import engine, network_call
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer
 
 NAME = "mcvd"
 
 
-def implementation(precision: str = "fp32", compiled: bool = False) -> Implementation:
-    """precision: `fp32`, or `bf16` by autocast; compiled: the network by torch.compile."""
-    note = f"this package, {precision}{', compiled' if compiled else ''}"
+def implementation(precision: str = "fp32", compiled: bool = False, engine: str = "torch") -> Implementation:
+    """precision: `fp32`, or `bf16` by autocast; compiled: the network by torch.compile; engine: of network calls."""
+    note = f"this package, {precision}{', compiled' if compiled else ''}{'' if engine == 'torch' else f', {engine}'}"
 
     def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> Callables:
-        ours = Ours(config, state_dict, precision, compiled)
+        ours = Ours(config, state_dict, precision, compiled, engine)
         return {"network": ours.network, "sample": ours.sample, "train_step": ours.train_step}
 
     return Implementation(NAME, note, build)
@@ -35,9 +34,9 @@ def implementation(precision: str = "fp32", compiled: bool = False) -> Implement
 class Ours:
     """One model, and what the contract asks of it."""
 
-    def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, compiled: bool):
+    def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, compiled: bool, engine: str):
         self.device = next(iter(state_dict.values())).device
-        self.precision, self.compiled = precision, compiled
+        self.precision, self.compiled, self.engine = precision, compiled, engine
         self.model = VideoDiffusion(config).to(self.device).eval()
         self.model.network.load_state_dict(from_official(self.model.network, state_dict, "the benchmark's weights"))
         if compiled:
@@ -48,13 +47,14 @@ class Ours:
         """See :mod:`mcvd.benchmark.peer`."""
         with torch.no_grad(), self._autocast():
             condition = self.model.network.encode(past, future)
-        packed = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
-        packed.enter_context(packed_convolutions(self.model.network))
+        running = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
+        running.enter_context(engine(self.model.network, self.engine))
+        run = network_call(self.model.network)
 
-        def call(x: Tensor, time: Tensor, _packed: contextlib.ExitStack = packed) -> Tensor:
+        def call(x: Tensor, time: Tensor, _running: contextlib.ExitStack = running) -> Tensor:
             time = time[:1] if bool((time == time[0]).all()) else time  # one for all rows, as when sampling
             with torch.no_grad(), self._autocast():
-                return self.model.network(x, time, condition)
+                return run(x, time, condition)
 
         return call
 
@@ -66,7 +66,7 @@ class Ours:
         seen = torch.ones(len(past), dtype=torch.bool, device=self.device)
         rows = torch.arange(len(past), device=self.device).repeat_interleave(len(x) // len(past))
         network = self.model.network
-        with torch.no_grad(), self._autocast(), packed_convolutions(network), replayed_calls(network):
+        with torch.no_grad(), self._autocast(), engine(network, self.engine):
             denoise = self.model.denoiser(past, future, seen, rows)
             return sample(denoise, Table(table.rows[:calls]), x, noise)
 

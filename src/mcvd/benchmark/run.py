@@ -50,6 +50,7 @@ class Options:
     device: str = "cpu"
     precision: str = "fp32"
     compiled: bool = False
+    engine: str = "torch"
     peers: tuple[Path, ...] = ()
     memory: bool = True
     quick_calibration: bool = False
@@ -64,6 +65,8 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     for name, value in (("batch", min(options.batches)), ("samples", options.samples), ("rounds", options.rounds)):
         if value < 1:
             raise McvdError(f"{name} is {value}; it must be at least 1")
+    if options.engine != "torch" and (options.compiled or options.precision != "fp32"):
+        raise McvdError(f"engine {options.engine} has a compiler of its own, in fp32; leave out compile and precision")
     device = torch.device(options.device)
     settings = [(CASES[name], setting) for name in options.cases if name in CASES for setting in _settings(options)]
     extra = [name for name in options.cases if name not in CASES]
@@ -73,7 +76,7 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     names = [ours.NAME, *(peer.name for peer in peers)]
     if len(set(names)) < len(names):
         raise McvdError(f"the names of the peers' files must differ: {', '.join(names[1:])}")
-    implementations = [ours.implementation(options.precision, options.compiled), *peers]
+    implementations = [ours.implementation(options.precision, options.compiled, options.engine), *peers]
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     ceilings = calibrate(device, dtype, options.quick_calibration)
 
@@ -91,6 +94,7 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
             "rounds": options.rounds,
             "precision": options.precision,
             "compiled": options.compiled,
+            "engine": options.engine,
             "weights": "random, seed 0, the same for all",
             "difference": "on GPUs without TF32 in convolutions; timed with it, as torch has it, for all",
             "interval": "of the median by order statistics: 95 % or more from 6 rounds on, else the range",
@@ -231,6 +235,7 @@ def _memory(case: Case, setting: Setting, implementation: Implementation, option
             torch.get_num_threads(),
             options.precision,
             options.compiled,
+            options.engine,
             None if peer is None else str(peer),
         )
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from mcvd.cli.options import Count, Device, Flag, MaybeCount
+from mcvd.cli.options import Count, Device, Engine, Flag, MaybeCount
 
 CaseName = Literal["network", "sampling", "training", "i3d", "startup"]
 
@@ -49,6 +49,8 @@ class Command:
     """Arithmetic of this package; peers keep to their own."""
     compile: Flag = False
     """Compile the network with torch.compile."""
+    engine: Engine = "torch"
+    """What carries out this package's network calls."""
     threads: Annotated[MaybeCount, arg(help_behavior_hint="(default: torch's)")] = None
     """CPU threads."""
     skip_memory: Flag = False
@@ -81,6 +83,7 @@ class Command:
             device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
             precision=self.precision,
             compiled=self.compile,
+            engine=self.engine,
             peers=self.peer,
             memory=not self.skip_memory,
         )

@@ -66,6 +66,7 @@ SOLVER_DEFAULT = "(default: the model's; ddpm if it names none)"
 STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
 _OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
 Precision = Literal["fp32", "bf16", "fp16"]
+Engine = Literal["torch", "openvino"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Device = Annotated[
     str | None,
@@ -96,6 +97,9 @@ class Sampling:
     """Sample as the published code did, its defects included (ddpm or ddim)."""
     precision: Precision = "fp32"
     """What the network computes in; bf16 and fp16 are for GPUs."""
+    engine: Engine = "torch"
+    """What carries out network calls; openvino (pip install 'mcvd[openvino]') is faster on CPUs where one sample is
+    made at a time. Its first use with a model takes half a minute."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 

@@ -98,6 +98,7 @@ def fill_in(
             batch_size=sampling.batch_size,
             reference=sampling.reference,
             precision=sampling.precision,
+            engine=sampling.engine,
             progress=bar,
         )
     videos = videos.cpu()

@@ -1,15 +1,15 @@
-"""Files the library can bring by itself, and the folder they are kept in. A file is checked before it gets its name."""
+"""Files the library can bring by itself, into its cache. A file is checked before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
 
 MNIST_MD5 = {
@@ -25,19 +25,6 @@ MNIST_MIRRORS = (
 
 Progress = Callable[[str, int, int | None], None]
 """Called as ``progress(file name, bytes so far, bytes in all or None)``."""
-
-
-def cache_dir() -> Path:
-    """Folder for downloaded files: ``MCVD_CACHE``, else ``mcvd`` in the user's cache folder (not made here)."""
-    if own := os.environ.get("MCVD_CACHE"):
-        return Path(own).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "mcvd"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mcvd"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mcvd" / "cache"
-    return Path.home() / ".cache" / "mcvd"
 
 
 def fetch_mnist(

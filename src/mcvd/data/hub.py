@@ -7,7 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from mcvd.data.fetch import cache_dir
+from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
 
 MIRRORS = {"bair": "guyuchao/BAIR", "ucf101": "guyuchao/UCF101"}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcvd.data.fetch import cache_dir
+from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
 
 CANVAS, DIGIT, MAX_SPEED = 64, 32, 4

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mcvd import __version__
+from mcvd.cache import tensors_sha256
 from mcvd.config import to_dict
 from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
@@ -19,7 +20,7 @@ from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, load_instruments
 from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.published_weights import PUBLISHED, tensors_sha256
+from mcvd.evaluation.published_weights import PUBLISHED
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import VideoDiffusion

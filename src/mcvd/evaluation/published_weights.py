@@ -5,7 +5,6 @@ They are pickles of nested dictionaries of arrays. `unpickle` knows arrays and n
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import re
@@ -43,16 +42,6 @@ class Published:
     def release(self) -> str:
         """Name and version as the source archive and the folder inside it have them."""
         return f"{self.package.replace('-', '_')}-{self.version}"
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes, types and values; the order and the file around them do not matter."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _Dtype:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcvd.cache import cache_dir
 from mcvd.config import to_dict
-from mcvd.data.fetch import cache_dir
 from mcvd.evaluation.clips import RealClips
 from mcvd.evaluation.files import load_tensors, save_tensors
 from mcvd.evaluation.folder import Folder

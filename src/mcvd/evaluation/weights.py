@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcvd.data.fetch import Progress, cache_dir
+from mcvd.cache import cache_dir, tensors_sha256
+from mcvd.data.fetch import Progress
 from mcvd.errors import McvdError
 from mcvd.evaluation.files import save_tensors
-from mcvd.evaluation.published_weights import PUBLISHED, Name, Published, tensors_sha256, unpickle
+from mcvd.evaluation.published_weights import PUBLISHED, Name, Published, unpickle
 
 
 def fetch_weights(

@@ -8,7 +8,8 @@ by the average of fan-in and fan-out; the last convolution of every residual bra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol
 
@@ -51,7 +52,7 @@ def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
 
 def residual_sum(x: Tensor, h: Tensor) -> Tensor:
     """(x + h) / sqrt(2), in the memory of h where no gradient needs it."""
-    free = not torch.is_grad_enabled() and h.dtype == x.dtype
+    free = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and h.dtype == x.dtype
     return torch.add(x, h, out=h if free else None).mul_(RESIDUAL)
 
 
@@ -114,6 +115,13 @@ class Condition:
         """All that it holds."""
         parts = [self.share, self.past_seen, self.sigma, self.frames, self.rows, *chain.from_iterable(self.maps)]
         return [part for part in parts if part is not None]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Condition:
+        """A condition of the same kind that holds others, in the order of `tensors()`."""
+        left = iter(tensors)
+        names = "share", "past_seen", "sigma", "frames", "rows"
+        parts = {name: next(left) for name in names if getattr(self, name) is not None}
+        return replace(self, maps=[(next(left), next(left)) for _ in self.maps], **parts)
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""

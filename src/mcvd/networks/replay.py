@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,33 +12,16 @@ from torch import Tensor
 from mcvd.networks.blocks import Condition
 from mcvd.networks.unet import UNet
 
-Call = Callable[[Tensor, Tensor, Condition], Tensor]
 
-
-@contextlib.contextmanager
-def replayed_calls(network: UNet) -> Iterator[None]:
-    """Within it, and without gradients, `network_call` of this network on a GPU replays what it has done before.
+def replayed_calls(network: UNet) -> Replay | None:
+    """Calls of this network on a GPU that replay what it has done before; None on CPUs.
 
     A small batch keeps a GPU waiting for Python, which starts several hundred kernels a call; a recording starts them
     all at once, and computes the same bits. The first call with inputs of some shapes runs as ever, the second is
-    recorded, all later ones are replayed. Recordings share their memory, and are dropped at the end: weights must not
-    change meanwhile. On CPUs this does nothing.
+    recorded, all later ones are replayed. Recordings share their memory.
     """
     device = next(network.parameters()).device
-    if device.type != "cuda" or network.replay is not None:
-        yield
-        return
-    network.replay = Replay(network, device)
-    try:
-        yield
-    finally:
-        network.replay = None
-
-
-def network_call(network: UNet, slot: int = 0) -> Call:
-    """What a sampling step calls: the network, or its replay. slot: tells conditions apart that take turns."""
-    replay = network.replay
-    return network if replay is None else lambda *inputs: replay(slot, *inputs)
+    return Replay(network, device) if device.type == "cuda" else None
 
 
 class Replay:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +30,6 @@ from mcvd.networks.blocks import (
 from mcvd.networks.convolution import Conv2d
 from mcvd.networks.frames3d import AxisFrames
 from mcvd.networks.memory import free_memory
-
-if TYPE_CHECKING:
-    from mcvd.networks.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -259,8 +255,8 @@ class UNet(nn.Module):
             norm.slot = slot
         self.keeps_maps = True
         """False where the backward pass makes the blocks' insides again, and the maps should be among them."""
-        self.replay: Replay | None = None
-        """Recorded calls, while there are such (:mod:`mcvd.networks.replay`)."""
+        self.calls: Callable[[int, Tensor, Tensor, Condition], Tensor] | None = None
+        """What sampling has in place of `forward` (:mod:`mcvd.networks.engine`); takes the condition's slot first."""
 
     def spatin_norms(self) -> Iterator[Spatin]:
         """All SPATIN norms, in the order of `Condition.maps`."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from mcvd.cache import cache_dir
 from mcvd.config import to_dict
-from mcvd.data.fetch import cache_dir
 from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
 from mcvd.data.prepare.settings import Settings

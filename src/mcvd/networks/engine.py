@@ -1,0 +1,46 @@
+"""What carries out the network calls of sampling: PyTorch, with what makes it fast, or OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from mcvd.errors import McvdError
+from mcvd.networks.blocks import Condition
+from mcvd.networks.convolution import packed_convolutions
+from mcvd.networks.openvino import openvino_calls
+from mcvd.networks.replay import replayed_calls
+from mcvd.networks.unet import UNet
+
+Call = Callable[[Tensor, Tensor, Condition], Tensor]
+
+ENGINES: dict[str, Callable[[UNet], Callable[..., Tensor] | None]] = {
+    "torch": replayed_calls,
+    "openvino": openvino_calls,
+}
+
+
+@contextlib.contextmanager
+def engine(network: UNet, name: str = "torch") -> Iterator[None]:
+    """Within it, and without gradients, `network_call` of this network is carried out by the engine of this name.
+
+    Weights must not change meanwhile: packed, recorded and exported ones are copies, dropped at the end. Raises
+    McvdError for an unknown name, or an engine that this machine or the network's device does not have.
+    """
+    if name not in ENGINES:
+        raise McvdError(f"engine is {name!r}; it is one of {', '.join(ENGINES)}")
+    before, network.calls = network.calls, ENGINES[name](network)
+    try:
+        with packed_convolutions(network):
+            yield
+    finally:
+        network.calls = before
+
+
+def network_call(network: UNet, slot: int = 0) -> Call:
+    """What a sampling step calls: the network, or what its engine has in place. slot: tells conditions apart that take
+    turns."""
+    calls = network.calls
+    return network if calls is None else lambda *inputs: calls(slot, *inputs)

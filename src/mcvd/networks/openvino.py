@@ -1,0 +1,155 @@
+"""Network calls on a CPU by OpenVINO, a compiler. It wins where one clip is made at a time (docs/performance.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcvd.cache import cache_dir, tensors_sha256
+from mcvd.errors import McvdError
+from mcvd.networks.blocks import Condition
+from mcvd.networks.unet import UNet
+
+PROGRAM = "network.xml"  # and network.bin, its weights
+
+
+def openvino_calls(network: UNet) -> Programs:
+    """Calls of this network by OpenVINO, in float32, the same to rounding.
+
+    The network is exported once for each shape of its inputs, which takes half a minute, and kept in the cache: it
+    starts in seconds from then on. Raises McvdError without OpenVINO, and for a network on a GPU.
+    """
+    device = next(network.parameters()).device
+    if device.type != "cpu":
+        raise McvdError(f"the engine openvino is for CPUs, and the model is on {device}; choose torch, or device cpu")
+    if importlib.util.find_spec("openvino") is None:
+        raise McvdError("the engine openvino needs OpenVINO: pip install 'mcvd[openvino]'")
+    return Programs(network)
+
+
+class Programs:
+    """The programs of a network, by the shapes of their inputs."""
+
+    def __init__(self, network: UNet):
+        self.network = network
+        self.requests: dict[Any, Any] = {}
+        self.given: dict[int, tuple[Condition, list[Tensor]]] = {}
+
+    def __call__(self, slot: int, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The network's output, a tensor of its own."""
+        if slot not in self.given or self.given[slot][0] is not condition:  # the next block's
+            self.given[slot] = condition, flat(condition)
+        inputs = [x.contiguous(), time.contiguous(), *self.given[slot][1]]
+        shapes = tuple((tuple(part.shape), part.dtype) for part in inputs)
+        if shapes not in self.requests:
+            folder = self._program(f"{self.identity} {shapes}", x, time, condition)
+            self.requests[shapes] = _compiled(folder, torch.get_num_threads()).create_infer_request()
+        results = self.requests[shapes].infer([part.numpy() for part in inputs], share_inputs=True)
+        return torch.from_numpy(results[0].copy())
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """What makes programs differ beside shapes: weights, configuration, and all code that a program comes from."""
+        import openvino
+
+        code = hashlib.sha256()
+        for file in sorted(Path(__file__).parent.glob("*.py")):
+            code.update(file.read_bytes())
+        weights = tensors_sha256(self.network.state_dict())
+        return f"{weights} {self.network.config} {code.hexdigest()} {torch.__version__} {openvino.__version__}"
+
+    def _program(self, identity: str, x: Tensor, time: Tensor, condition: Condition) -> Path:
+        """The folder of the program for inputs of these shapes; made if it is not there yet."""
+        home = cache_dir() / "openvino"
+        folder = home / hashlib.sha256(identity.encode()).hexdigest()[:24]
+        if folder.is_dir():
+            return folder
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=home) as partial:
+                new = Path(partial, "new")
+                new.mkdir()
+                warnings.warn(
+                    f"exporting the network for OpenVINO, once for this model and {len(x)} at a time: half a minute",
+                    stacklevel=2,
+                )
+                _save(export(self.network, x, time, condition), new)
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    os.rename(new, folder)
+        except OSError as error:
+            text = f"cannot keep the exported network in {home}: {error.strerror or error}"
+            raise McvdError(f"{text}; MCVD_CACHE names another folder") from None
+        return folder
+
+
+class FlatInputs(nn.Module):
+    """The network with a condition in tensors, which is what an exported network takes."""
+
+    def __init__(self, network: UNet, condition: Condition):
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, time: Tensor, parts: list[Tensor]) -> Tensor:
+        condition = self.condition.with_tensors(parts)
+        # maps of one row, broadcast to all by the arithmetic, crash the compiler of OpenVINO 2026.4
+        maps = [(_rows(gain, len(x)), _rows(bias, len(x))) for gain, bias in condition.maps]
+        return self.network(x, time, replace(condition, maps=maps))
+
+
+def _rows(part: Tensor, count: int) -> Tensor:
+    return part.expand(count, *part.shape[1:])
+
+
+def flat(condition: Condition) -> list[Tensor]:
+    """The tensors that `FlatInputs` takes."""
+    return [part.contiguous() for part in condition.tensors()]
+
+
+def export(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> Any:
+    """The network as an OpenVINO model for inputs of these shapes: x, time and `flat` condition to output."""
+    import openvino
+
+    inputs = x.contiguous(), time.contiguous(), flat(condition)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter, about itself
+        program = openvino.convert_model(torch.export.export(FlatInputs(network, condition), inputs))
+    shapes = [list(part.shape) for part in (*inputs[:2], *inputs[2])]
+    program.reshape(dict(zip(program.inputs, shapes, strict=True)))
+    return program
+
+
+def _save(program: Any, folder: Path) -> None:
+    import openvino
+
+    try:
+        openvino.save_model(program, folder / PROGRAM, compress_to_fp16=False)
+    except RuntimeError as error:  # a full disk
+        raise OSError(str(error).splitlines()[-1]) from None
+
+
+@functools.cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+@functools.lru_cache(maxsize=2)  # one for whole chunks of samples, one for what is left
+def _compiled(folder: Path, threads: int) -> Any:
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # or it would take bf16 where a processor has it
+    }
+    return _core().compile_model(folder / PROGRAM, "CPU", options)

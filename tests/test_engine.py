@@ -1,0 +1,113 @@
+"""What carries out network calls: engines give the same frames, or say what is wrong."""
+
+import pytest
+import torch
+
+import mcvd.networks.openvino as module
+import tiny
+from mcvd import McvdError
+from mcvd.benchmark.run import Options, benchmark
+from mcvd.cli.main import main
+from mcvd.networks.blocks import Condition
+from mcvd.networks.engine import engine, network_call
+from mcvd.networks.openvino import openvino_calls
+
+CLIPS = tiny.video(1, 2, 1, 16, 16)
+FAST = {"samples": 3, "steps": 3, "solver": "ddim"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+def exports(monkeypatch):
+    """A list that grows with every export."""
+    made, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *inputs: made.append(1) or export(*inputs))
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "blocks"),  # all samples share the condition of the first block
+    [
+        ({"attention": (8,)}, 2),
+        ({"conditioning": "spatin", "spatin_width": 8}, 2),
+        ({"frames": "pseudo3d", "context_noise": 0.5}, 1),
+    ],
+    ids=["concat", "spatin", "pseudo3d"],
+)
+@pytest.mark.filterwarnings("ignore:exporting")
+def test_openvino_makes_the_same_frames_and_is_exported_once(options, blocks, cache, monkeypatch):
+    pytest.importorskip("openvino")
+    model, made = tiny.model(**options), exports(monkeypatch)
+    expected = model.predict(CLIPS, 3 * blocks, **FAST)
+    first = model.predict(CLIPS, 3 * blocks, engine="openvino", **FAST)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-4)
+    assert not torch.equal(first, expected)  # it did run
+    assert len(made) == len(list(cache.iterdir())) == blocks
+    assert torch.equal(model.predict(CLIPS, 3 * blocks, engine="openvino", **FAST), first)
+    assert len(made) == blocks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:exporting")
+def test_other_weights_get_a_program_of_their_own(cache):
+    pytest.importorskip("openvino")
+    options = {**FAST, "samples": 1, "frames": 3}
+    for count, seed in enumerate((0, 1), 1):
+        model = tiny.model(seed)
+        torch.testing.assert_close(
+            model.predict(CLIPS, engine="openvino", **options), model.predict(CLIPS, **options), rtol=0, atol=1e-4
+        )
+        assert len(list(cache.iterdir())) == count
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(cache):
+    pytest.importorskip("openvino")
+    cache.parent.mkdir()
+    cache.write_text("a file in the place of the folder")
+    with pytest.raises(McvdError, match=r"cannot keep the exported network in .*MCVD_CACHE"):
+        tiny.model().predict(CLIPS, 3, engine="openvino", **FAST)
+
+
+def test_what_openvino_is_not_for(monkeypatch):
+    with pytest.raises(McvdError, match="for CPUs, and the model is on meta"):
+        openvino_calls(tiny.model().network.to("meta"))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(McvdError, match=r"pip install 'mcvd\[openvino\]'"):
+        tiny.model().predict(CLIPS, 3, engine="openvino", **FAST)
+    with pytest.raises(McvdError, match="compiler of its own"):
+        benchmark(Options(models={}, engine="openvino", compiled=True))
+
+
+def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    code = main(["generate", "--frames", "1", "--engine", "openvino", "--out", str(tmp_path / "a.mp4")])
+    assert code == 1
+    assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err
+
+
+def test_engines_have_names():
+    with pytest.raises(McvdError, match="'quick'; it is one of torch, openvino"):
+        tiny.model().predict(CLIPS, 3, engine="quick", **FAST)
+
+
+def test_the_network_is_itself_again_afterwards():
+    network = tiny.model().network
+    network.calls = other = lambda *inputs: inputs
+    with engine(network):
+        assert network.calls is None  # PyTorch on a CPU needs nothing in place
+        assert network_call(network) is network
+    assert network.calls is other
+    assert network_call(network, 7)(1, 2, 3) == (7, 1, 2, 3)
+
+
+@pytest.mark.parametrize("names", ["", "share", "frames rows", "share past_seen sigma"])
+def test_a_condition_can_hold_other_tensors(names):
+    parts = dict.fromkeys(names.split(), torch.zeros(2))
+    condition = Condition(**{"share": None, "maps": [(torch.zeros(2), torch.zeros(2))], **parts})
+    others = [torch.full((2,), float(i)) for i in range(len(condition.tensors()))]
+    assert all(a is b for a, b in zip(condition.with_tensors(others).tensors(), others, strict=True))
