@@ -112,6 +112,8 @@ class Options:
     """Optimizer steps of each training."""
     clips: int = 32
     """Test clips."""
+    only: tuple[str, ...] = tuple(TRAININGS)
+    """Of the trainings, by name."""
     minutes: float = 1e9
     """Begin no training after so many minutes."""
 
@@ -180,7 +182,8 @@ def main(options: Options) -> None:
     frames = PAST + BLOCK * BLOCKS
     clips = MovingMNIST(digits["test"], frames, size=32, seed=SEED).batch(range(options.clips))
     rows, cpu = baselines(clips), 0.0
-    for name, training in TRAININGS.items():
+    for name in options.only:
+        training = TRAININGS[name]
         path = folder / f"{name}-{options.steps}-steps-{options.clips}-clips.json"
         if not path.exists():
             if time.monotonic() - began > 60 * options.minutes:

@@ -134,7 +134,7 @@ class Condition:
             None if self.past_seen is None else self.past_seen[rows],
             None if self.sigma is None else self.sigma[rows],
             self.frames,
-            rows,
+            None if self.frames is None else rows,
         )
 
 

@@ -1,0 +1,147 @@
+"""Whether neighbouring sampling steps can share deep features: DeepCache (arXiv 2312.00858) on `digits`.
+
+    python benchmarks/reuse.py    # the same command continues what was killed
+
+Of every `period` network calls of a block the first is whole; the others run the first level alone, down and up, and
+take what comes up from below from the last whole call. Beside it: fewer whole calls of as much arithmetic. A row is an
+evaluation of 5 -> 10 prediction under `smmnist-5to10` with one sample a clip; its folder is kept in `output`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcvd.benchmark.measure import interleave, summarise
+from mcvd.benchmark.run import machine
+from mcvd.evaluation.evaluate import Sampling, evaluate
+from mcvd.evaluation.presets import find_protocol
+from mcvd.evaluation.result import Number
+from mcvd.interop.load import load
+from mcvd.model import VideoDiffusion
+from mcvd.networks.blocks import Condition
+from mcvd.networks.engine import ENGINES, engine
+from mcvd.networks.unet import UNet
+
+METRICS = "psnr", "ssim", "fvd"
+HEAD = ["steps", "whole call every", "cost, whole calls a block", "PSNR, dB", "SSIM", "FVD"]
+
+
+@dataclass
+class Options:
+    """What to run."""
+
+    clips: int = 256
+    rows: tuple[str, ...] = ("20/1", "20/2", "20/3", "13/1", "10/1")
+    """Steps a block / every how many a whole call."""
+    batch_size: int = 32
+    threads: int = 2
+    output: Path = Path("runs/reuse")
+
+
+class Reuse:
+    """A network's calls in which deep features are shared; an engine (:mod:`mcvd.networks.engine`)."""
+
+    def __init__(self, network: UNet, period: int):
+        self.network, self.period = network, period
+        self.condition: Condition | None = None
+        self.calls, self.deep = 0, torch.empty(0)
+
+    def __call__(self, slot: int, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
+        """The output, of a whole call or of the first level alone."""
+        if condition is not self.condition:  # a block begins
+            self.condition, self.calls = condition, 0
+        self.calls += 1
+        return (self.whole if (self.calls - 1) % self.period == 0 else self.shallow)(x, time_number, condition)
+
+    def whole(self, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
+        """`UNet.forward`; keeps what comes up to the first level."""
+
+        def keep(_: object, inputs: object, output: Tensor) -> None:
+            self.deep = output.clone()
+
+        hook = self.network.up[-2].resample.register_forward_hook(keep)
+        try:
+            return self.network(x, time_number, condition)
+        finally:
+            hook.remove()
+
+    def shallow(self, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
+        """The first level alone."""
+        net, down, up = self.network, self.network.down[0], self.network.up[-1]
+        embedding = net._embed(time_number, condition, x.dtype)
+        h = net.ops.first(net.conv_in, net.ops.fold(x), condition.share)
+        skips = [h]
+        for block in down.blocks:
+            h = block(h, embedding, condition)
+            skips.append(h)
+        h = self.deep
+        for block in up.blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, condition)
+        return net.ops.unfold(net.conv_out(F.silu(net.norm_out(h))))
+
+
+def cost_of_shallow(model: VideoDiffusion, batch: int) -> float:
+    """Time of a shallow call, in whole ones; before that: right after a whole call, at its time, they are equal."""
+    network, g = model.network, torch.Generator().manual_seed(0)
+    layout, frame = model.layout, (model.channels, *model.size)
+    past, future, x = (torch.randn(batch, n, *frame, generator=g) for n in (layout.past, layout.future, layout.current))
+    inputs = x, torch.tensor([500]), network.encode(past, future)
+    reuse = Reuse(network, 1)
+    calls = {name: partial(call, *inputs) for name, call in (("whole", reuse.whole), ("shallow", reuse.shallow))}
+    with engine(network):
+        whole = calls["whole"]()
+        if not (torch.equal(whole, network(*inputs)) and torch.equal(whole, calls["shallow"]())):
+            raise SystemExit("a shallow call right after a whole one, on the same input, gives something else")
+        rounds = interleave(calls, 7, torch.device("cpu"))
+    return summarise([taken["shallow"].wall / taken["whole"].wall for taken in rounds]).median
+
+
+def cell(number: Number) -> str:
+    """Value and interval."""
+    return f"{number.value:.4g} [{number.low:.4g}, {number.high:.4g}]"
+
+
+@torch.no_grad()
+def main(options: Options) -> None:
+    torch.set_num_threads(options.threads)
+    model = load("digits", device="cpu")
+    share = cost_of_shallow(model, options.batch_size)
+    print(f"{machine(model.device)['name']}, torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d}; {options}")
+    print(f"a shallow call takes {share:.0%} of the time of a whole one\n\n| {' | '.join(HEAD)} |", flush=True)
+    print(f"|{'---|' * len(HEAD)}", flush=True)
+    protocol = find_protocol("smmnist-5to10", ["samples=1", f"clips={options.clips}"])
+    for row in options.rows:
+        steps, period = map(int, row.split("/"))
+        ENGINES["torch"] = partial(Reuse, period=period)
+        result = evaluate(
+            model,
+            protocol,
+            options.output / row.replace("/", "-"),
+            name=f"digits, {row}",
+            sampling=Sampling("sde-dpm++", steps, batch_size=options.batch_size),
+            metrics=METRICS,
+            videos=False,
+            report=lambda line: None,
+        )
+        whole = -(-steps // period)
+        cost = whole + (steps - whole) * share
+        cells = [
+            str(steps),
+            str(period),
+            f"{cost:.1f}",
+            *(cell(result.numbers[name]) for name in ("psnr", "ssim", "fvd")),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Options))
