@@ -26,7 +26,7 @@ from mcvd.evaluation.result import Number
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition
-from mcvd.networks.engine import ENGINES, engine
+from mcvd.networks.engine import ENGINES, calls_by
 from mcvd.networks.unet import UNet
 
 METRICS = "psnr", "ssim", "fvd"
@@ -95,7 +95,7 @@ def cost_of_shallow(model: VideoDiffusion, batch: int) -> float:
     inputs = x, torch.tensor([500]), network.encode(past, future)
     reuse = Reuse(network, 1)
     calls = {name: partial(call, *inputs) for name, call in (("whole", reuse.whole), ("shallow", reuse.shallow))}
-    with engine(network):
+    with calls_by(network):
         whole = calls["whole"]()
         if not (torch.equal(whole, network(*inputs)) and torch.equal(whole, calls["shallow"]())):
             raise SystemExit("a shallow call right after a whole one, on the same input, gives something else")

@@ -9,7 +9,7 @@ import torch
 import tiny
 from mcvd.data.moving_mnist import MovingMNIST
 from mcvd.draw import generator_at
-from mcvd.networks.engine import ENGINES, engine
+from mcvd.networks.engine import ENGINES, calls_by
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Trainer
@@ -44,7 +44,7 @@ def test_a_gpu_fills_in_what_a_cpu_does(network, guidance):
         blocks = plan(known, model.layout, model.config.masking)
         table = solver_table("sde-dpm++", model.config.schedule, 6)
         noise = lambda _, shape: next(left).to(home)  # noqa: E731
-        with engine(model.network):
+        with calls_by(model.network):
             return rollout(model, given, known, blocks, table, samples=1, guidance=guidance, noise=noise).cpu()
 
     with strict():

@@ -9,7 +9,7 @@ from mcvd import McvdError
 from mcvd.benchmark.run import Options, benchmark
 from mcvd.cli.main import main
 from mcvd.networks.blocks import Condition
-from mcvd.networks.engine import engine, network_call
+from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.openvino import openvino_calls
 
 CLIPS = tiny.video(1, 2, 1, 16, 16)
@@ -98,7 +98,7 @@ def test_engines_have_names():
 def test_the_network_is_itself_again_afterwards():
     network = tiny.model().network
     network.calls = other = lambda *inputs: inputs
-    with engine(network):
+    with calls_by(network):
         assert network.calls is None  # PyTorch on a CPU needs nothing in place
         assert network_call(network) is network
     assert network.calls is other

@@ -19,8 +19,7 @@ from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
-from mcvd.networks.engine import engine as engine_of
-from mcvd.networks.engine import network_call
+from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.plan import plan
@@ -297,7 +296,7 @@ class VideoDiffusion(nn.Module):
         training = self.training
         self.eval()  # no dropout, also between two training steps
         try:
-            with half, engine_of(self.network, engine):
+            with half, calls_by(self.network, engine):
                 return rollout(
                     self,
                     given,

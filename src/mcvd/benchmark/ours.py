@@ -13,7 +13,7 @@ from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
-from mcvd.networks.engine import engine, network_call
+from mcvd.networks.engine import calls_by, network_call
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer
 
@@ -48,7 +48,7 @@ class Ours:
         with torch.no_grad(), self._autocast():
             condition = self.model.network.encode(past, future)
         running = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
-        running.enter_context(engine(self.model.network, self.engine))
+        running.enter_context(calls_by(self.model.network, self.engine))
         run = network_call(self.model.network)
 
         def call(x: Tensor, time: Tensor, _running: contextlib.ExitStack = running) -> Tensor:
@@ -66,7 +66,7 @@ class Ours:
         seen = torch.ones(len(past), dtype=torch.bool, device=self.device)
         rows = torch.arange(len(past), device=self.device).repeat_interleave(len(x) // len(past))
         network = self.model.network
-        with torch.no_grad(), self._autocast(), engine(network, self.engine):
+        with torch.no_grad(), self._autocast(), calls_by(network, self.engine):
             denoise = self.model.denoiser(past, future, seen, rows)
             return sample(denoise, Table(table.rows[:calls]), x, noise)
 

@@ -23,15 +23,15 @@ ENGINES: dict[str, Callable[[UNet], Callable[..., Tensor] | None]] = {
 
 
 @contextlib.contextmanager
-def engine(network: UNet, name: str = "torch") -> Iterator[None]:
-    """Within it, and without gradients, `network_call` of this network is carried out by the engine of this name.
+def calls_by(network: UNet, engine: str = "torch") -> Iterator[None]:
+    """Within it, and without gradients, `network_call` of this network is carried out by this engine.
 
     Weights must not change meanwhile: packed, recorded and exported ones are copies, dropped at the end. Raises
     McvdError for an unknown name, or an engine that this machine or the network's device does not have.
     """
-    if name not in ENGINES:
-        raise McvdError(f"engine is {name!r}; it is one of {', '.join(ENGINES)}")
-    before, network.calls = network.calls, ENGINES[name](network)
+    if engine not in ENGINES:
+        raise McvdError(f"engine is {engine!r}; it is one of {', '.join(ENGINES)}")
+    before, network.calls = network.calls, ENGINES[engine](network)
     try:
         with packed_convolutions(network):
             yield
