@@ -207,6 +207,7 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "batch_size": 32,
         "reference": True,
         "precision": "fp32",
+        "engine": "torch",
     }
     assert main([*base, "--precision", "bf16", "--device", "cpu"]) == 1  # a CPU is not fast in it
     assert seen["precision"] == "bf16"
