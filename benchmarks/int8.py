@@ -34,8 +34,8 @@ from mcvd.interop.load import load
 from mcvd.interop.official import from_official
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition
-from mcvd.networks.convolution import packed_convolutions
-from mcvd.networks.openvino import FlatInputs, flat
+from mcvd.networks.engine import ENGINES, calls_by
+from mcvd.networks.openvino import FlatInputs, flat, settings
 from mcvd.training.recipe import read_recipe
 
 PAST, FRAMES, SEED = 5, 10, 2022  # frames that are given and made; of the test clips
@@ -66,11 +66,10 @@ class Options:
 
 
 class Compiled:
-    """A program of OpenVINO in place of a network's `forward`; compiled once for each shape of its inputs."""
+    """A program of OpenVINO in place of a network; compiled once for each shape of its inputs."""
 
     def __init__(self, program: openvino.Model, threads: int):
-        self.program = program
-        self.settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        self.program, self.threads = program, threads
         self.requests: dict[tuple[tuple[int, ...], ...], openvino.InferRequest] = {}
 
     def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -80,7 +79,7 @@ class Compiled:
         if key not in self.requests:
             program = self.program.clone()
             program.reshape({port: list(shape) for port, shape in zip(program.inputs, key)})
-            self.requests[key] = openvino.compile_model(program, "CPU", self.settings).create_infer_request()
+            self.requests[key] = openvino.compile_model(program, "CPU", settings(self.threads)).create_infer_request()
         return torch.from_numpy(self.requests[key].infer(inputs, share_inputs=True)[0].copy())
 
     def kernels(self) -> str:
@@ -93,7 +92,7 @@ class Compiled:
 
 def arrays(x: Tensor, time: Tensor, condition: Condition) -> list[np.ndarray]:
     """What an exported network takes."""
-    return [part.contiguous().numpy() for part in (x, time, *flat(condition))]
+    return [part.numpy() for part in (x.contiguous(), time, *flat(condition))]
 
 
 def random_call(model: VideoDiffusion, batch: int, generator: torch.Generator) -> Call:
@@ -146,7 +145,7 @@ def made_rows(model: VideoDiffusion, programs: dict[str, Program], clips: Tensor
     """Of the second table: what each makes of the same clips and noise."""
     made, rows = {"truth": clips[:, PAST:].float() / 255}, []
     for who in (FLOAT, OURS, INT8):
-        model.network.forward = programs[who]  # type: ignore[method-assign,assignment]
+        ENGINES["torch"] = lambda network, who=who: lambda slot, *inputs: programs[who](*inputs)
         made[who] = predict(model, clips, len(clips))
         apart, psnrs = (made[who] - made[FLOAT]).abs(), (psnr(made[who], made[x]).mean() for x in ("truth", FLOAT))
         rows.append([who, *(f"{value:.2f}" for value in psnrs), f"{apart.max():.2g}", f"{apart.mean():.2g}"])
@@ -179,12 +178,12 @@ def main(options: Options) -> None:
         mixed = nncf.QuantizationPreset.MIXED  # activations get a zero point: SiLU's are mostly positive
         quantized = nncf.quantize(program, data, subset_size=len(calls), preset=mixed)
         exact, low = (Compiled(made, options.threads) for made in (program, quantized))
-        programs: dict[str, Program] = {OURS: model.network.forward, FLOAT: exact, INT8: low}
+        programs: dict[str, Program] = {OURS: model.network, FLOAT: exact, INT8: low}
         rows = [CALLS]
         for batch in options.batches:
             call = random_call(model, batch, generator)
             todo = {who: partial(run, *call) for who, run in programs.items()}
-            with packed_convolutions(model.network):
+            with calls_by(model.network):
                 rows.append(call_row(f"{name}, batch {batch}", interleave(todo, options.rounds, CPU)))
         right, wrong = (torch.cat([run(*call) for call in calls]) for run in (exact, low))
         print(f"\n{name}, int8: error {(wrong - right).norm() / right.norm():.1%}; {low.kernels()}\n")

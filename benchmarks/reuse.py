@@ -132,13 +132,8 @@ def main(options: Options) -> None:
         )
         whole = -(-steps // period)
         cost = whole + (steps - whole) * share
-        cells = [
-            str(steps),
-            str(period),
-            f"{cost:.1f}",
-            *(cell(result.numbers[name]) for name in ("psnr", "ssim", "fvd")),
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        numbers = " | ".join(cell(result.numbers[name]) for name in METRICS)
+        print(f"| {steps} | {period} | {cost:.1f} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

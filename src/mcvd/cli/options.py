@@ -99,7 +99,7 @@ class Sampling:
     """What the network computes in; bf16 and fp16 are for GPUs."""
     engine: Engine = "torch"
     """What carries out network calls; openvino (pip install 'mcvd[openvino]') is faster on CPUs where one sample is
-    made at a time. Its first use with a model takes half a minute."""
+    made at a time, in a hundred network calls or more. Its first use with a model takes half a minute."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 

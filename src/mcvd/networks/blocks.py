@@ -113,15 +113,18 @@ class Condition:
 
     def tensors(self) -> list[Tensor]:
         """All that it holds."""
-        parts = [self.share, self.past_seen, self.sigma, self.frames, self.rows, *chain.from_iterable(self.maps)]
-        return [part for part in parts if part is not None]
+        parts = [getattr(self, name) for name in self._parts()]
+        return [*parts, *chain.from_iterable(self.maps)]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Condition:
         """A condition of the same kind that holds others, in the order of `tensors()`."""
         left = iter(tensors)
-        names = "share", "past_seen", "sigma", "frames", "rows"
-        parts = {name: next(left) for name in names if getattr(self, name) is not None}
+        parts = {name: next(left) for name in self._parts()}
         return replace(self, maps=[(next(left), next(left)) for _ in self.maps], **parts)
+
+    def _parts(self) -> list[str]:
+        names = "share", "past_seen", "sigma", "frames", "rows"
+        return [name for name in names if getattr(self, name) is not None]
 
     def take(self, rows: Tensor) -> Condition:
         """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""

@@ -84,7 +84,7 @@ class Programs:
                     f"exporting the network for OpenVINO, once for this model and {len(x)} at a time: half a minute",
                     stacklevel=2,
                 )
-                _save(export(self.network, x, time, condition), new)
+                _save(_export(self.network, x, time, condition), new)
                 with contextlib.suppress(FileExistsError):  # another process was first
                     os.rename(new, folder)
         except OSError as error:
@@ -116,7 +116,7 @@ def flat(condition: Condition) -> list[Tensor]:
     return [part.contiguous() for part in condition.tensors()]
 
 
-def export(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> Any:
+def _export(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> Any:
     """The network as an OpenVINO model for inputs of these shapes: x, time and `flat` condition to output."""
     import openvino
 
@@ -138,18 +138,17 @@ def _save(program: Any, folder: Path) -> None:
         raise OSError(str(error).splitlines()[-1]) from None
 
 
-@functools.cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
-
-
 @functools.lru_cache(maxsize=2)  # one for whole chunks of samples, one for what is left
 def _compiled(folder: Path, threads: int) -> Any:
-    options = {
+    import openvino
+
+    return openvino.compile_model(folder / PROGRAM, "CPU", settings(threads))
+
+
+def settings(threads: int) -> dict[str, object]:
+    """How OpenVINO compiles a program that is called one time after another."""
+    return {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # or it would take bf16 where a processor has it
     }
-    return _core().compile_model(folder / PROGRAM, "CPU", options)
