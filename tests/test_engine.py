@@ -73,6 +73,21 @@ def test_a_cache_that_cannot_be_written_is_an_error(cache):
         tiny.model().predict(CLIPS, 3, engine="openvino", **FAST)
 
 
+def test_another_process_may_export_first(cache, monkeypatch):
+    def save(program, new):
+        (new / module.PROGRAM).write_text("mine")
+        folder = cache / module.hashlib.sha256(b"the same").hexdigest()[:24]
+        folder.mkdir()
+        (folder / module.PROGRAM).write_text("theirs")
+
+    monkeypatch.setattr(module, "_export", lambda *inputs: None)
+    monkeypatch.setattr(module, "_save", save)
+    with pytest.warns(UserWarning, match="exporting"):
+        folder = module.Programs(tiny.model().network)._program("the same", torch.zeros(1), torch.zeros(1), None)
+    assert (folder / module.PROGRAM).read_text() == "theirs"
+    assert list(cache.iterdir()) == [folder]
+
+
 def test_what_openvino_is_not_for(monkeypatch):
     with pytest.raises(McvdError, match="for CPUs, and the model is on meta"):
         openvino_calls(tiny.model().network.to("meta"))

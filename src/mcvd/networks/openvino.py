@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -85,8 +84,11 @@ class Programs:
                     stacklevel=2,
                 )
                 _save(_export(self.network, x, time, condition), new)
-                with contextlib.suppress(FileExistsError):  # another process was first
+                try:
                     os.rename(new, folder)
+                except OSError:
+                    if not folder.is_dir():  # else another process was first
+                        raise
         except OSError as error:
             text = f"cannot keep the exported network in {home}: {error.strerror or error}"
             raise McvdError(f"{text}; MCVD_CACHE names another folder") from None
