@@ -15,6 +15,7 @@ import tiny
 from mcvd.cli.main import main
 from mcvd.data.clips import published_starts
 from mcvd.errors import McvdError
+from mcvd.evaluation import statistics
 from mcvd.evaluation.clips import content_sha256, real_clips
 from mcvd.evaluation.evaluate import Sampling, evaluate
 from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
@@ -373,6 +374,18 @@ def test_kvd_from_sums_is_kvd():
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(5, 8, generator=generator), torch.randn(5, 3, 8, generator=generator)
     assert kvd_number(real, fake).value == pytest.approx(kernel_distance(real, fake.flatten(0, 1)), rel=1e-9)
+
+
+def test_kvd_of_a_resample_is_not_better_than_kvd():
+    """A made video is much like the real one of its clip: copies of a clip in a resample must not count across."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(60, 1, 8, generator=generator)
+    fake = real + 0.3 + 0.1 * torch.randn(60, 2, 8, generator=generator)
+    found = kvd_number(real[:, 0], fake)
+    sums = statistics._kernel_sums(real[:, 0].double(), fake.double())
+    resampled = statistics._kernel_distance(*sums, resampled_counts(60), 2)
+    assert found.low < found.value < found.high
+    assert float(resampled.mean()) == pytest.approx(found.value, abs=4 * float(resampled.std()) / len(resampled) ** 0.5)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

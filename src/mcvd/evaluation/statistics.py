@@ -178,7 +178,8 @@ def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 def _kernel_distance(
     real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int
 ) -> Tensor:
-    """The unbiased estimate for each row of counts ``(R, N)``: pairs of a video with its own copy do not count."""
+    """The unbiased estimate for each row of counts ``(R, N)``: pairs of a clip with a copy of itself do not count, nor
+    between real and made, where both show one clip: they would make every resample look better than the test set."""
     total = counts.sum(1)
     pairs = total.square() - counts.square().sum(1)
 
@@ -188,4 +189,5 @@ def _kernel_distance(
     between_real = off_diagonal(real) / pairs
     inside = counts @ (made.diagonal() - itself)
     between_made = (off_diagonal(made) + inside) / (pairs * samples**2 + total * samples * (samples - 1))
-    return between_real + between_made - 2 * ((counts @ across) * counts).sum(1) / (total.square() * samples)
+    between_both = (off_diagonal(across) + counts @ across.diagonal()) / ((pairs + total) * samples)
+    return between_real + between_made - 2 * between_both
