@@ -22,12 +22,12 @@ from torch import Tensor
 
 from mcvd.benchmark.run import machine
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.evaluation.evaluate import Sampling, evaluate
+from mcvd.evaluation.evaluate import Sampling
 from mcvd.evaluation.presets import find_protocol
 from mcvd.interop.load import load
 from mcvd.networks.blocks import Condition
-from mcvd.networks.engine import ENGINES
 from mcvd.networks.unet import UNet
+from reuse import evaluated
 
 METRICS = "fvd", "kvd"
 
@@ -73,23 +73,14 @@ def main(options: Options) -> None:
     print(f"{machine(model.device)['name']}, torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d}; {options}\n")
     print("| scale | noise up to | blocks | FVD | KVD |\n|---|---|---|---|---|", flush=True)
     protocol = find_protocol("smmnist-generate-15", ["samples=1", f"clips={options.clips}"])
+    sampling = Sampling("sde-dpm++", 20, batch_size=options.batch_size)
     for row in options.rows:
         scale, noisiest, blocks = row.split("/")
-        ENGINES["torch"] = partial(
+        guided = partial(
             Guided, schedule=model.config.schedule, scale=float(scale), noisiest=float(noisiest), blocks=blocks
         )
-        result = evaluate(
-            model,
-            protocol,
-            options.output / row.replace("/", "-"),
-            name=f"digits, {row}",
-            sampling=Sampling("sde-dpm++", 20, batch_size=options.batch_size),
-            metrics=METRICS,
-            videos=False,
-            report=lambda line: None,
-        )
-        cells = [f"{n.value:.4g} [{n.low:.4g}, {n.high:.4g}]" for n in (result.numbers[m] for m in METRICS)]
-        print(f"| {scale} | {noisiest} | {blocks} | {' | '.join(cells)} |", flush=True)
+        numbers = evaluated(model, protocol, guided, options.output, row, sampling, METRICS)
+        print(f"| {scale} | {noisiest} | {blocks} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

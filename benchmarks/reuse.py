@@ -9,10 +9,12 @@ evaluation of 5 -> 10 prediction under `smmnist-5to10` with one sample a clip; i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,15 @@ from mcvd.benchmark.measure import interleave, summarise
 from mcvd.benchmark.run import machine
 from mcvd.evaluation.evaluate import Sampling, evaluate
 from mcvd.evaluation.presets import find_protocol
-from mcvd.evaluation.result import Number
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.summary import value_text
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition
 from mcvd.networks.engine import ENGINES, calls_by
 from mcvd.networks.unet import UNet
 
+Engine = Callable[[UNet], Callable[..., Tensor] | None]
 METRICS = "psnr", "ssim", "fvd"
 HEAD = ["steps", "whole call every", "cost, whole calls a block", "PSNR, dB", "SSIM", "FVD"]
 
@@ -103,9 +107,28 @@ def cost_of_shallow(model: VideoDiffusion, batch: int) -> float:
     return summarise([taken["shallow"].wall / taken["whole"].wall for taken in rounds]).median
 
 
-def cell(number: Number) -> str:
-    """Value and interval."""
-    return f"{number.value:.4g} [{number.low:.4g}, {number.high:.4g}]"
+def evaluated(
+    model: VideoDiffusion,
+    protocol: Protocol,
+    engine: Engine,
+    output: Path,
+    row: str,
+    sampling: Sampling,
+    metrics: tuple[str, ...],
+) -> str:
+    """Cells of a row: what the model makes with its calls carried out by `engine`; `output` keeps the evaluation."""
+    with patch.dict(ENGINES, torch=engine):
+        result = evaluate(
+            model,
+            protocol,
+            output / row.replace("/", "-"),
+            name=f"digits, {row}",
+            sampling=sampling,
+            metrics=metrics,
+            videos=False,
+            report=lambda line: None,
+        )
+    return " | ".join(value_text(name, result.numbers[name]) for name in metrics)
 
 
 @torch.no_grad()
@@ -119,20 +142,10 @@ def main(options: Options) -> None:
     protocol = find_protocol("smmnist-5to10", ["samples=1", f"clips={options.clips}"])
     for row in options.rows:
         steps, period = map(int, row.split("/"))
-        ENGINES["torch"] = partial(Reuse, period=period)
-        result = evaluate(
-            model,
-            protocol,
-            options.output / row.replace("/", "-"),
-            name=f"digits, {row}",
-            sampling=Sampling("sde-dpm++", steps, batch_size=options.batch_size),
-            metrics=METRICS,
-            videos=False,
-            report=lambda line: None,
-        )
+        sampling = Sampling("sde-dpm++", steps, batch_size=options.batch_size)
+        numbers = evaluated(model, protocol, partial(Reuse, period=period), options.output, row, sampling, METRICS)
         whole = -(-steps // period)
         cost = whole + (steps - whole) * share
-        numbers = " | ".join(cell(result.numbers[name]) for name in METRICS)
         print(f"| {steps} | {period} | {cost:.1f} | {numbers} |", flush=True)
 
 
