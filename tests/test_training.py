@@ -52,6 +52,18 @@ def clips(recipe, split, device):
     return Clips()
 
 
+def failing_clips(recipe, split, device):
+    """Clips of which the eighth cannot be read."""
+
+    class Failing(Clips):
+        def batch(self, indices):
+            if split == "train" and max(indices) > 8:
+                raise McvdError("clip 8 cannot be read")
+            return super().batch(indices)
+
+    return Failing()
+
+
 def go(recipe, output, **options):
     """A run in this process -> what it reported."""
     lines = []
@@ -204,7 +216,7 @@ def test_only_the_two_newest_checkpoints_stay(tmp_path):
 
 
 SCRIPT = """
-import faulthandler, os, signal, sys
+import faulthandler, gc, os, signal, sys
 faulthandler.dump_traceback_later(240, exit=True)  # before `run` gives up: a process that hangs says where
 sys.path.insert(0, {tests!r})
 import torch
@@ -212,8 +224,16 @@ torch.set_num_threads(1)
 import test_training as tests
 from dataclasses import replace
 from pathlib import Path
+from mcvd.errors import McvdError
 from mcvd.training.log import RunLog
 RunLog.picture = lambda *a: None
+
+leave = torch.distributed.destroy_process_group
+def look_and_leave():
+    networks = [o for o in gc.get_objects() if isinstance(o, torch.nn.parallel.DistributedDataParallel)]
+    print(f"{{len(networks)}} networks left", flush=True)
+    leave()
+torch.distributed.destroy_process_group = look_and_leave
 
 def report(line):
     print(line, flush=True)
@@ -221,7 +241,11 @@ def report(line):
         os.kill(os.getpid(), signal.SIGKILL)
 
 recipe = tests.RECIPE if len(sys.argv) < 3 else replace(tests.RECIPE, model=tests.tiny.config(), steps=int(sys.argv[2]))
-tests.train(recipe, Path(sys.argv[1]), device="cpu", clips=tests.clips, report=report)
+clips = tests.failing_clips if "fail" in sys.argv else tests.clips
+try:
+    tests.train(recipe, Path(sys.argv[1]), device="cpu", clips=clips, report=report)
+except McvdError as error:
+    print(error)
 """
 
 
@@ -289,6 +313,18 @@ def test_two_processes_train_as_one_does(run, tmp_path, one_thread):
     # Adam divides by the gradient's own size, so the last bits of a gradient near 0 may turn into a part of a step
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-3)
+    # a network that outlives the group of processes may wait for it for ever
+    assert done.stdout.count("0 networks left") == 2
+
+
+@pytest.mark.slow
+def test_two_processes_that_fail_leave_their_group(run, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run(tmp_path / "run", 6, "fail", launcher=torchrun)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 1/6") == 1
+    assert done.stdout.count("clip 8 cannot be read") == 2
+    assert done.stdout.count("0 networks left") == 2
 
 
 def test_a_batch_that_does_not_divide_is_refused():

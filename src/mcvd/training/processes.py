@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,12 @@ class Processes:
     @staticmethod
     @contextlib.contextmanager
     def join(device: str | None) -> Iterator[Processes]:
-        """Joins the group that torchrun made, if any; leaves it at the end."""
+        """Joins the group that torchrun made, if any; leaves it at the end.
+
+        What holds the group from within torch's C++ code, as DistributedDataParallel does, must be gone by then: who
+        lets go of a group last waits for its threads, and DDP does so with the interpreter locked, which these threads
+        may be waiting for in turn.
+        """
         grouped = dist.is_torchelastic_launched()
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,6 +44,10 @@ class Processes:
                 if grouped
                 else Processes(0, 1, torch.device(device))
             )
+        except BaseException as error:
+            if grouped:  # its traceback keeps what the functions that failed had
+                traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             if grouped:
                 dist.destroy_process_group()

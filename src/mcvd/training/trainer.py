@@ -199,35 +199,51 @@ def train(
     if finish and minutes is None:
         raise McvdError("finish chooses the steps that fit into some minutes: say how many minutes")
     with Processes.join(device) as processes:
-        say = report if processes.first else say_nothing
-        clips = clips or functools.partial(clip_source, report=say)
-        source = None
-        if init_from is not None:
-            from mcvd.interop.load import load
+        # all of it in a call: when it returns, nothing is left of the network, which has to go before the group does
+        _train(recipe, output, processes, minutes, finish, init_from, clips, report, live)
+    return output / "model"
 
-            source = load(init_from, device=str(processes.device))
-            recipe = adapted(recipe, source)
-        trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
-        _resume(trainer, output, say)
-        if source is not None and trainer.step == 0:
-            new = trainer.start_from(source)
-            say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
-        del source
-        # one process validates and samples
-        test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
-        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-        with RunLog(
-            output,
-            recipe,
-            trainer.step,
-            device=processes.device,
-            processes=processes.count,
-            enabled=processes.first,
-            report=report,
-            live=live,
-        ) as log:
-            _loop(trainer, test, log, output, deadline, finish)
-        return output / "model"
+
+def _train(
+    recipe: Recipe,
+    output: Path,
+    processes: Processes,
+    minutes: float | None,
+    finish: bool,
+    init_from: str | Path | None,
+    clips: Callable[[Recipe, str, torch.device], ClipSource] | None,
+    report: Callable[[str], None],
+    live: bool,
+) -> None:
+    """`train` in one process among those that joined."""
+    say = report if processes.first else say_nothing
+    clips = clips or functools.partial(clip_source, report=say)
+    source = None
+    if init_from is not None:
+        from mcvd.interop.load import load
+
+        source = load(init_from, device=str(processes.device))
+        recipe = adapted(recipe, source)
+    trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
+    _resume(trainer, output, say)
+    if source is not None and trainer.step == 0:
+        new = trainer.start_from(source)
+        say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
+    del source
+    # one process validates and samples
+    test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    with RunLog(
+        output,
+        recipe,
+        trainer.step,
+        device=processes.device,
+        processes=processes.count,
+        enabled=processes.first,
+        report=report,
+        live=live,
+    ) as log:
+        _loop(trainer, test, log, output, deadline, finish)
 
 
 def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
