@@ -35,7 +35,8 @@ from mcvd.interop.official import from_official
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition
 from mcvd.networks.engine import ENGINES, calls_by
-from mcvd.networks.openvino import FlatInputs, flat, settings
+from mcvd.networks.openvino import FlatInputs, embedding, flat, settings
+from mcvd.networks.unet import UNet
 from mcvd.training.recipe import read_recipe
 
 PAST, FRAMES, SEED = 5, 10, 2022  # frames that are given and made; of the test clips
@@ -68,13 +69,13 @@ class Options:
 class Compiled:
     """A program of OpenVINO in place of a network; compiled once for each shape of its inputs."""
 
-    def __init__(self, program: openvino.Model, threads: int):
-        self.program, self.threads = program, threads
+    def __init__(self, network: UNet, program: openvino.Model, threads: int):
+        self.network, self.program, self.threads = network, program, threads
         self.requests: dict[tuple[tuple[int, ...], ...], openvino.InferRequest] = {}
 
     def __call__(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The network's output."""
-        inputs = arrays(x, time, condition)
+        inputs = arrays(self.network, x, time, condition)
         key = tuple(part.shape for part in inputs)
         if key not in self.requests:
             program = self.program.clone()
@@ -90,9 +91,9 @@ class Compiled:
         return ", ".join(f"{count} {kernel}" for kernel, count in found.most_common())
 
 
-def arrays(x: Tensor, time: Tensor, condition: Condition) -> list[np.ndarray]:
+def arrays(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> list[np.ndarray]:
     """What an exported network takes."""
-    return [part.numpy() for part in (x.contiguous(), time, *flat(condition))]
+    return [part.numpy() for part in (x.contiguous(), *embedding(network, time, condition), *flat(condition))]
 
 
 def random_call(model: VideoDiffusion, batch: int, generator: torch.Generator) -> Call:
@@ -126,9 +127,9 @@ def sampling_calls(model: VideoDiffusion, clips: Tensor, count: int) -> list[Cal
 
 def export(model: VideoDiffusion, x: Tensor, time: Tensor, condition: Condition) -> openvino.Model:
     """The network as a float32 program for any number of clips, from an example of two."""
-    parts, batch = flat(condition), {0: torch.export.Dim("batch")}
-    network, shapes = FlatInputs(model.network, condition), (batch, None, [batch] * len(parts))
-    return openvino.convert_model(torch.export.export(network, (x, time, parts), dynamic_shapes=shapes))
+    told, parts, batch = embedding(model.network, time, condition), flat(condition), {0: torch.export.Dim("batch")}
+    network, shapes = FlatInputs(model.network, condition), (batch, [None] * len(told), [batch] * len(parts))
+    return openvino.convert_model(torch.export.export(network, (x, told, parts), dynamic_shapes=shapes))
 
 
 def call_row(name: str, rounds: list[dict[str, Sample]]) -> list[str]:
@@ -174,10 +175,10 @@ def main(options: Options) -> None:
             model.network.load_state_dict(from_official(model.network, random_weights(model.config, CPU), name))
             calls = [random_call(model, 1, generator) for _ in range(options.calls)]
         program = export(model, *random_call(model, 2, generator))
-        data = nncf.Dataset([arrays(*call) for call in calls])
+        data = nncf.Dataset([arrays(model.network, *call) for call in calls])
         mixed = nncf.QuantizationPreset.MIXED  # activations get a zero point: SiLU's are mostly positive
         quantized = nncf.quantize(program, data, subset_size=len(calls), preset=mixed)
-        exact, low = (Compiled(made, options.threads) for made in (program, quantized))
+        exact, low = (Compiled(model.network, made, options.threads) for made in (program, quantized))
         programs: dict[str, Program] = {OURS: model.network, FLOAT: exact, INT8: low}
         rows = [CALLS]
         for batch in options.batches:

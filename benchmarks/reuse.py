@@ -79,7 +79,7 @@ class Reuse:
     def shallow(self, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
         """The first level alone."""
         net, down, up = self.network, self.network.down[0], self.network.up[-1]
-        embedding = net._embed(time_number, condition, x.dtype)
+        embedding = net.embed(time_number, condition, x.dtype)
         h = net.ops.first(net.conv_in, net.ops.fold(x), condition.share)
         skips = [h]
         for block in down.blocks:

@@ -8,6 +8,8 @@ import tiny
 from mcvd import McvdError
 from mcvd.benchmark.run import Options, benchmark
 from mcvd.cli.main import main
+from mcvd.evaluation.image import psnr
+from mcvd.networks import precision
 from mcvd.networks.blocks import Condition
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.openvino import openvino_calls
@@ -63,6 +65,37 @@ def test_other_weights_get_a_program_of_their_own(cache):
             model.predict(CLIPS, engine="openvino", **options), model.predict(CLIPS, **options), rtol=0, atol=1e-4
         )
         assert len(list(cache.iterdir())) == count
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:exporting")
+@pytest.mark.parametrize("options", [{}, {"conditioning": "spatin", "spatin_width": 8}], ids=["concat", "spatin"])
+def test_openvino_in_bf16_runs_the_same_program(options, cache, monkeypatch):
+    pytest.importorskip("openvino")
+    units = "bf16" in precision.fast_on(torch.device("cpu"))
+    monkeypatch.setattr(precision, "fast_on", lambda device: ("fp32", "bf16"))
+    model, made = tiny.model(attention=(8,), head_channels=8, **options), exports(monkeypatch)
+    half, single = (model.predict(CLIPS, 3, engine="openvino", precision=p, **FAST) for p in ("bf16", "fp32"))
+    torch.testing.assert_close(single, model.predict(CLIPS, 3, **FAST), rtol=0, atol=1e-4)
+    assert float(psnr(half, single).min()) > 30  # random weights magnify
+    assert torch.equal(half, single) is not units  # without units OpenVINO stays in float32
+    assert len(made) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:exporting")
+def test_openvino_in_bf16_is_told_the_exact_time(monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(precision, "fast_on", lambda device: ("fp32", "bf16"))
+    model = tiny.model()
+    network, x, time = model.network, torch.randn(1, 3, 1, 16, 16), torch.tensor([901])  # in bf16, that is 900
+    condition = network.encode(torch.rand(1, 2, 1, 16, 16), torch.rand(1, 1, 1, 16, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = openvino_calls(network)(0, x, time, condition)
+    right, wrong = (network(x, t, condition) for t in (time, time - 1))
+    off = [(half - made).square().mean().sqrt() for made in (right, wrong)]
+    assert off[0] < 0.03 * right.square().mean().sqrt()
+    assert 10 * off[0] < off[1]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(cache):

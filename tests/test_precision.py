@@ -8,6 +8,7 @@ import tiny
 from mcvd.errors import McvdError
 from mcvd.evaluation.image import psnr
 from mcvd.networks import precision
+from mcvd.training.precision import Precision
 
 HALVES = [name for name in precision.PRECISIONS if name != "fp32"]
 
@@ -46,7 +47,26 @@ def test_the_network_computes_in_it_and_the_solver_does_not(everywhere, name, co
     assert float(psnr(half, model.predict(past, 6, **options)).min()) > 30  # random weights magnify
 
 
-def test_a_cpu_is_asked_for_float32():
+@pytest.mark.parametrize(
+    ("found", "fast"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, ("fp32",)),
+        ({"avx512_bf16": True}, ("fp32", "bf16")),
+        ({"amx_tile": True, "amx_bf16": True}, ("fp32", "bf16")),
+        ({"architecture": "aarch64", "bf16": True}, ("fp32",)),  # never measured
+    ],
+)
+def test_cpus_with_units_for_bf16(monkeypatch, found, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert precision.fast_on(torch.device("cpu")) == fast
+    # every CPU makes the same steps of training, unless it is told to be quick
+    assert not Precision("auto", torch.device("cpu")).autocast._enabled
+    if "bf16" in fast:
+        assert Precision("bf16", torch.device("cpu")).autocast._enabled
+
+
+def test_a_cpu_is_asked_for_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(McvdError, match="cpu has no fast bf16; choose fp32"):
         tiny.model().predict(tiny.video(2, 1, 16, 16), 3, precision="bf16")
     with pytest.raises(McvdError, match="precision is 'half'; it is one of fp32, bf16, fp16"):

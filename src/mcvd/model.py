@@ -257,8 +257,8 @@ class VideoDiffusion(nn.Module):
         reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
         context_noise: standard deviation of noise that a block's past and future get where the model made some of
             these frames, so that it trusts them less in long rollouts; at most what it was trained with.
-        precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs that are faster in it. The solver
-            stays in float32.
+        precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs, `bf16` on CPUs, that have units for
+            it. The solver stays in float32.
         engine: what carries out network calls: `torch`, or on CPUs `openvino` (an extra), which is faster where one
             trajectory is made at a time, in a hundred calls or more; its first use takes half a minute.
         progress: called with (steps done, steps in all).

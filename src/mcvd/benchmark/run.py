@@ -65,8 +65,8 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     for name, value in (("batch", min(options.batches)), ("samples", options.samples), ("rounds", options.rounds)):
         if value < 1:
             raise McvdError(f"{name} is {value}; it must be at least 1")
-    if options.engine != "torch" and (options.compiled or options.precision != "fp32"):
-        raise McvdError(f"engine {options.engine} has a compiler of its own, in fp32; leave out compile and precision")
+    if options.engine != "torch" and options.compiled:
+        raise McvdError(f"engine {options.engine} has a compiler of its own; leave out compile")
     device = torch.device(options.device)
     settings = [(CASES[name], setting) for name in options.cases if name in CASES for setting in _settings(options)]
     extra = [name for name in options.cases if name not in CASES]

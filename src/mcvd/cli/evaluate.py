@@ -74,7 +74,8 @@ class Command:
     reference: Flag = False
     """Sample as the published code did, its defects included (ddpm or ddim)."""
     precision: Precision = "fp32"
-    """What the network computes in; bf16 and fp16 are for GPUs, and part of what was measured."""
+    """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it. Part of
+    what was measured."""
     output: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/evaluate/MODEL-PROTOCOL-SOLVER)")
     ] = None

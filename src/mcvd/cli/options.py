@@ -96,7 +96,7 @@ class Sampling:
     reference: Flag = False
     """Sample as the published code did, its defects included (ddpm or ddim)."""
     precision: Precision = "fp32"
-    """What the network computes in; bf16 and fp16 are for GPUs."""
+    """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it."""
     engine: Engine = "torch"
     """What carries out network calls; openvino (pip install 'mcvd[openvino]') is faster on CPUs where one sample is
     made at a time, in a hundred network calls or more. Its first use with a model takes half a minute."""

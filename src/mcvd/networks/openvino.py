@@ -21,10 +21,11 @@ from mcvd.networks.blocks import Condition
 from mcvd.networks.unet import UNet
 
 PROGRAM = "network.xml"  # and network.bin, its weights
+HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def openvino_calls(network: UNet) -> Programs:
-    """Calls of this network by OpenVINO, in float32, the same to rounding.
+    """Calls of this network by OpenVINO, in float32, the same to rounding; under autocast in its precision.
 
     The network is exported once for each shape of its inputs, which takes half a minute, and kept in the cache: it
     starts in seconds from then on. Raises McvdError without OpenVINO, and for a network on a GPU.
@@ -49,12 +50,14 @@ class Programs:
         """The network's output, a tensor of its own."""
         if slot not in self.given or self.given[slot][0] is not condition:  # the next block's
             self.given[slot] = condition, flat(condition)
-        inputs = [x.contiguous(), time.contiguous(), *self.given[slot][1]]
+        precision = HINTS[torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32]
+        inputs = [x.contiguous(), *embedding(self.network, time, condition), *self.given[slot][1]]
         shapes = tuple((tuple(part.shape), part.dtype) for part in inputs)
-        if shapes not in self.requests:
+        if (shapes, precision) not in self.requests:
             folder = self._program(f"{self.identity} {shapes}", x, time, condition)
-            self.requests[shapes] = _compiled(folder, torch.get_num_threads()).create_infer_request()
-        results = self.requests[shapes].infer([part.numpy() for part in inputs], share_inputs=True)
+            program = _compiled(folder, torch.get_num_threads(), precision)
+            self.requests[shapes, precision] = program.create_infer_request()
+        results = self.requests[shapes, precision].infer([part.numpy() for part in inputs], share_inputs=True)
         return torch.from_numpy(results[0].copy())
 
     @functools.cached_property
@@ -96,37 +99,54 @@ class Programs:
 
 
 class FlatInputs(nn.Module):
-    """The network with a condition in tensors, which is what an exported network takes."""
+    """What of the network is exported, with a condition in tensors: all but the embedding of time.
+
+    OpenVINO would make that in half precision, too, where one asks for it, and take 901 for 900: of a network call with
+    random weights a fifth is wrong then.
+    """
 
     def __init__(self, network: UNet, condition: Condition):
         super().__init__()
-        self.network, self.condition = network, condition
+        self.network, self.condition = network, _pictures(condition)
 
-    def forward(self, x: Tensor, time: Tensor, parts: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: list[Tensor], parts: list[Tensor]) -> Tensor:
         condition = self.condition.with_tensors(parts)
         # maps of one row, broadcast to all by the arithmetic, crash the compiler of OpenVINO 2026.4
         maps = [(_rows(gain, len(x)), _rows(bias, len(x))) for gain, bias in condition.maps]
-        return self.network(x, time, replace(condition, maps=maps))
+        return self.network.with_embedding(x, embedding[0] if embedding else None, replace(condition, maps=maps))
 
 
 def _rows(part: Tensor, count: int) -> Tensor:
     return part.expand(count, *part.shape[1:])
 
 
+def embedding(network: UNet, time: Tensor, condition: Condition) -> list[Tensor]:
+    """The embedding that `FlatInputs` takes, if the network has one; float32 also under autocast."""
+    with torch.autocast("cpu", enabled=False):
+        made = network.embed(time, condition, torch.float32)
+    return [] if made is None else [made.contiguous()]
+
+
 def flat(condition: Condition) -> list[Tensor]:
-    """The tensors that `FlatInputs` takes."""
-    return [part.contiguous() for part in condition.tensors()]
+    """The tensors that `FlatInputs` takes; float32 also where autocast has made them."""
+    parts = _pictures(condition).tensors()
+    return [(part.float() if part.is_floating_point() else part).contiguous() for part in parts]
+
+
+def _pictures(condition: Condition) -> Condition:
+    """Without what the embedding tells."""
+    return replace(condition, past_seen=None, sigma=None)
 
 
 def _export(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> Any:
-    """The network as an OpenVINO model for inputs of these shapes: x, time and `flat` condition to output."""
+    """An OpenVINO model for inputs of these shapes: x, `embedding` and `flat` condition to the network's output."""
     import openvino
 
-    inputs = x.contiguous(), time.contiguous(), flat(condition)
-    with warnings.catch_warnings():
+    inputs = x.contiguous(), embedding(network, time, condition), flat(condition)
+    with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore")  # of torch's exporter, about itself
         program = openvino.convert_model(torch.export.export(FlatInputs(network, condition), inputs))
-    shapes = [list(part.shape) for part in (*inputs[:2], *inputs[2])]
+    shapes = [list(part.shape) for part in (inputs[0], *inputs[1], *inputs[2])]
     program.reshape(dict(zip(program.inputs, shapes, strict=True)))
     return program
 
@@ -141,16 +161,16 @@ def _save(program: Any, folder: Path) -> None:
 
 
 @functools.lru_cache(maxsize=2)  # one for whole chunks of samples, one for what is left
-def _compiled(folder: Path, threads: int) -> Any:
+def _compiled(folder: Path, threads: int, precision: str) -> Any:
     import openvino
 
-    return openvino.compile_model(folder / PROGRAM, "CPU", settings(threads))
+    return openvino.compile_model(folder / PROGRAM, "CPU", settings(threads, precision))
 
 
-def settings(threads: int) -> dict[str, object]:
+def settings(threads: int, precision: str = "f32") -> dict[str, object]:
     """How OpenVINO compiles a program that is called one time after another."""
     return {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # or it would take bf16 where a processor has it
+        "INFERENCE_PRECISION_HINT": precision,  # without it, bf16 wherever a processor has it
     }

@@ -8,16 +8,21 @@ from mcvd.errors import McvdError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+BF16_UNITS = "avx512_bf16", "amx_bf16"  # of x86 processors: AMD from Zen 4, Intel from Sapphire Rapids
+
 
 def fast_on(device: torch.device) -> tuple[str, ...]:
-    """Names of the precisions that a device has units for, best first. CPUs can do the others, slowly."""
+    """Names of the precisions that a device has units for, first the one to train in. CPUs do the others slowly."""
+    if device.type == "cpu":
+        found = torch.cpu.get_capabilities()
+        return ("fp32", "bf16") if any(found.get(name) for name in BF16_UNITS) else ("fp32",)
     if device.type != "cuda":
         return ("fp32",)
     return ("bf16", "fp16", "fp32") if torch.cuda.is_bf16_supported() else ("fp16", "fp32")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Convolutions, matrix products and attention in this precision, norms and weights in float32.
+    """Convolutions, matrix products and attention in this precision, weights in float32; norms, too, on GPUs.
 
     Raises McvdError for an unknown precision, or one that the device is not fast in.
     """

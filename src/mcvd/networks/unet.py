@@ -301,7 +301,8 @@ class UNet(nn.Module):
         share = self.ops.share(self.conv_in, condition) if self.config.layout.condition_frames else None
         return Condition(share, [], past_seen, sigma)
 
-    def _embed(self, time: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor | None:
+    def embed(self, time: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor | None:
+        """What every block is told of the time ``(B,)`` or ``(1,)``, and of what stands in the condition in numbers."""
         if self.time is None:
             return None
         embedding = self.time(time_embedding(time, self.time_width).to(dtype))
@@ -321,7 +322,10 @@ class UNet(nn.Module):
 
         A time ``(1,)`` and a condition of one row hold for all rows of x; sampling is faster with them.
         """
-        embedding = self._embed(time, condition, x.dtype)
+        return self.with_embedding(x, self.embed(time, condition, x.dtype), condition)
+
+    def with_embedding(self, x: Tensor, embedding: Tensor | None, condition: Condition) -> Tensor:
+        """`forward` from where all are images: what `embed` gives is made already."""
         h = self.ops.first(self.conv_in, self.ops.fold(x), condition.share)
         skips = [h]
         for level in self.down:

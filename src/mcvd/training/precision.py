@@ -23,7 +23,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device):
         """name: `precision` of the recipe. Raises McvdError where the device has no such arithmetic."""
         if name == "auto":
-            name = "bf16" if "bf16" in fast_on(device) else "fp32"
+            name = "bf16" if fast_on(device)[0] == "bf16" else "fp32"
         self.fp16 = name == "fp16"
         self.autocast = autocast(name, device)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=self.fp16)
