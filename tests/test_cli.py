@@ -209,8 +209,8 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
         "precision": "fp32",
         "engine": "torch",
     }
-    assert main([*base, "--precision", "bf16", "--device", "cpu"]) == 1  # a CPU is not fast in it
-    assert seen["precision"] == "bf16"
+    assert main([*base, "--precision", "fp16", "--device", "cpu"]) == 1  # a CPU is not fast in it
+    assert seen["precision"] == "fp16"
     assert main([*base, "--context-noise", "0.2"]) == 1  # it was trained without
     assert seen["context_noise"] == 0.2
 
@@ -235,6 +235,19 @@ def test_the_bundled_digits(tmp_path, monkeypatch, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_train_says_where_a_cpu_could_be_faster(clip, capsys, monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units})
+    Path("my.yaml").write_text(TINY_RECIPE)
+    Path("videos").mkdir()
+    write_video("videos/one.npz", moving_strokes(20))
+    train = ["train", "my.yaml", "--data", "videos", "--device", "cpu", "--steps", "1"]
+    assert main([*train, "--output", "auto"]) == 0
+    assert ("--set precision=bf16" in capsys.readouterr().out) is units
+    assert main([*train, "--output", "half", "--set", "precision=bf16"]) == (0 if units else 1)
+    assert "--set precision=bf16" not in capsys.readouterr().out
 
 
 def test_train_runs_and_resumes(clip, capsys):

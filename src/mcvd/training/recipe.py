@@ -85,8 +85,8 @@ class Recipe:
     """Average with a power profile instead (EDM2, arXiv 2312.02696): its relative width sigma_rel, e.g. 0.1 for a
     standard deviation of a tenth of the steps made so far; above 0, at most 1 / sqrt(12) = 0.288."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32; CPUs with units for bf16 are told to; `fp16`, with a
-    scaled loss, is for older GPUs."""
+    """Arithmetic: `auto` is bf16 on GPUs that have it, else fp32; `bf16` is also for CPUs with units for it; `fp16`,
+    with a scaled loss, is for older GPUs."""
     compile: bool = False
     """Compile the network with torch.compile (minutes at the start, faster after)."""
     checkpointing: bool = False

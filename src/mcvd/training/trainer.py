@@ -25,7 +25,6 @@ from mcvd.diffusion.loss import min_snr_weight
 from mcvd.draw import generator_at
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.networks.precision import fast_on
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
@@ -227,8 +226,6 @@ def _train(
         recipe = adapted(recipe, source)
     trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
     _resume(trainer, output, say)
-    if recipe.precision == "auto" and fast_on(processes.device) == ("fp32", "bf16"):
-        say("note: this CPU has units for bf16; with --set precision=bf16 steps take less time")
     if source is not None and trainer.step == 0:
         new = trainer.start_from(source)
         say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
