@@ -53,11 +53,11 @@ def clips(recipe, split, device):
 
 
 def failing_clips(recipe, split, device):
-    """Clips of which the eighth cannot be read."""
+    """Clips of which those from number 8 on, the third step of four, cannot be read."""
 
     class Failing(Clips):
         def batch(self, indices):
-            if split == "train" and max(indices) > 8:
+            if split == "train" and max(indices) >= 8:
                 raise McvdError("clip 8 cannot be read")
             return super().batch(indices)
 
@@ -247,6 +247,7 @@ try:
 except McvdError as error:
     print(error)
 """
+TWO_PROCESSES = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
 
 
 @pytest.fixture
@@ -302,8 +303,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(run, tmp_path, one_thr
 def test_two_processes_train_as_one_does(run, tmp_path, one_thread):
     one, two = tmp_path / "one", tmp_path / "two"
     go(replace(RECIPE, model=tiny.config(), steps=6), one)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(two, 6, launcher=torchrun)
+    done = run(two, 6, launcher=TWO_PROCESSES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 6/6") == 2  # the loss and the validation of one process, not of both
     assert list(losses(two)) == list(losses(one)) == [1, 2, 3, 4, 5, 6]
@@ -319,8 +319,7 @@ def test_two_processes_train_as_one_does(run, tmp_path, one_thread):
 
 @pytest.mark.slow
 def test_two_processes_that_fail_leave_their_group(run, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run(tmp_path / "run", 6, "fail", launcher=torchrun)
+    done = run(tmp_path / "run", 6, "fail", launcher=TWO_PROCESSES)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 1/6") == 1
     assert done.stdout.count("clip 8 cannot be read") == 2

@@ -67,6 +67,7 @@ class Command:
         from mcvd.benchmark.run import Options, benchmark
         from mcvd.benchmark.table import table
         from mcvd.cli.progress import ProgressBar
+        from mcvd.device import default_device
         from mcvd.training.recipe import read_recipe
 
         if self.threads is not None:
@@ -80,7 +81,7 @@ class Command:
             solver_steps=self.solver_steps,
             timed_steps=min(self.steps, self.solver_steps),
             rounds=self.rounds,
-            device=self.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=self.device or default_device(),
             precision=self.precision,
             compiled=self.compile,
             engine=self.engine,

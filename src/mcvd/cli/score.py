@@ -42,16 +42,15 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
-        import torch
-
         from mcvd.cli.progress import ProgressBar
+        from mcvd.device import default_device
         from mcvd.evaluation.presets import find_protocol
         from mcvd.evaluation.score import score
 
         protocol = find_protocol(self.protocol, self.set)
         name = self.name or self.made.resolve().stem
         output = self.output or Path("runs") / "score" / f"{name}-{protocol.name}"
-        device = local_device(self.device) or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = local_device(self.device) or default_device()
         with ProgressBar("measuring", "videos") as bar:
             result = score(
                 self.real,

@@ -101,9 +101,10 @@ class Command:
 def _cpu_has_bf16(device: str | None) -> bool:
     import torch
 
+    from mcvd.device import default_device
     from mcvd.networks.precision import fast_on
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     return device == "cpu" and "bf16" in fast_on(torch.device(device))
 
 
@@ -112,9 +113,10 @@ def _print_estimate(recipe: Recipe) -> None:
     import yaml
 
     from mcvd.config import to_dict
+    from mcvd.device import default_device
     from mcvd.training.estimate import estimate, rate
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     cost, speed = estimate(recipe), rate(device)
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")

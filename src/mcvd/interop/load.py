@@ -23,8 +23,9 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
     """
     import torch
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    from mcvd.device import default_device
+
+    device = default_device() if device is None else device
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # torch without CUDA asserts

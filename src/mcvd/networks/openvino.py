@@ -101,8 +101,7 @@ class Programs:
 class FlatInputs(nn.Module):
     """What of the network is exported, with a condition in tensors: all but the embedding of time.
 
-    OpenVINO would make that in half precision, too, where one asks for it, and take 901 for 900: of a network call with
-    random weights a fifth is wrong then.
+    OpenVINO would make that in half precision, too, where one asks for it, and take time 901 for 900.
     """
 
     def __init__(self, network: UNet, condition: Condition):

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mcvd.device import default_device
+
 
 @dataclass
 class Processes:
@@ -31,8 +33,7 @@ class Processes:
         may be waiting for in turn.
         """
         grouped = dist.is_torchelastic_launched()
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device() if device is None else device
         if grouped:
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
             if device == "cuda":
