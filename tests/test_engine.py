@@ -6,7 +6,6 @@ import torch
 import mcvd.networks.openvino as module
 import tiny
 from mcvd import McvdError
-from mcvd.benchmark.run import Options, benchmark
 from mcvd.cli.main import main
 from mcvd.evaluation.image import psnr
 from mcvd.networks import precision
@@ -127,8 +126,6 @@ def test_what_openvino_is_not_for(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(McvdError, match=r"pip install 'mcvd\[openvino\]'"):
         tiny.model().predict(CLIPS, 3, engine="openvino", **FAST)
-    with pytest.raises(McvdError, match="compiler of its own"):
-        benchmark(Options(models={}, engine="openvino", compiled=True))
 
 
 def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path):
@@ -138,8 +135,23 @@ def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path
     assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [{}, {"conditioning": "spatin", "spatin_width": 8}], ids=["concat", "spatin"])
+def test_a_compiled_network_makes_the_same_frames(network):
+    model = tiny.model(attention=(8,), **network)
+    compiled, plain = (model.predict(CLIPS, 3, engine=e, batch_size=2, **FAST) for e in ("compile", "torch"))
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)
+
+
+def test_without_a_compiler_it_is_an_error(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    with pytest.raises(McvdError, match=r"^torch.compile failed \(.*\); choose engine torch$"):
+        tiny.model(blocks=1, multipliers=(1,)).predict(CLIPS, 3, engine="compile", **FAST)
+
+
 def test_engines_have_names():
-    with pytest.raises(McvdError, match="'quick'; it is one of torch, openvino"):
+    with pytest.raises(McvdError, match="'quick'; it is one of torch, compile, openvino"):
         tiny.model().predict(CLIPS, 3, engine="quick", **FAST)
 
 

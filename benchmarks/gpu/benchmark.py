@@ -58,21 +58,23 @@ def pieces(run: Run) -> dict[str, Options]:
     peers = (PEERS / "authors.py",) if os.environ.get("MCVD_PEER") else (PEERS / "plain.py",)
     concat, spatin = {"smmnist-concat": network("concat")}, {"smmnist-spatin": network("spatin")}
     # memory is measured in a process of its own for everyone, which takes longer than all else: of training alone
-    base = Options(concat, rounds=run.rounds, device="cuda", peers=peers, timed_steps=100, memory=False)
-    fast = replace(base, precision="bf16", compiled=True)
+    eager = Options(concat, ("sampling",), rounds=run.rounds, device="cuda", peers=peers, timed_steps=20, memory=False)
+    base = replace(eager, engine="compile")
+    fast = replace(base, precision="bf16")
     out = {
-        "concat": replace(base, cases=("sampling",), batches=(1, 8)),
-        "spatin": replace(base, models=spatin, cases=("sampling",), batches=(8,)),
-        "spatin-10-samples": replace(base, models=spatin, cases=("sampling",), samples=10),
-        "training-bf16-compiled": replace(fast, cases=("training",), batches=(64,), memory=True),
-        "network-bf16-compiled": replace(fast, cases=("network",), batches=(64,), peers=()),
-        "concat-bf16": replace(base, cases=("sampling",), batches=(1, 8), precision="bf16"),
+        "network-bf16": replace(fast, cases=("network",), batches=(64,), peers=()),
+        "concat": replace(base, batches=(1, 8)),
+        "spatin": replace(base, models=spatin, batches=(8,)),
+        "training-bf16": replace(fast, cases=("training",), batches=(64,), memory=True),
+        "spatin-10-samples": replace(base, models=spatin, samples=10),
+        "concat-bf16": replace(fast, batches=(1, 8)),
         "training": replace(base, cases=("training",), batches=(64,), memory=True),
-        "concat-bf16-compiled": replace(fast, cases=("sampling",), batches=(8, 64)),
+        "concat-eager": replace(eager, batches=(1, 8)),
+        "spatin-eager": replace(eager, models=spatin, batches=(8,)),
         "growth": replace(
-            base, cases=("network",), batches=(1, 8, 64, 256), sizes=(64, 128), precision="bf16", peers=()
+            eager, cases=("network",), batches=(1, 8, 64, 256), sizes=(64, 128), precision="bf16", peers=()
         ),
-        "i3d": replace(base, cases=("i3d",), batches=(8,), peers=()),
+        "i3d": replace(eager, cases=("i3d",), batches=(8,), peers=()),
     }
     return {name: _tiny(options) for name, options in out.items() if name != "i3d"} if run.smoke else out
 
@@ -86,7 +88,7 @@ def _tiny(options: Options) -> Options:
     return replace(
         small,
         device="cpu",
-        compiled=False,
+        engine="torch",
         solver_steps=4,
         timed_steps=4,
         rounds=1,

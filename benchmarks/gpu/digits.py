@@ -58,6 +58,8 @@ class Train:
     """Compile the network (about a minute at the start of each piece)."""
     steps: int | None = None
     """Optimizer steps in all, unless finish chooses them; None is the recipe's."""
+    init_from: str | None = None
+    """Model whose weights the run starts from: `digits` goes on from the bundled one."""
 
 
 @dataclass
@@ -113,6 +115,7 @@ def train(options: Train) -> None:
         options.output,
         minutes=options.minutes,
         finish=options.finish,
+        init_from=options.init_from,
         clips=packed_clips,
         report=lambda line: print(line, flush=True),
     )

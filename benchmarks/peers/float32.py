@@ -1,4 +1,4 @@
-"""This package with PyTorch in float32, a peer of itself: what `--precision`, `--engine` or `--compile` gain."""
+"""This package with PyTorch in float32, a peer of itself: what `--precision` or `--engine` gain."""
 
 from mcvd.benchmark import ours
 

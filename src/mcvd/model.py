@@ -259,8 +259,9 @@ class VideoDiffusion(nn.Module):
             these frames, so that it trusts them less in long rollouts; at most what it was trained with.
         precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs, `bf16` on CPUs, that have units for
             it. The solver stays in float32.
-        engine: what carries out network calls: `torch`, or on CPUs `openvino` (an extra), which is faster where one
-            trajectory is made at a time, in a hundred calls or more; its first use takes half a minute.
+        engine: what carries out network calls: `torch`; `compile` (torch.compile), which is faster on GPUs once it has
+            taken a minute; or on CPUs `openvino` (an extra), which is faster where one trajectory is made at a time, in
+            a hundred calls or more, and takes half a minute at its first use.
         progress: called with (steps done, steps in all).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,

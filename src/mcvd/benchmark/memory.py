@@ -37,7 +37,6 @@ class Request:
     device: str
     threads: int
     precision: str = "fp32"
-    compiled: bool = False
     engine: str = "torch"
     peer: str | None = None
     """FILE.py; None is this package."""
@@ -69,7 +68,7 @@ def measure(request: Request) -> int:
     if request.peer:
         implementation = load_peer(Path(request.peer))
     else:
-        implementation = ours.implementation(request.precision, request.compiled, request.engine)
+        implementation = ours.implementation(request.precision, request.engine)
     _run(implementation.build, case, _tiny(request.setting), device)  # loads the code that will be needed
     _forget_peak(device)
     before = 0 if device.type == "cuda" else _resident("VmRSS")

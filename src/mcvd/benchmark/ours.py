@@ -20,12 +20,12 @@ from mcvd.training.trainer import Processes, Trainer
 NAME = "mcvd"
 
 
-def implementation(precision: str = "fp32", compiled: bool = False, engine: str = "torch") -> Implementation:
-    """precision: `fp32`, or `bf16` by autocast; compiled: the network by torch.compile; engine: of network calls."""
-    note = f"this package, {precision}{', compiled' if compiled else ''}{'' if engine == 'torch' else f', {engine}'}"
+def implementation(precision: str = "fp32", engine: str = "torch") -> Implementation:
+    """precision: `fp32`, or `bf16` by autocast; engine: of network calls; `compile` also compiles the training step."""
+    note = f"this package, {precision}{'' if engine == 'torch' else f', {engine}'}"
 
     def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> Callables:
-        ours = Ours(config, state_dict, precision, compiled, engine)
+        ours = Ours(config, state_dict, precision, engine)
         return {"network": ours.network, "sample": ours.sample, "train_step": ours.train_step}
 
     return Implementation(NAME, note, build)
@@ -34,13 +34,11 @@ def implementation(precision: str = "fp32", compiled: bool = False, engine: str 
 class Ours:
     """One model, and what the contract asks of it."""
 
-    def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, compiled: bool, engine: str):
+    def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, engine: str):
         self.device = next(iter(state_dict.values())).device
-        self.precision, self.compiled, self.engine = precision, compiled, engine
+        self.precision, self.engine = precision, engine
         self.model = VideoDiffusion(config).to(self.device).eval()
         self.model.network.load_state_dict(from_official(self.model.network, state_dict, "the benchmark's weights"))
-        if compiled:
-            self.model.network.compile()
         self.trainer: Trainer | None = None
 
     def network(self, past: Tensor, future: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -87,7 +85,7 @@ class Ours:
             batch=batch,
             ema=EMA_DECAY,
             precision="bf16" if self.precision == "bf16" else "fp32",
-            compile=self.compiled,
+            compile=self.engine == "compile",
         )
         trainer = Trainer(recipe, Processes(0, 1, self.device), Given())
         trainer.start_from(self.model)

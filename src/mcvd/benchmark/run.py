@@ -49,8 +49,8 @@ class Options:
     rounds: int = 5
     device: str = "cpu"
     precision: str = "fp32"
-    compiled: bool = False
     engine: str = "torch"
+    """Of `mcvd.networks.engine.ENGINES`; `compile` also compiles the training step."""
     peers: tuple[Path, ...] = ()
     memory: bool = True
     quick_calibration: bool = False
@@ -65,8 +65,6 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     for name, value in (("batch", min(options.batches)), ("samples", options.samples), ("rounds", options.rounds)):
         if value < 1:
             raise McvdError(f"{name} is {value}; it must be at least 1")
-    if options.engine != "torch" and options.compiled:
-        raise McvdError(f"engine {options.engine} has a compiler of its own; leave out compile")
     device = torch.device(options.device)
     settings = [(CASES[name], setting) for name in options.cases if name in CASES for setting in _settings(options)]
     extra = [name for name in options.cases if name not in CASES]
@@ -76,7 +74,7 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     names = [ours.NAME, *(peer.name for peer in peers)]
     if len(set(names)) < len(names):
         raise McvdError(f"the names of the peers' files must differ: {', '.join(names[1:])}")
-    implementations = [ours.implementation(options.precision, options.compiled, options.engine), *peers]
+    implementations = [ours.implementation(options.precision, options.engine), *peers]
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     ceilings = calibrate(device, dtype, options.quick_calibration)
 
@@ -93,7 +91,6 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
         "protocol": {
             "rounds": options.rounds,
             "precision": options.precision,
-            "compiled": options.compiled,
             "engine": options.engine,
             "weights": "random, seed 0, the same for all",
             "difference": "on GPUs without TF32 in convolutions; timed with it, as torch has it, for all",
@@ -234,7 +231,6 @@ def _memory(case: Case, setting: Setting, implementation: Implementation, option
             options.device,
             torch.get_num_threads(),
             options.precision,
-            options.compiled,
             options.engine,
             None if peer is None else str(peer),
         )

@@ -47,10 +47,8 @@ class Command:
     build(config, state_dict); see docs/performance.md."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of this package; peers keep to their own."""
-    compile: Flag = False
-    """Compile the network with torch.compile."""
     engine: Engine = "torch"
-    """What carries out this package's network calls."""
+    """What carries out this package's network calls; compile also compiles the training step."""
     threads: Annotated[MaybeCount, arg(help_behavior_hint="(default: torch's)")] = None
     """CPU threads."""
     skip_memory: Flag = False
@@ -83,7 +81,6 @@ class Command:
             rounds=self.rounds,
             device=self.device or default_device(),
             precision=self.precision,
-            compiled=self.compile,
             engine=self.engine,
             peers=self.peer,
             memory=not self.skip_memory,

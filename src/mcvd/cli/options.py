@@ -66,7 +66,7 @@ SOLVER_DEFAULT = "(default: the model's; ddpm if it names none)"
 STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
 _OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
 Precision = Literal["fp32", "bf16", "fp16"]
-Engine = Literal["torch", "openvino"]
+Engine = Literal["torch", "compile", "openvino"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Device = Annotated[
     str | None,
@@ -98,8 +98,9 @@ class Sampling:
     precision: Precision = "fp32"
     """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it."""
     engine: Engine = "torch"
-    """What carries out network calls; openvino (pip install 'mcvd[openvino]') is faster on CPUs where one sample is
-    made at a time, in a hundred network calls or more. Its first use with a model takes half a minute."""
+    """What carries out network calls. compile (torch.compile) takes a minute, and is faster then on GPUs; openvino (pip
+    install 'mcvd[openvino]') is faster on CPUs where one sample is made at a time, in a hundred network calls or more,
+    and takes half a minute at its first use with a model."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 

@@ -1,4 +1,4 @@
-"""What carries out the network calls of sampling: PyTorch, with what makes it fast, or OpenVINO."""
+"""What carries out the network calls of sampling: PyTorch, with what makes it fast, its compiler, or OpenVINO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mcvd.errors import McvdError
 from mcvd.networks.blocks import Condition
+from mcvd.networks.compiled import compiled_calls
 from mcvd.networks.convolution import packed_convolutions
 from mcvd.networks.openvino import openvino_calls
 from mcvd.networks.replay import replayed_calls
@@ -18,6 +19,7 @@ Call = Callable[[Tensor, Tensor, Condition], Tensor]
 
 ENGINES: dict[str, Callable[[UNet], Callable[..., Tensor] | None]] = {
     "torch": replayed_calls,
+    "compile": compiled_calls,
     "openvino": openvino_calls,
 }
 

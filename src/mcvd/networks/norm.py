@@ -29,7 +29,9 @@ def norm_silu(
     maps: gain, bias ``(B or 1, C, ...)`` of SPATIN, for every pixel; None leaves them out.
     """
     gain, bias = (None, None) if maps is None else maps
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
+        return _by_channels(x, groups, eps, scale, shift, gain, bias)
+    if not torch.is_grad_enabled():
         return _plain(x, groups, eps, scale, shift, gain, bias)
     return _NormSilu.apply(x, groups, eps, scale, shift, gain, bias)
 
@@ -56,6 +58,36 @@ def _plain(
             gain, bias, scale, shift = gain * by, torch.addcmul(per_channel(shift, x), bias, by), None, None
     y = F.group_norm(x, groups, eps=eps)
     return _silu(_modulated(y, scale, shift, gain, bias, in_place=not torch.is_grad_enabled())[0])
+
+
+def _by_channels(
+    x: Tensor,
+    groups: int,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`_plain` for a compiler: sums over pixels, channel by channel, which neighbours in memory make side by side (a
+    group alone would read a few bytes of every row), then one factor and one offset for every pixel of a channel."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pixels = tuple(range(2, x.dim()))
+
+    def group_mean(values: Tensor) -> Tensor:  # (B, C), the same for all channels of a group
+        of_groups = values.unflatten(1, (groups, -1))
+        return of_groups.mean(2, keepdim=True).expand_as(of_groups).flatten(1)
+
+    mean, square = group_mean(wide.mean(pixels)), group_mean(wide.square().mean(pixels))
+    factor = ((square - mean.square()).clamp(min=0) + eps).rsqrt()
+    offset = -mean * factor
+    if gain is not None and bias is not None:
+        n = wide * per_channel(factor, x) + per_channel(offset, x)
+        y, _ = _modulated(n, scale, shift, gain, bias)
+        return F.silu(y).to(x.dtype)
+    if scale is not None and shift is not None:
+        factor, offset = factor * scale, offset * scale + shift
+    return F.silu(wide * per_channel(factor, x) + per_channel(offset, x)).to(x.dtype)
 
 
 def _silu(y: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def replayed_calls(network: UNet) -> Replay | None:
 class Replay:
     """The recordings of a network, by the shapes of their inputs."""
 
-    def __init__(self, network: UNet, device: torch.device):
+    def __init__(self, network: Callable[[Tensor, Tensor, Condition], Tensor], device: torch.device):
         self.network = network
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()

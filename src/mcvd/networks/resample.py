@@ -1,33 +1,81 @@
 """Factor-2 resampling with the FIR kernel [1, 3, 3, 1] (StyleGAN2's choice, used by the published network).
 
-Plain convolutions of fixed weights: no custom kernel is needed.
+Plain operations of fixed weights: no custom kernel is needed. But for a factor of 4 each direction is the other's
+transpose, so each is the other's gradient; PyTorch's own gradients of the two are slow on GPUs.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def downsample(x: Tensor) -> Tensor:
     """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] H/2, W/2)``: depthwise FIR with zero padding 1, stride 2."""
-    maps = x.flatten(1, -3)
-    taps = torch.full((4,), 3 / 8, dtype=x.dtype, device=x.device)  # filled in place: a copy would stop a GPU's queue
-    taps[::3].fill_(1 / 8)
-    kernel = torch.outer(taps, taps).expand(maps.shape[1], 1, 4, 4)
-    return F.conv2d(maps, kernel, stride=2, padding=1, groups=maps.shape[1]).unflatten(1, x.shape[1:-2])
+    return _on_maps(_Downsample.apply if torch.is_grad_enabled() else _down, x)
 
 
 def upsample(x: Tensor) -> Tensor:
-    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] 2H, 2W)``: the transposed FIR, four times as strong.
+    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] 2H, 2W)``: the transposed FIR, four times as strong."""
+    return _on_maps(_Upsample.apply if torch.is_grad_enabled() else _up, x)
 
-    With these taps it is bilinear interpolation at half-pixel centres over zero padding. Interpolation, which every
-    backend has as one fast kernel, repeats the border pixel instead: where that counts for a quarter, 3/4 remain.
-    """
-    doubled = F.interpolate(x.flatten(1, -3), scale_factor=2, mode="bilinear", align_corners=False)
+
+def _on_maps(resample: Any, x: Tensor) -> Tensor:
+    return resample(x.flatten(1, -3)).unflatten(1, x.shape[1:-2])
+
+
+class _Downsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _down(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _up(grad) / 4
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _up(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _down(grad) * 4
+
+
+def _down(x: Tensor) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        # sixteen shifted pictures, which a compiler reads while it makes what comes next
+        height, width = x.shape[-2:]
+        padded, weights = F.pad(x, (1, 1, 1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+        parts = (
+            padded[..., i : i + height : 2, j : j + width : 2] * (weights[i] * weights[j])
+            for i, j in itertools.product(range(4), repeat=2)
+        )
+        return functools.reduce(torch.add, parts)
+    taps = torch.full((4,), 3 / 8, dtype=x.dtype, device=x.device)  # filled in place: a copy would stop a GPU's queue
+    taps[::3].fill_(1 / 8)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+def _up(x: Tensor) -> Tensor:
+    # With these taps it is bilinear interpolation at half-pixel centres over zero padding. Interpolation, which every
+    # backend has as one fast kernel, repeats the border pixel instead: where that counts for a quarter, 3/4 remain.
+    doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     rows, columns = (_border(side, doubled) for side in doubled.shape[-2:])
-    return doubled.mul_(rows[:, None] * columns).unflatten(1, x.shape[1:-2])
+    weights = rows[:, None] * columns
+    # in place, what a compiled `_Upsample` puts out has a wrong gradient under PyTorch 2.11
+    return doubled * weights if torch.compiler.is_compiling() else doubled.mul_(weights)
 
 
 def _border(side: int, like: Tensor) -> Tensor:

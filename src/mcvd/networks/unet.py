@@ -30,6 +30,7 @@ from mcvd.networks.blocks import (
 from mcvd.networks.convolution import Conv2d
 from mcvd.networks.frames3d import AxisFrames
 from mcvd.networks.memory import free_memory
+from mcvd.networks.norm import norm_silu
 
 
 @dataclass(frozen=True)
@@ -349,5 +350,9 @@ class UNet(nn.Module):
             if level.resample is not None:
                 h = level.resample(h, embedding, condition)
 
-        h = self.norm_out(h) if self.concat else self.norm_out(h, condition)
-        return self.ops.unfold(self.conv_out(F.silu(h)))
+        norm = self.norm_out
+        if isinstance(norm, nn.GroupNorm):
+            h = norm_silu(h, norm.num_groups, norm.eps, norm.weight[None], norm.bias[None])
+        else:
+            h = F.silu(norm(h, condition))
+        return self.ops.unfold(self.conv_out(h))

@@ -47,12 +47,12 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
         for block in parts:
             block.forward = _recomputed(block.forward)
     if recipe.compile and not sharded:
-        model.network.compile()
+        model.network.compile(dynamic=False)
     elif recipe.compile:
         # the blocks share their code, which is compiled once for every shape; the default limit of 8 is too few
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(parts))
         for block in parts:
-            block.compile()
+            block.compile(dynamic=False)
     if sharded:
         _shard(model, parts, processes)
         return model
