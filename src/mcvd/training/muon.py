@@ -85,7 +85,9 @@ class Muon(torch.optim.Optimizer):
         for (_, columns), stack in stacks.items():
             gradients, averages = [weight.grad for weight in stack], [self.state[weight]["average"] for weight in stack]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's
+            # Nesterov's, as a lerp would make it, which PyTorch 2.11 has not for sharded weights
+            ahead = torch._foreach_mul(gradients, 1 - group["momentum"])
+            torch._foreach_add_(ahead, averages, alpha=group["momentum"])
             made = orthogonalise(torch.stack([_matrix(update) for update in ahead])).to(stack[0].dtype)
             updates = [sharded_as(_as_weight(update, weight), weight) for update, weight in zip(made, stack)]
             if group["weight_decay"]:
