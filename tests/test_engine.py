@@ -1,5 +1,7 @@
 """What carries out network calls: engines give the same frames, or say what is wrong."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -144,9 +146,11 @@ def test_a_compiled_network_makes_the_same_frames(network):
 
 
 def test_without_a_compiler_it_is_an_error(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    with pytest.raises(McvdError, match=r"^torch.compile failed \(.*\); choose engine torch$"):
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    with pytest.raises(McvdError, match=r"^torch.compile failed \(.*no compiler found.*\); choose engine torch$"):
         tiny.model(blocks=1, multipliers=(1,)).predict(CLIPS, 3, engine="compile", **FAST)
 
 

@@ -24,7 +24,7 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
         try:
             return compiled(x, time, condition)
         except torch._dynamo.exc.TorchDynamoException as error:
-            why = str(error).strip().splitlines()[0]
+            why = " ".join(str(error).strip().split("\n\n")[0].split())
             raise McvdError(f"torch.compile failed ({why}); choose engine torch") from error
 
     device = next(network.parameters()).device
