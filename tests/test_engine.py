@@ -1,5 +1,6 @@
 """What carries out network calls: engines give the same frames, or say what is wrong."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -141,10 +142,16 @@ def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path
 @pytest.mark.parametrize("network", [{}, {"conditioning": "spatin", "spatin_width": 8}], ids=["concat", "spatin"])
 def test_a_compiled_network_makes_the_same_frames(network):
     model = tiny.model(attention=(8,), **network)
-    compiled, plain = (model.predict(CLIPS, 3, engine=e, batch_size=2, **FAST) for e in ("compile", "torch"))
+    with pytest.warns(UserWarning, match="compiling the network, once for 2 at a time"):
+        compiled = model.predict(CLIPS[:1], 3, engine="compile", samples=2, steps=3)
+    plain = model.predict(CLIPS[:1], 3, samples=2, steps=3)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is compiled again
+        assert torch.equal(model.predict(CLIPS[:1], 3, engine="compile", samples=2, steps=3), compiled)
 
 
+@pytest.mark.filterwarnings("ignore:compiling")
 def test_without_a_compiler_it_is_an_error(monkeypatch):
     def backend(graph, inputs):
         raise RuntimeError("no compiler found")

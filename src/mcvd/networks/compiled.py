@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -12,6 +15,9 @@ from mcvd.networks.blocks import Condition
 from mcvd.networks.replay import Replay
 from mcvd.networks.unet import UNet
 
+_SEEN: WeakKeyDictionary[UNet, set[Any]] = WeakKeyDictionary()
+"""What PyTorch has compiled in this process: of every network, shapes and precisions."""
+
 
 def compiled_calls(network: UNet) -> Callable[..., Tensor]:
     """Calls of this network, compiled once for every shape of their inputs (a minute); on GPUs also recorded.
@@ -19,8 +25,15 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
     Raises McvdError, at the first call, where PyTorch finds no compiler.
     """
     compiled = torch.compile(network, dynamic=False)  # sizes that may change make slower kernels
+    seen = _SEEN.setdefault(network, set())
 
     def call(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        shapes = tuple((tuple(part.shape), part.dtype) for part in (x, time, *condition.tensors()))
+        kind = x.device.type
+        what = shapes, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        if what not in seen:
+            warnings.warn(f"compiling the network, once for {len(x)} at a time: a minute or two", stacklevel=2)
+            seen.add(what)
         try:
             return compiled(x, time, condition)
         except torch._dynamo.exc.TorchDynamoException as error:
