@@ -402,6 +402,17 @@ def test_a_run_that_is_to_finish_goes_on_after_a_pause(tmp_path, monkeypatch):
     assert not any("stopped" in line for line in lines)
 
 
+def test_a_run_that_is_to_finish_does_so_where_the_last_steps_are_slow(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    clock.costs = itertools.chain([40.0], [1.0] * 50, itertools.repeat(30.0))
+    lines = go(replace(RECIPE, steps=10**6, log_every=1000, sample_every=1000), tmp_path, minutes=2, finish=True)
+    assert clock.now <= 100 + 120 + 30 + 3
+    step = max(rates(tmp_path))
+    assert 51 < step < 55
+    assert lines[-1].startswith(f"step {step}/{step}  validation ")
+    assert checkpoints(tmp_path)[-1].name == f"checkpoint-{step:09}.pt"
+
+
 def test_to_finish_needs_to_know_when(tmp_path):
     with pytest.raises(McvdError, match="^finish chooses the steps that fit into some minutes: say how many minutes$"):
         go(RECIPE, tmp_path / "run", finish=True)

@@ -268,7 +268,7 @@ def _loop(
     per_element = 2 / trainer.model.draw(1).eps.numel()
     pace, before = Pace(), trainer.step
     with stop_signals() as stop:
-        leave = False
+        leave, reason = False, 0
         while trainer.step < trainer.recipe.steps and not leave:
             loss, norm = trainer.train_step()
             step = trainer.step
@@ -277,10 +277,12 @@ def _loop(
                 steps = pace.steps_until(deadline, step) or trainer.recipe.steps
                 log.steps = processes.largest(steps)
                 trainer.recipe = replace(trainer.recipe, steps=log.steps)
-            last = step == trainer.recipe.steps
-            if time.monotonic() > deadline:
-                stop.append("time is up")
-            leave = processes.any(bool(stop))  # a signal from here on waits for the next step, in all processes
+            # of all processes: whether one was told to stop (from here on that waits for the next step), or is late
+            reason = processes.largest(2 if stop else int(time.monotonic() > deadline))
+            if finish and reason == 1:  # steps were slower than before: this is the last one
+                log.steps = step
+                trainer.recipe = replace(trainer.recipe, steps=step)
+            leave, last = reason > 0, step == trainer.recipe.steps
             save = step % recipe.save_every == 0 or last or leave
             shown = step % recipe.log_every == 0 or last or step == 1
             sampled = step % recipe.sample_every == 0 or last
@@ -303,7 +305,7 @@ def _loop(
                 if state is not None:
                     save_checkpoint(output, step, state)
     if trainer.step < trainer.recipe.steps:
-        why = stop[0] if stop else "another process was asked to"
+        why = stop[0] if stop else "time is up" if reason == 1 else "another process was asked to"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
 
 
