@@ -266,7 +266,7 @@ def test_upsampling_is_the_transposed_fir(size):
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 4), (6, 4)])
-def test_downsampling_is_the_fir(size):
+def test_downsampling_has_its_gradient(size):
     x = torch.randn(2, 3, *size, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(downsample, x)
 
