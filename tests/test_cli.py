@@ -25,7 +25,6 @@ from mcvd.config import override, parse_assignments
 from mcvd.data.video import read_video, video_info, write_video
 from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
-from mcvd.interop.load import bundled_models
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.networks.unet import UNetConfig
@@ -217,8 +216,6 @@ def test_every_sampling_option_reaches_the_library(clip, models, monkeypatch):
 
 @pytest.mark.slow
 def test_the_bundled_digits(tmp_path, monkeypatch, capsys):
-    if "digits" not in bundled_models():
-        pytest.skip("the weights of digits are not in src/mcvd/pretrained/digits")
     monkeypatch.chdir(tmp_path)
     write_video("clip.mp4", moving_strokes(20, 64))
     quick = ["--steps", "5", "--solver", "dpm++"]
@@ -482,11 +479,9 @@ def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_process_itself(tmp_path):
-    began = time.monotonic()
     done = run("-m", "mcvd", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "mcvd predict clip.mp4" in done.stdout
-    assert time.monotonic() - began < 5  # 0.1 s on a quiet machine
     done = run("-m", "mcvd.cli.main", "info", str(tmp_path / "nope"))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -524,8 +519,9 @@ def test_threads_sleep_while_they_wait_only_on_a_busy_machine(monkeypatch, given
     monkeypatch.undo()
 
 
-def test_the_running_threads_of_others_are_counted():
-    assert 0 <= main_module._running() < 100_000
+def test_the_running_threads_of_others_are_counted(monkeypatch):
+    monkeypatch.setattr(main_module.Path, "read_text", lambda _: "0.20 0.18 0.12 3/80 11206\n")
+    assert main_module._running() == 2  # all but this one
 
 
 @pytest.mark.parametrize(

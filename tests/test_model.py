@@ -378,6 +378,7 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
 
 
 def test_bundled_models_load():
+    assert "digits" in door.bundled_models()
     for name in door.bundled_models():
         assert isinstance(mcvd.load(name, device="cpu"), VideoDiffusion)
 

@@ -20,17 +20,19 @@ import torch
 from PIL import Image
 
 from mcvd.cli.main import main
+from mcvd.config import override
 from mcvd.data import hub
-from mcvd.data.prepare import PRESETS, Settings, info, prepare
+from mcvd.data.prepare import PRESETS, Settings, info, prepare, prepared_data
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
+from mcvd.data.settings import settings_for
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
 from mcvd.data.video import read_video, write_video
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout
 from mcvd.model import ModelConfig
 from mcvd.networks.unet import UNetConfig
-from mcvd.training.recipe import DataConfig, Recipe
+from mcvd.training.recipe import DataConfig, Recipe, read_recipe, recipe_names
 from mcvd.training.source import clip_source
 
 SMALL = Settings(size=(16, 16), channels=3)
@@ -105,6 +107,23 @@ def test_everything_of_use_is_stored_and_the_rest_is_named(mixed: Path, tmp_path
     assert (entry.source_size, entry.fps, entry.sha256) == ((24, 24), 10.0, hashlib.sha256(
         hashlib.sha256((mixed / "e.mkv").read_bytes()).hexdigest().encode()).hexdigest())  # fmt: skip
     assert any("broken.mp4" in line for line in info(tmp_path / "data").lines())
+
+
+def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    for wrong, said in (({"split_by": "("}, "no regular expression"), ({"test_share": 1.5}, "less than 1 together")):
+        with pytest.raises(McvdError, match=said):
+            Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_raw_shards_beside_other_videos_are_counted(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    write_video(tmp_path / "a.npz", clip(5))
+    with h5py.File(tmp_path / "shard_0001.hdf5", "w") as shard:
+        shard["len/0"], shard["person/0"] = 7, 21
+    found = info(tmp_path)
+    assert not found.skipped
+    assert found.splits["test"].frames == 7
+    assert sum(split.videos for split in found.splits.values()) == 2
 
 
 def test_a_worker_process_or_this_one_make_the_same(mixed: Path, tmp_path: Path) -> None:
@@ -333,7 +352,7 @@ def test_kth(tmp_path: Path) -> None:
     expected += fy * ((1 - fx) * corner[1][0] + fx * corner[1][1])
     assert np.abs(frames[3, ..., 0] - expected).max() <= 0.51
     (tmp_path / "none").mkdir()
-    with pytest.raises(McvdError, match="none holds no files like person01_boxing_d1_uncomp.avi"):
+    with pytest.raises(McvdError, match="none holds no files like person01_boxing_d1_uncomp.avi; .* have layout `vid"):
         prepare(tmp_path / "none", tmp_path / "x", PRESETS["kth"])
 
 
@@ -496,6 +515,26 @@ def test_training_prepares_raw_videos_once_in_the_cache(
     assert len(list((tmp_path / "cache" / "prepared").iterdir())) == 2
     with pytest.raises(McvdError, match="--data FOLDER"):
         clip_source(replace(recipe, data=DataConfig("videos")), "train", device)
+
+
+def test_recipes_of_the_paper_train_on_the_published_side_of_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    for person in (1, 20, 21, 25):
+        name = f"person{person:02d}_boxing_d1_uncomp.avi"
+        write_video(tmp_path / "kth" / name, clip(20, 12, 16, seed=person, channels=1), scale=1)
+    recipe = override(read_recipe("kth-concat"), {"data.path": str(tmp_path / "kth")}, "here")
+    for split, persons in (("train", {"person01", "person20"}), ("test", {"person21", "person25"})):
+        source = clip_source(recipe, split, torch.device("cpu"), lambda line: None)
+        assert isinstance(source, Shards)
+        assert {source.all_videos[i].group for i in source.videos} == persons
+    (folder,) = (tmp_path / "cache" / "prepared").iterdir()  # decoded as its evaluation has it: the same folder
+    settings = settings_for("kth", (64, 64), 1)
+    assert prepared_data(tmp_path / "kth", settings, lambda line: None) == folder
+    for name in recipe_names():
+        layout = read_recipe(name).data.layout
+        assert layout == next((known for known in PRESETS if name.startswith(f"{known}-")), "videos")
 
 
 def test_validation_videos_are_preferred_for_validation(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mcvd.cli.main import main
 from mcvd.errors import McvdError
 from mcvd.evaluation.curves import copied, copy_table, system_curves
 from mcvd.evaluation.match import measured
+from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published import Quoted, benchmark_of, published
 from mcvd.evaluation.report import write_report
@@ -41,6 +42,11 @@ def folder(tmp_path: Path) -> Path:
 def cells(html: str) -> list[list[str]]:
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html)
     return [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in rows]
+
+
+def test_all_published_values_belong_to_a_preset_and_are_found():
+    reached = {row for name in PRESETS for row in map(id, published(benchmark_of(PRESETS[name])))}
+    assert reached == set(map(id, published()))
 
 
 def test_page_holds_every_number_and_needs_nothing_else(folder: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from mcvd.cli.main import main
@@ -82,6 +83,26 @@ def test_files_of_every_kind_give_the_same_numbers(tmp_path):
         results.append(result)
     assert all(result.numbers == results[0].numbers for result in results)
     assert len({result.data for result in results}) == 1
+
+
+def test_a_video_is_the_images_that_belong_to_it_and_no_other(tmp_path):
+    stills = [Image.fromarray(np.full((16, 16), 40 * i, np.uint8)) for i in range(4)]
+    for i, still in enumerate(stills):
+        still.save(tmp_path / f"{i}.png")
+    stills[0].save(tmp_path / "moving.gif", save_all=True, append_images=stills[1:])
+    found = {video.name: video.read(1) for video in find_videos(tmp_path, "made")}
+    assert found["moving"].shape == (4, 1, 16, 16)
+    assert found[tmp_path.name][:, 0, 0, 0].tolist() == [0, 40, 80, 120]
+    (alone,) = find_videos(tmp_path / "2.png", "made")
+    assert alone.read(1)[:, 0, 0, 0].tolist() == [80]
+
+
+def test_systems_are_named_by_whole_folder_names(tmp_path):
+    for name in ("real", "lr-0.1"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", arrays(6))
+    result, _ = measured(tmp_path / "real", tmp_path / "lr-0.1", tmp_path / "out", replace(PLAIN, samples=1))
+    assert result.system.name == "lr-0.1"
 
 
 def test_names_decide_before_order(tmp_path):

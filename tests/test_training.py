@@ -531,6 +531,18 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("log_every: 0", "log_every is 0"),
         ("batch: -1", "batch is -1"),
         ("seed: -1", "seed is -1"),
+        ("ema: 1.5", "ema is 1.5; it must be at least 0 and below 1"),
+        ("optimizer: {lr: -1}", "optimizer.lr is -1.0; it must be at least 0"),
+        ("optimizer: {warmup: -5}", "optimizer.warmup is -5; it must be at least 0"),
+        ("optimizer: {clip: 0}", "optimizer.clip is 0.0; it must be above 0"),
+        ("optimizer: {cooldown: -1}", "optimizer.cooldown is -1.0; it is a share, from 0 to 1"),
+        ("optimizer: {betas: [0.9, 1]}", "optimizer.betas is (0.9, 1.0); it must be at least 0 and below 1"),
+        ("data: {stride: 0}", "data.stride is 0; it must be at least 1"),
+        ("model: {schedule: {beta_last: 1.5}}", "beta goes from 0.0001 to 1.5; both must lie between 0 and 1"),
+        ("model: {prediction: foo}", "prediction is 'foo'; it is one of eps, x0, v"),
+        ("model: {network: {width: 2}}", "width is 2; it must be at least 4"),
+        ("model: {network: {multipliers: []}}", "multipliers is (); it must be at least 1"),
+        ("model: {network: {head_channels: 0}}", "head_channels is 0; it must be at least 1, or -1 for one head"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, says):

@@ -124,6 +124,30 @@ def test_concat_condition_is_one_convolution_over_all_frames():
     torch.testing.assert_close(network.ops.first(network.conv_in, x.flatten(1, 2), share), together)
 
 
+@pytest.mark.parametrize("conditioning", ["concat", "spatin"])
+def test_patches_are_channels_of_the_inner_network(conditioning):
+    layout = BlockLayout(2, 3, 1)
+    network = make(conditioning=conditioning, layout=layout, size=(32, 32), patch=2, channels=3)
+    x, time, past, future = inputs(network)
+    out = output(network, x, time, past, future)
+    assert out.shape == x.shape
+    # the same weights on four times the channels, which are the pixels of a patch, row by row
+    inner = make(conditioning=conditioning, layout=layout, channels=12)
+    inner.load_state_dict(network.state_dict())
+
+    def unshuffled(frames):
+        b, n, c, h, w = frames.shape
+        return frames.reshape(b, n, c, h // 2, 2, w // 2, 2).permute(0, 1, 2, 4, 6, 3, 5).reshape(b, n, 4 * c, 16, 16)
+
+    there = output(inner, unshuffled(x), time, unshuffled(past), unshuffled(future))
+    assert torch.allclose(unshuffled(out), there, atol=1e-5)
+
+
+def test_attention_is_at_the_resolutions_inside_the_patches():
+    plain, patched = make(attention=(8, 16)), make(attention=(8, 16), patch=2, size=(32, 32))
+    assert [len(level.attention) for level in patched.down] == [len(level.attention) for level in plain.down] == [1, 1]
+
+
 def test_spatin_is_a_group_norm_with_maps_from_the_resized_condition():
     torch.manual_seed(0)
     ops = ChannelFrames(UNetConfig())

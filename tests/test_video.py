@@ -1,6 +1,8 @@
 """Videos in and out: every format made here and read back, frame by frame; and what a user sees when a file is bad."""
 
+import contextlib
 import struct
+import warnings
 from pathlib import Path
 
 import av
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mcvd.data.prepare.items import find_items
 from mcvd.data.sheet import GIVEN, MADE, contact_sheet
 from mcvd.data.video import read_video, video_info, write_video
 from mcvd.errors import McvdError
@@ -271,6 +274,34 @@ def test_cut_files_are_never_short_in_silence(tmp_path: Path, suffix: str) -> No
         assert numbers(read_video(path, frames=whole))[:10] == list(range(10))
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp", ".apng", ".npz", ".npy"])
+def test_wherever_it_is_cut_or_damaged_there_is_one_line(tmp_path: Path, suffix: str) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    if suffix in (".npz", ".npy"):
+        array = numbered(6).numpy()
+        np.savez_compressed(whole, video=array) if suffix == ".npz" else np.save(whole, array)
+    else:
+        first, *rest = (Image.fromarray(frame[0]) for frame in numbered(6).numpy())
+        first.save(whole, save_all=True, append_images=rest)
+    data, draw = whole.read_bytes(), np.random.default_rng(0)
+    path = tmp_path / f"a{suffix}"
+    for _ in range(60):
+        cut, at = (int(draw.integers(1, len(data))) for _ in range(2))
+        for damaged in (data[:cut], data[:at] + bytes([data[at] ^ int(draw.integers(1, 256))]) + data[at + 1 :]):
+            path.write_bytes(damaged)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of metadata
+                for look in (read_video, video_info, lambda place: find_items(place)[0]):
+                    with contextlib.suppress(McvdError):
+                        look(path)
+
+
+def test_digits_of_other_scripts_are_letters(tmp_path: Path) -> None:
+    for name in ("1²3.png", "12.png", "3.png"):
+        Image.new("L", (8, 8), len(name)).save(tmp_path / name)
+    assert len(read_video(tmp_path)) == 3
+
+
 def test_noise_in_the_middle(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(60), scale=1)
     data = bytearray(path.read_bytes())
@@ -307,6 +338,8 @@ def test_bad_options(tmp_path: Path) -> None:
         (torch.full((3, 1, 8, 8), torch.nan), {}, r"\[0, 1\]"),
         (torch.zeros(3, 1, 8, 8, dtype=torch.int64), {}, "int64"),
         (torch.zeros(3, 1, 8, 8), {"fps": 0}, "fps"),
+        (torch.zeros(3, 1, 8, 8), {"fps": 1e-4}, "fps"),
+        (torch.zeros(3, 1, 8, 8), {"fps": float("inf")}, "fps"),
         (torch.zeros(3, 1, 8, 8), {"scale": 0}, "scale"),
         (torch.zeros(3, 1, 8, 8), {"name": "a.xyz"}, r"\.mp4"),
         (torch.zeros(3, 1, 8, 8), {"name": "file/a.mp4"}, "cannot write"),

@@ -104,7 +104,6 @@ class Masking:
         *,
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
-        device: torch.device | str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draws (past_seen, future_seen), two bool tensors (batch,).
 
@@ -113,12 +112,10 @@ class Masking:
         not compared at all (as published), or a uniform of exactly 0 would hide a group that is always seen.
         """
         if uniforms is None:
-            home = generator.device if generator is not None else device
+            home = None if generator is None else generator.device
             uniforms = torch.rand(2, batch, generator=generator, device=home)
         if uniforms.shape != (2, batch):
             raise McvdError(f"uniforms must have shape (2, {batch}), not {tuple(uniforms.shape)}")
-        if device is not None:
-            uniforms = uniforms.to(device)
         past_seen = (uniforms[0] > self.past) | (self.past == 0.0)
         if self.together:
             return past_seen, past_seen.clone()

@@ -52,6 +52,10 @@ class ModelConfig:
     """Frame rate that written videos get, frames per second."""
 
     def __post_init__(self) -> None:
+        if self.prediction not in gaussian.PREDICTIONS:
+            raise McvdError(f"prediction is {self.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
+        if self.prediction == "eps" and self.schedule.zero_terminal:
+            raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
         if self.solver not in SOLVERS:
             raise McvdError(f"solver is {self.solver!r}; it is one of {', '.join(SOLVERS)}")
         if not 0.0 <= self.context_noise < 1.0:
@@ -71,10 +75,6 @@ class VideoDiffusion(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.prediction not in gaussian.PREDICTIONS:
-            raise McvdError(f"prediction is {config.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
-        if config.prediction == "eps" and config.schedule.zero_terminal:
-            raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
         self.config = config
         self.network = UNet(config.network, tell_sigma=config.context_noise > 0)
         for weight in self.network.parameters():

@@ -8,6 +8,7 @@ best window has, in this order:
 
 0. fewest seams: made frames at its edge beside a known frame that it neither sees nor overlaps;
 1. most groups seen (a combination that training never showed is out; an available group is hidden only for that);
+   then fewest hidden frames in groups that are seen in part;
 2. with no group seen, most known frames inside (imposed), counted up to half a window: what is made is tied to what
    is there;
 3. fewest imposed frames; among them frames made earlier rather than given ones (given ones serve better as a trained

@@ -14,6 +14,7 @@ from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
 from mcvd.networks.engine import calls_by, network_call
+from mcvd.networks.precision import autocast
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer
 
@@ -43,7 +44,7 @@ class Ours:
 
     def network(self, past: Tensor, future: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """See :mod:`mcvd.benchmark.peer`."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.precision, self.device):
             condition = self.model.network.encode(past, future)
         running = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
         running.enter_context(calls_by(self.model.network, self.engine))
@@ -51,7 +52,7 @@ class Ours:
 
         def call(x: Tensor, time: Tensor, _running: contextlib.ExitStack = running) -> Tensor:
             time = time[:1] if bool((time == time[0]).all()) else time  # one for all rows, as when sampling
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), autocast(self.precision, self.device):
                 return run(x, time, condition)
 
         return call
@@ -64,7 +65,7 @@ class Ours:
         seen = torch.ones(len(past), dtype=torch.bool, device=self.device)
         rows = torch.arange(len(past), device=self.device).repeat_interleave(len(x) // len(past))
         network = self.model.network
-        with torch.no_grad(), self._autocast(), calls_by(network, self.engine):
+        with torch.no_grad(), autocast(self.precision, self.device), calls_by(network, self.engine):
             denoise = self.model.denoiser(past, future, seen, rows)
             return sample(denoise, Table(table.rows[:calls]), x, noise)
 
@@ -90,9 +91,6 @@ class Ours:
         trainer = Trainer(recipe, Processes(0, 1, self.device), Given())
         trainer.start_from(self.model)
         return trainer
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class Given:

@@ -118,7 +118,7 @@ class Fetch:
         from mcvd.data.hub import fetch_mirror
 
         folder = fetch_mirror(self.name, self.output)
-        print(f"{self.name} is in {folder}; prepare it with: mcvd data prepare {folder} FOLDER")
+        print(f"{self.name} is in {folder}; prepare it with: mcvd data prepare {folder} FOLDER --layout {self.name}")
 
 
 @dataclass(kw_only=True)

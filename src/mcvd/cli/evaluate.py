@@ -15,6 +15,7 @@ from mcvd.cli.options import (
     STEPS_DEFAULT,
     Count,
     Device,
+    Engine,
     Flag,
     MaybeCount,
     Number,
@@ -76,6 +77,9 @@ class Command:
     precision: Precision = "fp32"
     """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it. Part of
     what was measured."""
+    engine: Engine = "torch"
+    """What carries out network calls: compile (torch.compile, a minute at first) is faster on GPUs, openvino (an extra)
+    on CPUs where one sample is made at a time."""
     output: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/evaluate/MODEL-PROTOCOL-SOLVER)")
     ] = None
@@ -93,6 +97,7 @@ class Command:
         from mcvd.cli.progress import ProgressBar
         from mcvd.evaluation.evaluate import Sampling, evaluate
         from mcvd.evaluation.presets import find_protocol
+        from mcvd.files import stem
         from mcvd.interop.load import load
 
         protocol = find_protocol(self.protocol, self.set)
@@ -103,7 +108,7 @@ class Command:
                 model,
                 protocol,
                 output,
-                name=Path(self.model).stem or self.model,
+                name=stem(self.model) or self.model,
                 data=self.data,
                 sampling=Sampling(
                     self.solver,
@@ -113,6 +118,7 @@ class Command:
                     self.batch_size,
                     self.reference,
                     self.precision,
+                    self.engine,
                 ),
                 metrics=names(self.metrics),
                 videos=not self.no_videos,
@@ -122,10 +128,13 @@ class Command:
         show(result, output)
 
     def _folder(self, protocol: Protocol, solver: str) -> Path:
-        parts = [Path(self.model).stem, protocol.name, f"{solver}{self.steps or ''}"]
+        from mcvd.files import stem
+
+        parts = [stem(self.model), protocol.name, f"{solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
         parts += ["reference"] if self.reference else []
         parts += [self.precision] if self.precision != "fp32" else []
+        parts += [self.engine] if self.engine != "torch" else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return Path("runs") / "evaluate" / "-".join(parts)
 

@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 
 @dataclass(kw_only=True)
 class Command:
-    """Brings what training and evaluation need, and checks it: mnist (12 MB), for the moving digits; i3d (49 MB), the
-    network of FVD; lpips (10 MB).
+    """Brings what training and evaluation need, and checks it: mnist (12 MB), for the moving digits; i3d, the network
+    of FVD (47 MB come, 51 MB are kept); lpips (64 and 10 MB).
 
     Example: mcvd fetch mnist
     """

@@ -36,7 +36,8 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
-        from mcvd.cli.work import fill_in, load_model, read_clip, stem
+        from mcvd.cli.work import fill_in, load_model, read_clip
+        from mcvd.files import stem
 
         ranges = parse_ranges(self.known)
         model = load_model(self.sampling)

@@ -34,7 +34,8 @@ class Command:
         """Does it."""
         import torch
 
-        from mcvd.cli.work import context_frames, fill_in, load_model, read_clip, stem
+        from mcvd.cli.work import context_frames, fill_in, load_model, read_clip
+        from mcvd.files import stem
 
         model = load_model(self.sampling)
         clips = [read_clip(path, model, self.sampling.model, self.reading) for path in (self.before, self.after)]

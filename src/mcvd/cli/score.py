@@ -46,9 +46,10 @@ class Command:
         from mcvd.device import default_device
         from mcvd.evaluation.presets import find_protocol
         from mcvd.evaluation.score import score
+        from mcvd.files import stem
 
         protocol = find_protocol(self.protocol, self.set)
-        name = self.name or self.made.resolve().stem
+        name = self.name or stem(self.made)
         output = self.output or Path("runs") / "score" / f"{name}-{protocol.name}"
         device = local_device(self.device) or default_device()
         with ProgressBar("measuring", "videos") as bar:

@@ -69,7 +69,7 @@ class Command:
         recipe = override(recipe, parse_assignments(self.set, "--set"), "--set")
         recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
         if self.dry_run:
-            _print_estimate(recipe)
+            _print_estimate(recipe, self.device)
             return
         output = self.output or Path("runs") / Path(self.recipe).stem
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
@@ -108,7 +108,7 @@ def _cpu_has_bf16(device: str | None) -> bool:
     return device == "cpu" and "bf16" in fast_on(torch.device(device))
 
 
-def _print_estimate(recipe: Recipe) -> None:
+def _print_estimate(recipe: Recipe, where: str | None) -> None:
     import torch
     import yaml
 
@@ -116,7 +116,7 @@ def _print_estimate(recipe: Recipe) -> None:
     from mcvd.device import default_device
     from mcvd.training.estimate import estimate, rate
 
-    device = torch.device(default_device())
+    device = torch.device(where or default_device())
     cost, speed = estimate(recipe), rate(device)
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")

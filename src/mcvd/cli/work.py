@@ -148,12 +148,6 @@ def _holds_frames(folder: Path) -> bool:
     return (folder / "frame_00000.png").is_file()
 
 
-def stem(path: Path) -> str:
-    """A clip's name without its suffix, for the names of what is made of it."""
-    path = path.expanduser().resolve()
-    return path.name if path.is_dir() else path.stem
-
-
 def colours(channels: int) -> str:
     """How a person calls this number of channels."""
     return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"

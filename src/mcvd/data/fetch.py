@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
+from mcvd.files import whole_file
 
 MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -53,28 +54,25 @@ def fetch_file(places: Sequence[str], target: Path, md5: str, progress: Progress
         raise McvdError(f"cannot make the folder {target.parent}: {error.strerror or error}") from error
     problems = []
     for place in places:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name + ".")
         try:
-            with os.fdopen(handle, "wb") as out:
-                found = _copy(place, out, target.name, progress)
-            if found == md5:
-                os.replace(temporary, target)
-                return
-            problems.append(f"{place}: checksum {found}, expected {md5}")
+            with whole_file(target) as temporary:
+                with temporary.open("wb") as out:
+                    found = _copy(place, out, target.name, progress)
+                if found != md5:
+                    raise OSError(f"checksum {found}, expected {md5}")
+            return
         except OSError as error:  # urllib's errors and timeouts are OSErrors too
             problems.append(f"{place}: {getattr(error, 'reason', None) or error.strerror or error}")
-        finally:
-            Path(temporary).unlink(missing_ok=True)
     raise McvdError(f"cannot get {target.name} ({'; '.join(problems)}); put the file into {target.parent} by hand")
 
 
-def _copy(place: str, out: object, name: str, progress: Progress | None) -> str:
+def _copy(place: str, out: IO[bytes], name: str, progress: Progress | None) -> str:
     """Streams ``place`` into ``out``; returns the md5 of what came."""
     digest, done = hashlib.md5(usedforsecurity=False), 0
     with urllib.request.urlopen(place, timeout=30) if "://" in place else open(place, "rb") as stream:
         length = stream.headers.get("Content-Length") if hasattr(stream, "headers") else os.stat(place).st_size
         while chunk := stream.read(1 << 18):
-            out.write(chunk)  # type: ignore[attr-defined]
+            out.write(chunk)
             digest.update(chunk)
             done += len(chunk)
             if progress is not None:

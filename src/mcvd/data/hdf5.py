@@ -107,6 +107,12 @@ def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
             yield key, folder_split(name) or "", f"{name}#{key}"
 
 
+def video_length(file: Path, key: int) -> int:
+    """How many frames a video of a shard has."""
+    with open_shard(file) as shard:
+        return int(shard[f"len/{key}"][()])
+
+
 def video_frames(file: Path, key: int) -> Iterator[np.ndarray]:
     """All frames of a video of a shard, (H, W, C) uint8."""
     with open_shard(file) as shard:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mcvd.errors import McvdError
+from mcvd.files import whole_file
 
 GIVEN, MADE = (44, 110, 187), (226, 120, 20)  # blue and orange: told apart by colour-blind readers too
 PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (130, 130, 130)
@@ -113,12 +114,9 @@ def _picture(frame: Tensor, scale: int) -> Image.Image:
 
 
 def _save(sheet: Image.Image, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, "PNG")
-        part.replace(path)
+        with whole_file(path) as temporary:
+            sheet.save(temporary, "PNG")
     except OSError as error:
         raise McvdError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)

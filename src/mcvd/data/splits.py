@@ -42,10 +42,7 @@ def assign_splits(
     Shares are of groups, about; at least one group is held out for test, and one kept for training, if there are two.
     Raises McvdError for an expression that is none, or that a name does not match.
     """
-    if min(test_share, val_share) < 0 or test_share + val_share >= 1:
-        raise McvdError(
-            f"test ({test_share}) and validation ({val_share}) shares must be >= 0 and less than 1 together"
-        )
+    check_splitting(split_by, test_share, val_share)
     if split_by == "auto":
         said = [folder_split(name) for name in names]
         if "train" in said and {"val", "test"} & set(said):
@@ -68,6 +65,15 @@ def assign_splits(
     elif splits:
         splits = dict.fromkeys(splits, "train")
     return [(splits[group], group) for group in groups]
+
+
+def check_splitting(split_by: str, test_share: float, val_share: float) -> None:
+    """Raises McvdError for shares, or an expression, by which nothing can be split."""
+    if not (min(test_share, val_share) >= 0 and test_share + val_share < 1):
+        raise McvdError(
+            f"test ({test_share}) and validation ({val_share}) shares must be >= 0 and less than 1 together"
+        )
+    _grouping(split_by)
 
 
 def _grouping(split_by: str) -> Callable[[str], str]:

@@ -6,10 +6,9 @@ frame would be a silent error. Writing is in `video_write`, the sheet of frames 
 
 from __future__ import annotations
 
-import re
+import struct
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -24,6 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image, ImageOps, ImageSequence
 from torch import Tensor
 
+from mcvd.data.arrays import array_in
 from mcvd.data.sheet import contact_sheet
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
@@ -32,10 +32,10 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Fitter",
     "VideoInfo",
-    "array_frames",
     "contact_sheet",
     "decoded_frames",
     "decoded_stills",
+    "read_images",
     "read_video",
     "video_info",
     "write_video",
@@ -43,6 +43,19 @@ __all__ = [
 
 Fit = Literal["crop", "stretch"]
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
+IMAGE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a damaged file, or one of another kind."""
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
@@ -101,11 +114,22 @@ def read_video(
         raise McvdError(
             f"{path} gives only {len(out)} of the {frames} frames asked for (start {start}, stride {stride})"
         )
-    if len({frame.shape for frame in out}) > 1:
-        if len({frame.shape[:2] for frame in out}) > 1:
-            raise McvdError(f"the frames of {path} differ in size, e.g. {out[0].shape[:2]}; give size=")
-        out = [np.broadcast_to(frame, (*frame.shape[:2], 3)) for frame in out]  # grey and colour images in one folder
-    return torch.from_numpy(np.ascontiguousarray(np.stack(out).transpose(0, 3, 1, 2)))
+    return _stacked(out, path)
+
+
+def read_images(files: Sequence[Path | str], *, channels: int | None = None) -> Tensor:
+    """Image files, in their order, as a video ``(T, C, H, W)`` uint8; of one with several pictures the first."""
+    fitter = Fitter(None, channels, "crop")
+    frames = (frame for file in files for frame in decoded_stills(Path(file), first_only=True))
+    return _stacked([fitter(frame) for frame in frames], Path(files[0]).parent)
+
+
+def _stacked(frames: list[np.ndarray], path: Path) -> Tensor:
+    if len({frame.shape for frame in frames}) > 1:
+        if len({frame.shape[:2] for frame in frames}) > 1:
+            raise McvdError(f"the frames of {path} differ in size, e.g. {frames[0].shape[:2]}; give size=")
+        frames = [np.broadcast_to(frame, (*frame.shape[:2], 3)) for frame in frames]  # grey and colour in one folder
+    return torch.from_numpy(np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)))
 
 
 def video_info(path: Path | str) -> VideoInfo:
@@ -117,11 +141,11 @@ def video_info(path: Path | str) -> VideoInfo:
         with _open_image(images[0]) as image:
             return VideoInfo(len(images), None, image.height, image.width)
     if path.suffix.lower() in (".npz", ".npy"):
-        frames, height, width, _ = _array(path).shape
+        frames, height, width, _ = array_in(path).shape
         return VideoInfo(frames, None, height, width)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         with _open_image(path) as image:
-            count, duration = getattr(image, "n_frames", 1), image.info.get("duration", 0)
+            count, duration = pages(image), image.info.get("duration", 0)
             return VideoInfo(count, 1000 / duration if count > 1 and duration else None, image.height, image.width)
     try:
         with av.open(str(path)) as container:
@@ -146,7 +170,7 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
         for image in _images_in(path):
             yield from decoded_stills(image, first_only=True)
     elif path.suffix.lower() in (".npz", ".npy"):
-        for frame in _array(path):
+        for frame in array_in(path):
             yield frame, Fraction(1), 0
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield from decoded_stills(path)
@@ -196,53 +220,10 @@ def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame
                 done += 1
                 if first_only:
                     return
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         if not done:
             raise McvdError(f"{path} is damaged or not an image: {_short(error)}") from error
         raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is whole") from error
-
-
-def _array(path: Path) -> np.ndarray:
-    """The array in an .npy or .npz file as (T, H, W, C) uint8."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npz":
-            keys = list(loaded)
-            key = "video" if "video" in keys else keys[0] if len(keys) == 1 else None
-            if key is None:
-                some = ", ".join(keys[:4]) + (" ..." if len(keys) > 4 else "")
-                raise McvdError(f"{path} holds {len(keys)} arrays ({some}) and none is named 'video'")
-            loaded = loaded[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        # (numpy takes anything unknown for a pickle, and says so; that would mislead)
-        raise McvdError(f"{path} is damaged, or not a numpy file of plain numbers") from error
-    return array_frames(loaded, str(path))
-
-
-def array_frames(loaded: np.ndarray, where: str) -> np.ndarray:
-    """An array as a video (T, H, W, C) uint8, by the layouts of `read_video`; McvdError that names `where`."""
-    shape = f"{where} holds an array {loaded.shape} {loaded.dtype}"
-    layouts = "(T, H, W), (T, H, W, C) or (T, C, H, W) with C 1 or 3"
-    if loaded.ndim == 3:
-        loaded = loaded[..., None]
-    elif loaded.ndim != 4:
-        raise McvdError(f"{shape}; a video is {layouts}")
-    else:
-        first, last = loaded.shape[1] in (1, 3), loaded.shape[3] in (1, 3)
-        if first == last:
-            raise McvdError(f"{shape}; {'channels may be axis 1 or 3' if first else 'no axis has 1 or 3 channels'}: "
-                            f"a video is {layouts}")  # fmt: skip
-        loaded = loaded.transpose(0, 2, 3, 1) if first else loaded
-    if loaded.dtype == np.bool_:
-        return loaded.astype(np.uint8) * 255
-    if np.issubdtype(loaded.dtype, np.floating) and loaded.size:
-        low, high = float(loaded.min()), float(loaded.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
-            raise McvdError(f"{shape} with values {low:.3g} .. {high:.3g}; floats must lie in [0, 1]")
-        return (loaded.clip(0, 1) * 255).round().astype(np.uint8)
-    if loaded.dtype != np.uint8:
-        raise McvdError(f"{shape}; values must be uint8, or float in [0, 1]")
-    return loaded
 
 
 # ------------------------------------------------------------------------------------------------------ geometry
@@ -278,14 +259,17 @@ class Fitter:
                 height = max(rows, round(frame.height * scale))
                 width = max(columns, round(float(frame.width * aspect) * scale))
         shrinks = height <= frame.height and width <= frame.width
-        scaled = self.scaler.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="gray" if grey else "rgb24",
-            interpolation=(Interpolation.AREA if shrinks else Interpolation.BICUBIC) | _EXACT,
-            threads=1,
-        ).to_ndarray()
+        try:
+            scaled = self.scaler.reformat(
+                frame,
+                width=width,
+                height=height,
+                format="gray" if grey else "rgb24",
+                interpolation=(Interpolation.AREA if shrinks else Interpolation.BICUBIC) | _EXACT,
+                threads=1,
+            ).to_ndarray()
+        except FFmpegError as error:
+            raise McvdError(f"a frame of {frame.width}x{frame.height} cannot be made {width}x{height}") from error
         if rows is not None and columns is not None:
             top, left = (height - rows) // 2, (width - columns) // 2
             scaled = scaled[top : top + rows, left : left + columns]
@@ -299,22 +283,42 @@ class Fitter:
 # ------------------------------------------------------------------------------------------------------- helpers
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which frame2 comes before frame10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key by which frame2 comes before frame10; equal keys are told apart by the text itself."""
+    parts: list[tuple[int, str]] = []
+    number = ""
+    for letter in text.lower():
+        if letter.isascii() and letter.isdigit():
+            number += letter
+            continue
+        if number:
+            parts.append((int(number), ""))
+            number = ""
+        parts.append((-1, letter))
+    if number:
+        parts.append((int(number), ""))
+    return [*parts, (-2, text)]
+
+
+def pages(image: Image.Image) -> int:
+    """Pictures in an open image file; 1 where they cannot be counted, which is noticed again when it is decoded."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except IMAGE_ERRORS:
+        return 1
 
 
 def _images_in(folder: Path) -> list[Path]:
     images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     if not images:
         raise McvdError(f"the folder {folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(images, key=_natural)
+    return sorted(images, key=lambda path: natural(path.name))
 
 
 def _open_image(path: Path) -> Image.Image:
     try:
         return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except IMAGE_ERRORS as error:
         raise McvdError(f"{path} is damaged or not an image: {_short(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -47,8 +48,8 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
     """
     path = Path(path).expanduser()
     frames = as_uint8(video)
-    if not fps > 0:
-        raise McvdError(f"fps is {fps}; it must be above 0")
+    if not 1 / 1001 <= fps < math.inf:
+        raise McvdError(f"fps is {fps}; it must be a number from 0.001 on")
     if scale is not None and scale < 1:
         raise McvdError(f"scale is {scale}; it must be a whole number >= 1")
     suffix = path.suffix.lower()

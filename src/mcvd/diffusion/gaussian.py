@@ -1,13 +1,11 @@
 """The Gaussian algebra of DDPM (arXiv 2006.11239): forward process, posterior, and what a network may predict.
 
-`alpha_bar` is a tensor that broadcasts over x, or a float. All functions are elementwise.
+`alpha_bar` is a tensor that broadcasts over x. All functions are elementwise.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
-
-from mcvd.errors import McvdError
 
 PREDICTIONS = ("eps", "x0", "v")
 
@@ -56,9 +54,7 @@ def target(prediction: str, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tenso
         return eps
     if prediction == "x0":
         return x0
-    if prediction == "v":
-        return v_from(x0, eps, alpha_bar)
-    raise McvdError(f"prediction is {prediction!r}; it is one of {', '.join(PREDICTIONS)}")
+    return v_from(x0, eps, alpha_bar)
 
 
 def x0_from(prediction: str, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -67,6 +63,4 @@ def x0_from(prediction: str, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> 
         return x0_from_eps(x_t, output, alpha_bar)
     if prediction == "x0":
         return output
-    if prediction == "v":
-        return x0_from_v(x_t, output, alpha_bar)
-    raise McvdError(f"prediction is {prediction!r}; it is one of {', '.join(PREDICTIONS)}")
+    return x0_from_v(x_t, output, alpha_bar)

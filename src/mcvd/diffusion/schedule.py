@@ -31,6 +31,8 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "cosine"):
             raise McvdError(f"noise schedule is {self.kind!r}; it is 'linear' or 'cosine'")
+        if not (0 < self.beta_first < 1 and 0 < self.beta_last < 1):
+            raise McvdError(f"beta goes from {self.beta_first} to {self.beta_last}; both must lie between 0 and 1")
         if self.steps < 1:
             raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
         if self.zero_terminal and self.steps < 2:

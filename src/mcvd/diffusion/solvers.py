@@ -27,8 +27,8 @@ from mcvd.errors import McvdError
 class Row:
     """One network call at time t, and how the next state is made from it and its predecessors."""
 
-    t: float
-    """Time number the network is called with (F-PNDM also calls between two training levels)."""
+    t: int
+    """Time number the network is called with."""
     alpha_bar: float
     """alpha_bar of the state that the network sees."""
     base: float
@@ -316,7 +316,7 @@ def gains(table: Table, schedule: NoiseSchedule) -> Tensor:
     eps_s: list[float] = []
     for row in table.rows:
         base = state if row.anchor else base
-        told = float(schedule.alpha_bar[int(row.t)])
+        told = float(schedule.alpha_bar[row.t])
         eps_s.insert(0, (state - math.sqrt(told)) / math.sqrt(1 - told))
         root = math.sqrt(row.alpha_bar)
         x0s.insert(0, (state - math.sqrt(1 - row.alpha_bar) * eps_s[0]) / root if root else 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol as Interface
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mcvd.data.moving_mnist import CANVAS, MovingMNIST, find_mnist, load_digits, reference_sequence
+from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
 
@@ -80,13 +80,10 @@ class _PublishedDigits:
 
 
 def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> RealClips:
-    from mcvd.data.prepare import PRESETS, open_data, prepared_data  # needs PyAV; Moving MNIST does not
+    from mcvd.data.prepare import open_data, prepared_data  # needs PyAV; Moving MNIST does not
 
     height, width = protocol.size
-    settings = replace(PRESETS[protocol.source], size=protocol.size, channels=protocol.channels)
-    if protocol.source == "ucf101":  # stored wider than high; the middle is cut out
-        settings = replace(settings, size=(height, round(width * 85 / 64)))
-    place = prepared_data(path, settings, report)
+    place = prepared_data(path, settings_for(protocol.source, protocol.size, protocol.channels), report)
     clips = open_data(
         place,
         protocol.clip_frames,

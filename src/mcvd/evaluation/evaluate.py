@@ -39,6 +39,8 @@ class Sampling:
     """Trajectories in one network call; it changes results by rounding at most."""
     reference: bool = False
     precision: str = "fp32"
+    engine: str = "torch"
+    """It changes results by rounding at most."""
 
 
 def evaluate(
@@ -143,6 +145,7 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
         sampling.reference,
         __version__,
         sampling.precision,
+        sampling.engine,
     )
 
 
@@ -160,6 +163,7 @@ def _maker(model: VideoDiffusion, protocol: Protocol, sampling: Sampling) -> Cal
             first_clip=first,
             reference=sampling.reference,
             precision=sampling.precision,
+            engine=sampling.engine,
         )
         return made.unflatten(0, (len(real), protocol.samples))
 

@@ -1,8 +1,7 @@
-"""Safetensors files that are written whole or not at all, and read with one clear line of error."""
+"""Safetensors files, written whole or not at all, and read with one clear line of error."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,13 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mcvd.errors import McvdError
-
-
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file, whole or not at all. Raises OSError where it cannot."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(temporary, path)
+from mcvd.files import whole_file
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
@@ -24,15 +17,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            temporary.touch()
-            mode = temporary.stat().st_mode
+        with whole_file(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-            temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise McvdError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -9,9 +9,7 @@ rows.safetensors   all rows, at the end; then result.md and result.json, and row
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from mcvd.errors import McvdError
-from mcvd.evaluation.files import write_whole
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
+from mcvd.files import whole_file, write_whole
 
 IDENTITY = "identity.json"
 
@@ -85,10 +83,8 @@ class Folder:
         path = self.path / "videos" / f"{clip:05d}.npz"
         try:
             path.parent.mkdir(exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as stream:
+            with whole_file(path) as temporary, temporary.open("wb") as stream:
                 np.savez_compressed(stream, real=real.numpy(), made=made.numpy())
-            os.replace(temporary, path)
         except OSError as error:
             raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from mcvd.errors import McvdError
-from mcvd.evaluation.files import write_whole
+from mcvd.files import write_whole
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#222;--faint:#666;--line:#ddd;--paper:#fff;--good:#eef4fb}

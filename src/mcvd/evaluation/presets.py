@@ -43,7 +43,7 @@ _PAPER = {
         "Stochastic Moving MNIST of the first 256 test digits",
         {"source": "moving-mnist", "channels": 1, "binary": True},
         [(5, 10)],
-        [(5, 5, 5), (5, 10, 5)],
+        [(5, 5, 5), (5, 10, 5), (10, 5, 5), (10, 10, 5)],
         [15],
     ),
     "kth": _Data(

@@ -51,7 +51,8 @@ class Published:
     """The values of one method on one benchmark, from one source."""
 
     benchmark: str
-    """Name of the protocol preset that the values belong to, such as `bair-2to14`."""
+    """Name of the protocol preset that the values belong to, such as `bair-2to14`, or the beginning of several names
+    where the source does not say which, such as `kth-interpolate`."""
     method: str
     values: dict[str, Quoted]
     """By metric: fvd, psnr, ssim, lpips."""
@@ -76,7 +77,7 @@ def benchmark_of(protocol: Protocol) -> str:
 
 def published(benchmark: str | None = None) -> tuple[Published, ...]:
     """The published values of a benchmark (none for one that is not known), or all of them; lowest FVD first."""
-    rows = [row for row in _all() if benchmark in (None, row.benchmark)]
+    rows = [row for row in _all() if benchmark is None or f"{benchmark}-".startswith(f"{row.benchmark}-")]
     return tuple(sorted(rows, key=lambda row: row.values["fvd"].value if "fvd" in row.values else float("inf")))
 
 

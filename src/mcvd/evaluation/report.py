@@ -179,6 +179,7 @@ def _system(evaluation: Evaluation) -> Section:
             ["seed", str(system.seed)],
             ["sampled as the published code did", "yes" if system.reference else "no"],
             ["precision", system.precision],
+            ["engine", system.engine],
         ]
     rows += [["mcvd", system.version], ["machine", result.machine], ["date", result.date]]
     rows += [["time", f"{result.seconds:.0f} s"]] if result.seconds else []

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mcvd.config import from_dict, to_dict
 from mcvd.errors import McvdError
-from mcvd.evaluation.files import write_whole
 from mcvd.evaluation.protocol import Protocol
+from mcvd.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class System:
     """Of mcvd."""
     precision: str = "fp32"
     """What the network computed in."""
+    engine: str = "torch"
+    """What carried out its calls."""
 
 
 @dataclass(frozen=True)

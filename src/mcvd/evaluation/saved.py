@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.errors import McvdError
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
@@ -57,7 +57,7 @@ class Evaluation:
         try:
             with np.load(path) as archive:
                 array = archive[name]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except ARRAY_ERRORS as error:
             raise McvdError(f"{path} cannot be read: {error}") from None
         frames = self.result.protocol.clip_frames
         if array.dtype != np.uint8 or array.ndim != dimensions or array.shape[-4] != frames or 0 in array.shape:

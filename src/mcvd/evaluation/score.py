@@ -19,6 +19,7 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.evaluation.video_sets import Video, files_sha256, find_videos, pair
+from mcvd.files import stem
 
 _VIDEOS_AT_ONCE = 32
 
@@ -64,7 +65,7 @@ def score(
     clips = _RealVideos(truth, protocol, say)
     job = Job(
         protocol,
-        System(name or Path(made).stem or str(made), version=__version__),
+        System(name or stem(made) or str(made), version=__version__),
         chosen,
         clips,
         len(pairs),

@@ -48,6 +48,8 @@ def how_sampled(result: Result) -> str:
         parts.append("as the published sampler")
     if system.precision != "fp32":
         parts.append(system.precision)
+    if system.engine != "torch":
+        parts.append(f"engine {system.engine}")
     return ", ".join(parts)
 
 

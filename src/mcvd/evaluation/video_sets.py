@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcvd.data.arrays import ARRAY_ERRORS, array_frames
 from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
-from mcvd.data.video import array_frames, read_video
+from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
 
 Role = Literal["real", "made"]
@@ -32,10 +32,10 @@ class Video:
 
     def read(self, channels: int) -> Tensor:
         """Its frames, ``(T, C, H, W)`` uint8."""
-        kind, file = self.item.kind, Path(self.item.files[0])
-        if kind in ("video", "images"):
-            path = file if kind == "video" else file.parent
-            return read_video(path, channels=channels)
+        if self.item.kind == "images":
+            return read_images(self.item.files, channels=channels)
+        if self.item.kind == "video":
+            return read_video(self.item.files[0], channels=channels)
         array = _load(self.item)[self.place]
         frames = torch.from_numpy(array_frames(array, self.item.name).transpose(0, 3, 1, 2).copy())
         if frames.shape[1] == channels:
@@ -142,6 +142,6 @@ def _load(item: Item) -> np.ndarray:
             else:
                 with np.load(item.files[0], allow_pickle=False) as arrays:
                     _open[name] = arrays[item.key]
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except ARRAY_ERRORS as error:
             raise McvdError(f"{item.name} is damaged, or not a numpy file of plain numbers") from error
     return _open[name]

@@ -98,7 +98,7 @@ class Condition:
     maps: one (1 + gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
     frames: in place of maps, the folded frames that every SPATIN norm makes its maps of when it runs: the same work
         again in every step, for less memory. `rows` says which of them each trajectory has (None: each its own).
-    past_seen: ``(B,)`` long, 1 where the past was given; None means 1 for all.
+    past_seen: ``(B,)`` bool, whether the past was given; None means that all were.
     sigma: ``(B,)``, standard deviation of the noise that past and future frames hold; None means 0 for all.
 
     A condition of one row serves any number of trajectories.

@@ -42,7 +42,7 @@ def calls_by(network: UNet, engine: str = "torch") -> Iterator[None]:
 
 
 def network_call(network: UNet, slot: int = 0) -> Call:
-    """What a sampling step calls: the network, or what its engine has in place. slot: tells conditions apart that take
-    turns."""
+    """What a sampling step calls: the network, or what its engine has in place. slot: a number
+    for each of the conditions that are used in turn."""
     calls = network.calls
     return network if calls is None else lambda *inputs: calls(slot, *inputs)

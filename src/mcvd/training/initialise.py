@@ -62,14 +62,16 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
 def _copy_frames(name: str, weight: Tensor, other: Tensor, mine: UNetConfig, theirs: UNetConfig) -> None:
     if mine.frames != "channels" or theirs.frames != "channels" or mine.width != theirs.width:
         return
-    colours = mine.channels
+    if mine.patch != theirs.patch:
+        return
+    maps = mine.channels * mine.patch**2  # of one frame
     if name.startswith("conv_out."):
         rows = min(len(weight), len(other))
         weight[:rows] = other[:rows]
         return
     if name != "conv_in.weight":
         return
-    weight[:, mine.layout.current * colours :] = 0
+    weight[:, mine.layout.current * maps :] = 0
     start = start_other = 0
     condition = ("past", "future") if mine.conditioning == theirs.conditioning == "concat" else ()
     for group in ("current", *condition):
@@ -77,7 +79,7 @@ def _copy_frames(name: str, weight: Tensor, other: Tensor, mine: UNetConfig, the
         both = min(frames, frames_other)
         # of the past, the frames nearest to the current ones correspond; of the others, the first
         at, at_other = (frames - both, frames_other - both) if group == "past" else (0, 0)
-        to = slice((start + at) * colours, (start + at + both) * colours)
-        of = slice((start_other + at_other) * colours, (start_other + at_other + both) * colours)
+        to = slice((start + at) * maps, (start + at + both) * maps)
+        of = slice((start_other + at_other) * maps, (start_other + at_other + both) * maps)
         weight[:, to] = other[:, of]
         start, start_other = start + frames, start_other + frames_other

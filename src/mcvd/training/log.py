@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mcvd.config import to_dict
+from mcvd.files import write_whole
 from mcvd.training.meter import Meter
 from mcvd.training.recipe import Recipe
 from mcvd.training.trackers import Tracker, open_trackers
@@ -48,7 +49,7 @@ class RunLog:
         self.trackers: list[Tracker] = []
         if enabled:
             (output / "samples").mkdir(parents=True, exist_ok=True)
-            (output / "recipe.yaml").write_text(json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
+            write_whole(output / "recipe.yaml", json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
             self.trackers = open_trackers(output, recipe, step)
             self.meter = Meter(recipe, device, processes, step)
             if live:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mcvd.config import from_dict
+from mcvd.data.settings import Layout
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
 
@@ -28,12 +29,15 @@ class DataConfig:
     """Mirror half of the clips left to right."""
     fps: float | None = None
     """Frames a second that videos are resampled to when they are prepared; None keeps their own."""
-    fit: Literal["crop", "stretch"] = "crop"
-    """How frames become the model's shape: cut to it from the centre, or stretched."""
+    fit: Literal["crop", "stretch"] | None = None
+    """How frames become the model's shape: cut to it from the centre, or stretched; None is the layout's way, for any
+    videos `crop`."""
     split_by: str = "auto"
     """What is held out for validation as a whole: `file`, `folder`, or a regular expression with a group."""
     digits: tuple[int, ...] = (2,)
     """Moving MNIST: digits of a clip; of several numbers each clip has one, drawn evenly."""
+    layout: Layout = "videos"
+    """What raw videos are: any (`videos`), or the download of a published data set, with its split."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,18 @@ class OptimizerConfig:
     """Decay rate of Muon's average."""
     clip: float = 1.0
     """Largest norm of the gradient (of the summed loss, as published); larger ones are scaled down."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "warmup", "eps", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise McvdError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0")
+        if not self.clip > 0:
+            raise McvdError(f"optimizer.clip is {self.clip}; it must be above 0")
+        if not 0 <= self.cooldown <= 1:
+            raise McvdError(f"optimizer.cooldown is {self.cooldown}; it is a share, from 0 to 1")
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("momentum", self.momentum)):
+            if not 0 <= value < 1:
+                raise McvdError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -108,12 +124,14 @@ class Recipe:
         for name in ("steps", "batch", "accumulate", "log_every", "save_every", "sample_every"):
             if getattr(self, name) < 1:
                 raise McvdError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise McvdError(f"ema is {self.ema}; it must be at least 0 and below 1")
         if self.ema_power is not None and not 0 < self.ema_power <= 12**-0.5:
             raise McvdError(f"ema_power is {self.ema_power}; it must be above 0 and at most 0.288, the plain mean")
         if self.ema_power is not None and self.ema_warmup:
             raise McvdError("ema_power forgets the start by itself: it needs ema_warmup false")
-        if not 0 <= self.optimizer.momentum < 1:
-            raise McvdError(f"optimizer.momentum is {self.optimizer.momentum}; it must be at least 0 and below 1")
+        if self.data.stride < 1:
+            raise McvdError(f"data.stride is {self.data.stride}; it must be at least 1")
         if self.seed < 0:
             raise McvdError(f"seed is {self.seed}; it must be at least 0")
 

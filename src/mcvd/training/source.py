@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
+from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.training.recipe import Recipe
 
@@ -48,13 +49,14 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
         return MovingMNIST(digits, frames, size=network.size[0], num_digits=counts, seed=recipe.seed, device=device)
     if recipe.data.path is None:
         raise McvdError("this recipe trains on videos: say where they are with --data FOLDER")
-    from mcvd.data.prepare import Settings, info, open_data, prepared_data  # needs PyAV; Moving MNIST does not
+    from mcvd.data.prepare import info, open_data, prepared_data  # needs PyAV; Moving MNIST does not
 
     path = prepared_data(
         Path(recipe.data.path).expanduser(),
-        Settings(
-            size=network.size,
-            channels=network.channels,
+        settings_for(
+            recipe.data.layout,
+            network.size,
+            network.channels,
             fit=recipe.data.fit,
             fps=recipe.data.fps,
             split_by=recipe.data.split_by,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from mcvd.config import to_dict
 from mcvd.errors import McvdError
+from mcvd.files import write_whole
 from mcvd.training.recipe import Recipe
 
 
@@ -35,7 +36,7 @@ class JsonLines:
         self.path = path
         if path.exists():  # lines after the checkpoint were of steps that are now made again
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+            write_whole(path, "".join(line + "\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a line."""

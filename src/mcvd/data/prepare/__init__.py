@@ -3,6 +3,15 @@
 from mcvd.data.prepare.cached import prepared_data
 from mcvd.data.prepare.info import DataInfo, data_sheet, info, open_data
 from mcvd.data.prepare.run import prepare
-from mcvd.data.prepare.settings import PRESETS, Settings
+from mcvd.data.settings import PRESETS, Settings
 
-__all__ = ["PRESETS", "DataInfo", "Settings", "data_sheet", "info", "open_data", "prepare", "prepared_data"]
+__all__ = [
+    "PRESETS",
+    "DataInfo",
+    "Settings",
+    "data_sheet",
+    "info",
+    "open_data",
+    "prepare",
+    "prepared_data",
+]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcvd.data.prepare.items import Item, find_items, no_videos
+from mcvd.data.prepare.items import Item, find_items, not_downloaded
 from mcvd.data.splits import folder_split
 from mcvd.errors import McvdError
 
@@ -29,7 +29,7 @@ def find_bair(root: Path) -> tuple[list[Item], Counter[str]]:
     if not files:
         items, ignored = find_items(root)
         if not items:
-            raise no_videos(root, "*.tfrecords below train/ and test/, nor folders of frames")
+            raise not_downloaded(root, "*.tfrecords below train/ and test/, nor folders of frames")
         return items, ignored
     items = []
     for file in files:
@@ -58,7 +58,7 @@ def record_positions(file: Path) -> Iterator[int]:
             position += 16 + length
 
 
-def record_frames(file: Path, position: int, camera: str = CAMERA) -> Iterator[np.ndarray]:
+def record_frames(file: Path, position: int) -> Iterator[np.ndarray]:
     """The frames, (64, 64, 3) uint8, of the record that begins at a byte of a TFRecord file."""
     with file.open("rb") as stream:
         stream.seek(position)
@@ -68,7 +68,7 @@ def record_frames(file: Path, position: int, camera: str = CAMERA) -> Iterator[n
             raise McvdError(f"{file} is damaged or cut short at byte {position}")
     features = example_bytes(data)
     for index in range(FRAMES):
-        name = f"{index}/{camera}/encoded"
+        name = f"{index}/{CAMERA}/encoded"
         if name not in features:
             raise McvdError(
                 f"the record at byte {position} of {file} has no {name}; names there: {sorted(features)[:4]}"

@@ -12,7 +12,7 @@ from mcvd.cache import cache_dir
 from mcvd.config import to_dict
 from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
-from mcvd.data.prepare.settings import Settings
+from mcvd.data.settings import Settings
 from mcvd.data.shards import is_prepared
 
 LINE_EVERY = 20.0  # s between lines while videos are prepared

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mcvd.data.prepare.items import Item, no_videos
+from mcvd.data.prepare.items import Item, not_downloaded
 from mcvd.data.splits import folder_split
 
 FRAMES = 30
@@ -30,7 +30,7 @@ def find_cityscapes(root: Path) -> tuple[list[Item], Counter[str]]:
         elif file.is_file():
             ignored[file.suffix or "(none)"] += 1
     if not found:
-        raise no_videos(root, "files like aachen_000000_000000_leftImg8bit.png")
+        raise not_downloaded(root, "files like aachen_000000_000000_leftImg8bit.png")
     found.sort()
     items: list[Item] = []
     run: list[Path] = []

@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from mcvd.data.arrays import ARRAY_ERRORS
+from mcvd.data.hdf5 import video_frames
+from mcvd.data.prepare.bair import record_frames
 from mcvd.data.prepare.items import Item
-from mcvd.data.prepare.settings import Settings
+from mcvd.data.settings import Settings
 from mcvd.data.video import Fitter, decoded_frames, decoded_stills, video_info
 from mcvd.errors import McvdError
 
@@ -80,7 +83,8 @@ class Decoder:
         elif kind == "npz":
             yield from self._npz(file)
         else:
-            for picture in _tfrecord(file, self.item) if kind == "tfrecord" else _hdf5(file, self.item):
+            frames = record_frames if kind == "tfrecord" else video_frames
+            for picture in frames(file, int(self.item.key)):
                 yield picture, 1, 0
 
     def _npz(self, file: Path) -> Iterator[tuple[Any, Any, int]]:
@@ -91,22 +95,10 @@ class Decoder:
                 with zipfile.ZipFile(file) as archive, archive.open(f"{self.item.key}.npy") as source:
                     member.write_bytes(source.read())
                 yield from decoded_frames(member)
-            except (zipfile.BadZipFile, KeyError, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            except ARRAY_ERRORS as error:
                 raise McvdError(f"{self.item.name} is damaged ({error})") from error
             except McvdError as error:
                 raise McvdError(str(error).replace(str(member), self.item.name)) from error
-
-
-def _tfrecord(file: Path, item: Item) -> Iterator[np.ndarray]:
-    from mcvd.data.prepare.bair import record_frames
-
-    return record_frames(file, int(item.key))
-
-
-def _hdf5(file: Path, item: Item) -> Iterator[np.ndarray]:
-    from mcvd.data.hdf5 import video_frames
-
-    return video_frames(file, int(item.key))
 
 
 def _size(picture: Any, turn: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mcvd.data.clips import Clips
-from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards
+from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards, video_length
 from mcvd.data.prepare.items import array_shape, find_items, no_videos
 from mcvd.data.shards import Shards, is_prepared, read_manifest
 from mcvd.data.sheet import contact_sheet
@@ -108,13 +108,20 @@ def info(path: Path | str) -> DataInfo:
     if not items:
         raise no_videos(path)
     out = DataInfo(path, "raw", ignored=dict(ignored))
-    for item, (split, group) in zip(items, assign_splits([item.name for item in items])):
+    free = [item.name for item in items if not item.split]
+    drawn = dict(zip(free, assign_splits(free)))
+    for item in items:
+        split, group = drawn.get(item.name, (item.split, item.group or item.name))
         try:
+            if item.problem:
+                raise McvdError(item.problem)
             if item.kind == "images":
                 one = video_info(item.files[0])
                 out.add(split, group, len(item.files), (one.height, one.width), None)
-            elif item.kind == "npz":
+            elif item.kind in ("npz", "npy"):
                 out.add(split, group, array_shape(item)[0], None, None)
+            elif item.kind == "hdf5":
+                out.add(split, group, video_length(Path(item.files[0]), int(item.key)), None, None)
             else:
                 one = video_info(item.files[0])
                 out.add(split, group, one.frames, (one.height, one.width), one.fps)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
+from PIL import Image
 
-from mcvd.data.video import IMAGE_SUFFIXES
+from mcvd.data.arrays import ARRAY_ERRORS
+from mcvd.data.hdf5 import SUFFIXES, shard_videos
+from mcvd.data.video import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
 from mcvd.errors import McvdError
 
 _CONTAINERS = """
@@ -23,7 +26,6 @@ _CONTAINERS = """
 """
 VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
 MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".tif", ".tiff"])
-HDF5 = frozenset([".hdf5", ".h5"])
 
 Kind = Literal["video", "images", "npy", "npz", "tfrecord", "hdf5"]
 
@@ -89,22 +91,22 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
             items.append(Item(name, "npy", (str(file),)))
         elif suffix == ".npz":
             items += _arrays(file, name)
-        elif suffix in HDF5:
+        elif suffix in SUFFIXES:
             items += _hdf5_items(file, base)
         else:
             ignored[suffix or "(none)"] += 1
     for folder, pictures in images.items():
         name = folder.relative_to(base).as_posix()
-        pictures.sort(key=natural)
+        pictures.sort(key=lambda picture: natural(picture.name))
         items.append(Item(folder.name if name == "." else name, "images", tuple(map(str, pictures))))
-    return sorted(items, key=lambda item: natural_text(item.name)), ignored
+    return sorted(items, key=lambda item: natural(item.name)), ignored
 
 
 def _arrays(file: Path, name: str) -> Iterator[Item]:
     try:
         with zipfile.ZipFile(file) as archive:
             keys = sorted(member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy"))
-    except (OSError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         yield Item(name, "npz", (str(file),), problem=f"{file} is damaged, or not an npz file ({error})")
         return
     for key in keys:
@@ -124,7 +126,7 @@ def array_shape(item: Item) -> tuple[int, ...]:
             major, _ = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             shape = tuple(map(int, read(stream)[0]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
     if not shape:
         raise McvdError(f"{item.name} holds a single number, no video")
@@ -132,8 +134,6 @@ def array_shape(item: Item) -> tuple[int, ...]:
 
 
 def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:
-    from mcvd.data.hdf5 import shard_videos  # its reader is an extra, asked for only where there is such a file
-
     relative = file.relative_to(base).as_posix()
     try:
         for key, split, group in shard_videos(file, relative):
@@ -144,37 +144,18 @@ def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:
 
 def _pages(file: Path) -> int:
     """Pictures in an image file; 1 where it cannot be read, which is noticed again when it is decoded."""
-    from PIL import Image
-
     try:
         with Image.open(file) as image:
-            return getattr(image, "n_frames", 1)
-    except (OSError, SyntaxError, ValueError):
+            return pages(image)
+    except IMAGE_ERRORS:
         return 1
-
-
-def natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which frame2 comes before frame10."""
-    return natural_text(path.name)
-
-
-def natural_text(text: str) -> list[tuple[int, str]]:
-    """The same for any text; equal keys are told apart by the text itself."""
-    parts: list[tuple[int, str]] = []
-    number = ""
-    for letter in text.lower():
-        if letter.isascii() and letter.isdigit():
-            number += letter
-            continue
-        if number:
-            parts.append((int(number), ""))
-            number = ""
-        parts.append((-1, letter))
-    if number:
-        parts.append((int(number), ""))
-    return [*parts, (-2, text)]
 
 
 def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> McvdError:
     """The error for a place that holds nothing of use."""
     return McvdError(f"{root} does not exist" if not root.exists() else f"{root} holds no {what}")
+
+
+def not_downloaded(root: Path, what: str) -> McvdError:
+    """The error for a place that does not hold the raw download of a published data set."""
+    return no_videos(root, f"{what}; videos of other names have layout `videos`")

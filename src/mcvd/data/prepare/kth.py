@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mcvd.data.prepare.items import Item, no_videos
+from mcvd.data.prepare.items import Item, not_downloaded
 
 TRAIN_PERSONS = range(1, 21)
 _NAME = re.compile(r"person(\d\d)_([a-z]+)_d(\d)(_uncomp)?\.avi")
@@ -29,5 +29,5 @@ def find_kth(root: Path) -> tuple[list[Item], Counter[str]]:
         elif file.is_file():
             ignored[file.suffix or "(none)"] += 1
     if not items:
-        raise no_videos(root, "files like person01_boxing_d1_uncomp.avi")
+        raise not_downloaded(root, "files like person01_boxing_d1_uncomp.avi")
     return items, ignored

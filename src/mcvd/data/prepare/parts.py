@@ -17,7 +17,7 @@ import numpy as np
 
 from mcvd.data.prepare.decode import Decoder
 from mcvd.data.prepare.items import Item
-from mcvd.data.prepare.settings import Settings
+from mcvd.data.settings import Settings
 from mcvd.data.shards import Entry
 from mcvd.errors import McvdError
 

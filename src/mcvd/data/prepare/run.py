@@ -25,15 +25,16 @@ from mcvd import __version__
 from mcvd.config import to_dict
 from mcvd.data.prepare.bair import find_bair
 from mcvd.data.prepare.cityscapes import find_cityscapes
-from mcvd.data.prepare.items import Item, find_items, natural_text, no_videos
+from mcvd.data.prepare.items import Item, find_items, no_videos
 from mcvd.data.prepare.kth import find_kth
 from mcvd.data.prepare.lock import locked
 from mcvd.data.prepare.parts import RETRY, UNOPENED, load_part, part_file, settle, unwritable, write_atomically
-from mcvd.data.prepare.settings import Settings
 from mcvd.data.prepare.ucf101 import find_ucf101
 from mcvd.data.prepare.workers import make_parts
+from mcvd.data.settings import Settings
 from mcvd.data.shards import FORMAT, MANIFEST, Entry, Manifest, is_prepared, read_manifest, shard_path
 from mcvd.data.splits import assign_splits
+from mcvd.data.video import natural
 from mcvd.errors import McvdError
 
 SHARD_BYTES = 512 << 20
@@ -249,7 +250,7 @@ def _manifest(
     items: Sequence[Item], entries: dict[str, Entry], settings: Settings, root: Path, ignored: Counter[str]
 ) -> Manifest:
     """Gives every usable video its side of the split. Those with a published side keep it."""
-    ordered = sorted(items, key=lambda item: natural_text(item.name))
+    ordered = sorted(items, key=lambda item: natural(item.name))
     free = [item.name for item in ordered if not item.split and not entries[item.name].skipped]
     drawn = dict(
         zip(

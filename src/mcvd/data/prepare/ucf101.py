@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mcvd.data.prepare.items import Item, no_videos
+from mcvd.data.prepare.items import Item, not_downloaded
 from mcvd.errors import McvdError
 
 SPLIT_LIST = "03"
@@ -33,7 +33,7 @@ def find_ucf101(root: Path) -> tuple[list[Item], Counter[str]]:
         elif file.is_file() and not file.name.endswith(".txt"):
             ignored[file.suffix or "(none)"] += 1
     if not items:
-        raise no_videos(root, "files like v_Archery_g01_c01.avi")
+        raise not_downloaded(root, "files like v_Archery_g01_c01.avi")
     items += [Item(name, "video", (), split=split, problem=f"{name} is in the {split} list but not there")
               for name, split in splits.items()]  # fmt: skip
     return sorted(items, key=lambda item: item.name), ignored

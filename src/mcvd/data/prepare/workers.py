@@ -22,7 +22,7 @@ from pathlib import Path
 from mcvd.config import from_dict, to_dict
 from mcvd.data.prepare.items import Item
 from mcvd.data.prepare.parts import RETRY, Unwritable, make_part, save_entry
-from mcvd.data.prepare.settings import Settings
+from mcvd.data.settings import Settings
 from mcvd.data.shards import Entry
 from mcvd.errors import McvdError
 
@@ -126,6 +126,8 @@ class _Crew:
             if process.stdout.readline() != "ready\n":  # type: ignore[union-attr]
                 errors.seek(0)
                 last = (errors.read().decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+                process.kill()
+                self._end(process)
                 raise McvdError(f"a worker process cannot start ({last}); try with one worker")
         return process
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mcvd.config import to_dict
+from mcvd.data.splits import check_splitting
 from mcvd.errors import McvdError
 
 Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
@@ -46,6 +47,7 @@ class Settings:
             raise McvdError(f"fps is {self.fps}; it must be above 0")
         if self.min_frames < 1:
             raise McvdError(f"min_frames is {self.min_frames}; it must be at least 1")
+        check_splitting(self.split_by, self.test_share, self.val_share)
 
     def decoding(self) -> dict[str, Any]:
         """Those that stored frames depend on, as JSON."""
@@ -61,3 +63,12 @@ PRESETS = {
     "ucf101": Settings((64, 85), 3, "stretch", "lanczos", layout="ucf101"),
 }
 """Settings of the published data sets."""
+
+
+def settings_for(layout: str, size: tuple[int, int], channels: int, **chosen: Any) -> Settings:
+    """The settings of a data set for clips of (height, width) = `size` and so many channels; what is None among
+    `chosen` is as published. Frames of UCF-101 are stored wider, so that clips can be cut out of them."""
+    if layout == "ucf101":
+        size = size[0], round(size[1] * 85 / 64)
+    said = {name: value for name, value in chosen.items() if value is not None}
+    return replace(PRESETS[layout], size=size, channels=channels, **said)
