@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,14 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD, 3, samples=0), "samples is 0"),
         (lambda m: m.predict(GOOD, 3, batch_size=0), "batch_size is 0"),
         (lambda m: m.predict(GOOD, 3, seed=-1), "seed is -1"),
+        (lambda m: m.predict(GOOD, 3, seed=0.5), "seed is 0.5; it must be a whole number"),
+        (lambda m: m.predict(GOOD, 2.0), "frames is 2.0; it must be a whole number"),
+        (lambda m: m.predict(GOOD, 10**11), "frames is 100000000000; it must be at most 1000000"),
+        (lambda m: m.predict(GOOD, 3, guidance=float("nan")), "guidance is nan; it must be a finite number"),
+        (lambda m: m.predict(GOOD.numpy(), 3), "a video is a tensor, not ndarray; torch.as_tensor"),
+        (lambda m: m.fill(GOOD, [0, 3]), "not the numbers of frames"),
+        (lambda m: m.fill(GOOD, "yes"), "known is yes; it takes one flag"),
+        (lambda m: m.fill(GOOD, None), "known is None; it takes one flag"),
         (lambda m: m.predict(GOOD, 3, steps=0), "steps is 0"),
         (lambda m: m.predict(GOOD, 3, steps=101), "steps is 101; this model's noise schedule allows 1 to 100"),
         (lambda m: m.predict(GOOD, 3, steps=0, reference=True), "steps is 0"),
@@ -156,6 +165,48 @@ def test_bad_input_is_refused_in_one_line(model, call, says):
     with pytest.raises(McvdError, match=says) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_what_stands_where_nothing_is_known_does_not_matter(model):
+    video, known = torch.rand(5, 1, 16, 16), [True, True, False, False, False]
+    strange = video.clone()
+    strange[2:] = torch.tensor([torch.nan, -7.0, torch.inf]).view(3, 1, 1, 1)
+    assert torch.equal(model.fill(video, known, **FAST), model.fill(strange, known, **FAST))
+
+
+def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model):
+    before = model.predict(GOOD, 3, context_noise=0.0, **FAST)
+    model.train()
+    model.network.middle.eval()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.predict(GOOD, 3, **FAST), before)
+        assert torch.isfinite(model.loss(torch.zeros(2, 6, 1, 16, 16, dtype=torch.float32))).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.network.down.training
+    assert not model.network.middle.training
+
+
+def test_other_weights_than_float32_are_refused():
+    with pytest.raises(McvdError, match=r"the weights are torch.float64; sample with model.float\(\)"):
+        tiny.model().double().predict(GOOD, 3)
+
+
+def test_gradients_of_what_is_given_are_not_followed(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not model.predict(GOOD.float().div(255).requires_grad_(), 3, **FAST).requires_grad
+
+
+def test_guidance_of_old_checkpoints_is_against_noise_alone(monkeypatch):
+    # what such a model saw in training where all was hidden: zeros with the noise of the step
+    model, seen = tiny.model(noisy_condition=True), []
+    encode = model.network.encode
+    monkeypatch.setattr(model.network, "encode", lambda *given: seen.append(given[0]) or encode(*given))
+    model.predict(GOOD, 3, guidance=2.0, solver="ddpm", steps=3)
+    assert len(seen) == 2 + 2 * 3  # once a block, as for any model; then in every step
+    assert all(past.std() > 0.05 for past in seen[2:])
 
 
 def test_what_was_never_trained_is_refused():
@@ -394,3 +445,25 @@ def test_a_model_says_how_it_is_sampled(tmp_path):
     assert mcvd.load(tmp_path / "model").config.solver == "sde-dpm++"
     with pytest.raises(McvdError, match="one of ddpm"):
         dataclasses.replace(given, solver="euler")
+
+
+def test_what_is_no_model_does_not_hide_a_bundled_one(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundled = mcvd.load("digits", device="cpu").config
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    assert mcvd.load("digits", device="cpu").config == bundled
+    model.save(folder / "model")  # a run of mcvd train
+    assert mcvd.load("digits", device="cpu").config == model.config
+    (folder / "model").rename(tmp_path / "model")
+    model.save(folder)
+    assert mcvd.load("digits", device="cpu").config == model.config
+
+
+def test_a_file_that_is_no_model_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "plain.mp4").touch()
+    with pytest.raises(McvdError, match=r"in/plain.mp4 is a file, but no model: .*bundled \(digits\)"):
+        mcvd.load("in/plain.mp4", device="cpu")

@@ -1,12 +1,16 @@
 """The importer: published names, shapes and order; files whole, old and broken."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from mcvd.cli.import_model import default_name
+from mcvd.cli.main import main
 from mcvd.errors import McvdError
 from mcvd.interop import official
 from mcvd.layout import BlockLayout
@@ -257,10 +261,16 @@ def test_wrong_contents_are_refused_in_one_line(logs):
         refused(logs, *words)
         checkpoint.write_bytes(whole)
 
-    name = "unet.all_modules.3.Conv_0.weight"
+    name, nin = "unet.all_modules.3.Conv_0.weight", "unet.all_modules.6.NIN_0.W"
     check(lambda states: states[4].update({"unet.surprise": torch.zeros(1)}), "unet.surprise", "config.yml")
     check(lambda states: states[4].__delitem__(name), name, "lacks")
-    check(lambda states: states[4].update({name: torch.zeros(1, 2, 3, 3)}), "shape", "conv0.weight")
+    check(lambda states: states[4].update({name: torch.zeros(1, 2, 3, 3)}), "another shape", name, "(1, 2, 3, 3)")
+    for wrong in (torch.zeros(4, 8), torch.zeros(16, 20), torch.zeros(20, 16), torch.zeros(16, 16, 1)):
+        check(lambda states, wrong=wrong: states[4].update({nin: wrong}), "another shape", nin)
+    for wrong in (3, None, torch.zeros(16, 16).to_sparse(), torch.zeros(16, 16, dtype=torch.long)):
+        check(lambda states, wrong=wrong: states[4].update({nin: wrong}), "no dense tensor", nin)
+    check(lambda states: states[4].update({0: torch.zeros(1)}), "name is no text", "int")
+    check(lambda states: states[0].update({"module.alphas": 5}), "no dense tensor", "module.alphas")
     check(lambda states: states[0].update({"module.alphas": torch.rand(1000)}), "noise schedule")
     check(lambda states: states[0].__delitem__("module.alphas"), "noise schedule")
     check(lambda states: states[0], "not a published checkpoint")
@@ -269,11 +279,90 @@ def test_wrong_contents_are_refused_in_one_line(logs):
     refused(logs, "config.yml does not fit")
 
 
+class Calls:
+    """Pickled, a call."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
 @pytest.mark.oracle
-def test_code_in_a_file_is_not_run(logs):
-    edit_states(logs, lambda states: [*states, print])
-    text = refused(logs, "cannot be read", "code")
-    assert "weights_only" not in text  # advice to switch the protection off
+@pytest.mark.parametrize("code", [print, Calls(eval, "1 / 0"), Calls(os.system, "exit 1")], ids=["print", "eval", "os"])
+def test_code_in_a_file_is_not_run(logs, code, recwarn):
+    states = [*torch.load(logs / "checkpoint.pt", weights_only=True), code]
+    for options in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}):
+        torch.save(states, logs / "checkpoint.pt", **options)
+        text = refused(logs, "cannot be read", "holds code, which is never run")
+        assert "weights_only" not in text  # advice to switch the protection off
+    assert not list(recwarn)
+
+
+@pytest.mark.oracle
+def test_a_config_as_the_published_code_reads_it(logs):
+    model, path = load(logs), logs / "config.yml"
+
+    def variant(config):
+        config["model"].update(version="ddpm", ch_mult=(1, 2), attn_resolutions=(8,), sigma_end="1e-4", spade=0)
+
+    config = yaml.safe_load(path.read_text())
+    variant(config)
+    text = yaml.dump(config)
+    assert text.count("!!python/tuple") == 2
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert load(logs).config == model.config
+        assert same(load(logs), model)
+
+
+@pytest.mark.oracle
+def test_a_config_of_wrong_values_is_refused_in_one_line(logs):
+    path = logs / "config.yml"
+    text = path.read_text()
+    for section, key, value in (
+        ("model", "attn_resolutions", None),
+        ("model", "attn_resolutions", 8),
+        ("model", "ch_mult", [1, "2"]),
+        ("model", "dropout", None),
+        ("model", "ngf", "8"),
+        ("model", "ngf", True),
+        ("model", "spade", "yes"),
+        ("model", "sigma_end", "small"),
+        ("model", "version", None),
+        ("data", "image_size", None),
+        ("data", "num_frames_future", None),
+        ("data", "prob_mask_cond", None),
+    ):
+        edit_config(logs, lambda config, s=section, k=key, v=value: config[s].update({k: v}))
+        refused(logs, f"{path}: {section}.{key} is {value!r}; it must be ")
+        path.write_text(text)
+    for section, key, value, says in (
+        ("model", "ngf", 0, "width is 0"),
+        ("model", "ch_mult", [], "multipliers"),
+        ("model", "n_head_channels", 3, "head_channels 3 does not divide"),
+        ("model", "num_classes", 0, "noise schedule"),
+        ("data", "num_frames", 0, "current=0"),
+        ("data", "prob_mask_cond", 1.5, "masking past=1.5"),
+    ):
+        edit_config(logs, lambda config, s=section, k=key, v=value: config[s].update({k: v}))
+        refused(logs, f"{path}: ", says)
+        path.write_text(text)
+    for damaged in (b"# caf\xe9\n" + text.encode(), bytes(range(256)), b"a: !!int ''", b"a: 2020-13-45", b"[" * 5000):
+        path.write_bytes(damaged)
+        refused(logs, f"{path} cannot be read as YAML")
+
+
+@pytest.mark.parametrize("beside", ["recipe.yaml", "model"])
+def test_a_checkpoint_of_our_own_training_is_told_apart(tmp_path, beside):
+    path = tmp_path / "checkpoint-000000006.pt"
+    path.touch()
+    with pytest.raises(McvdError, match=r"needs the config\.yml"):
+        official.load_checkpoint(path)
+    (tmp_path / beside).mkdir()
+    with pytest.raises(McvdError, match=f"name the run folder, {tmp_path}"):
+        official.load_checkpoint(path)
 
 
 # --- our own folders -----------------------------------------------------------------------------------------------
@@ -302,6 +391,66 @@ def test_import_writes_a_folder_that_gives_the_same_output(oracle_dir, tmp_path,
     assert notes["step"] == 6
     assert notes["ema"] is True
     assert len(notes["sha256"]) == 64
+
+
+@pytest.mark.oracle
+def test_an_import_replaces_no_other_model(logs, tmp_path):
+    """The same import may be done again."""
+    folder, source = tmp_path / "model", logs / "checkpoint.pt"
+    official.import_checkpoint(source, folder)
+    before = (folder / "model.safetensors").read_bytes()
+    official.import_checkpoint(source.rename(logs / "checkpoint_6.pt"), folder)
+
+    def refused(source, **options):
+        with pytest.raises(McvdError, match=f"{folder} holds another model.*--output") as raised:
+            official.import_checkpoint(source, folder, **options)
+        assert "\n" not in str(raised.value)
+        assert (folder / "model.safetensors").read_bytes() == before
+
+    source = logs / "checkpoint_6.pt"
+    refused(source, ema=False)
+    edit_config(logs, lambda config: config["model"].update(dropout=0.5))
+    refused(source)
+    edit_config(logs, lambda config: config["model"].update(dropout=0.0))
+    states = torch.load(source, weights_only=True)
+    torch.save([*states[:3], torch.tensor(7), states[4]], source)
+    refused(source)
+    (folder / "config.json").write_text("{}")
+    refused(source)
+
+    with pytest.raises(McvdError, match="cannot write .*--output"):
+        official.import_checkpoint(source, source)
+    official.import_checkpoint(source, tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["notes"]["step"] == "7"
+
+
+@pytest.mark.oracle
+def test_imports_of_two_experiments_have_two_names(logs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(logs, "one/logs")
+    shutil.copytree(logs, "two")
+    assert main(["import", "one/logs/checkpoint.pt"]) == main(["import", "two/checkpoint.pt"]) == 0
+    assert (tmp_path / "models" / "one" / "config.json").is_file()
+    (tmp_path / "models" / "two" / "notes.txt").write_bytes(bytes(10_000_000))
+    capsys.readouterr()
+    assert main(["import", "two/checkpoint.pt"]) == 0
+    size = sum((tmp_path / "models" / "two" / name).stat().st_size for name in ("config.json", "model.safetensors"))
+    assert f"wrote models/two (0.1 M parameters, {size / 1e6:.1f} MB)" in capsys.readouterr().out
+
+
+def test_default_names_of_imports(tmp_path, monkeypatch):
+    (tmp_path / "kth" / "logs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "kth")
+    for path, name in (
+        (tmp_path / "kth" / "logs" / "checkpoint_700000.pt", "kth_700000"),
+        (tmp_path / "kth" / "checkpoint.pt", "kth"),
+        ("logs/checkpoint_5.pt", "kth_5"),
+        ("../bair/checkpoint_5.pt", "bair_5"),
+        ("checkpoint_5.pt", "checkpoint_5"),
+        ("logs/best.pt", "best"),
+        ("/checkpoint.pt", "checkpoint"),
+    ):
+        assert default_name(Path(path)) == name
 
 
 def test_saved_as_bfloat16_loads_as_float32(tmp_path):

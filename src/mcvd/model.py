@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
+from mcvd.given import MOST_FRAMES, frame_flags, given_video, whole
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
@@ -66,6 +69,16 @@ class ModelConfig:
             raise McvdError("noisy_condition adds noise of its own to past and future; leave context_noise at 0")
 
 
+class _View(NamedTuple):
+    """What trajectories see: the frames of all distinct conditions, and which of them each trajectory has."""
+
+    past: Tensor
+    future: Tensor
+    past_seen: Tensor
+    sigma: Tensor | None
+    rows: Tensor
+
+
 class VideoDiffusion(nn.Module):
     """A masked conditional video diffusion model.
 
@@ -107,16 +120,17 @@ class VideoDiffusion(nn.Module):
         """Everything random in the loss of this many clips; on the generator's device."""
         home = None if generator is None else generator.device
         masking, frame = self.config.masking, (self.channels, *self.size)
+        dtype = torch.float32  # whatever the default is
         draw = Draw(
             *masking.draw(clips, generator=generator),
             torch.randint(self.config.schedule.steps, (clips,), generator=generator, device=home),
-            torch.randn((clips, self.layout.current, *frame), generator=generator, device=home),
+            torch.randn((clips, self.layout.current, *frame), generator=generator, device=home, dtype=dtype),
             masking.draw_frames(clips, self.layout, generator=generator),
         )
         if not self.config.context_noise:
             return draw
-        sigma = self.config.context_noise * torch.rand(clips, generator=generator, device=home)
-        eps = torch.randn((clips, self.layout.condition_frames, *frame), generator=generator, device=home)
+        sigma = self.config.context_noise * torch.rand(clips, generator=generator, device=home, dtype=dtype)
+        eps = torch.randn((clips, self.layout.condition_frames, *frame), generator=generator, device=home, dtype=dtype)
         return draw._replace(context_sigma=sigma, context_eps=eps)
 
     def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
@@ -193,15 +207,14 @@ class VideoDiffusion(nn.Module):
         ``(B, p + f, C, H, W)`` for every call, read only by a model with `noisy_condition` (None: torch's own).
         sigma: standard deviation of the noise that past and future hold, which a model with `context_noise` is told.
         """
-        told = torch.full((len(past),), sigma, device=past.device) if self.config.context_noise else None
+        told = past.new_full((len(past),), sigma) if self.config.context_noise else None
         shared = len(past) == 1 and not self.config.noisy_condition
         keep = self.network.maps_fit(1 if shared else len(rows))
-        conditions = [self.network.encode(past, future, past_seen, told, keep).take(rows)]
+        views = [_View(past, future, past_seen, told, rows)]
         if guidance != 1.0:
-            nothing = self.network.encode(
-                torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
-            )
-            conditions.append(nothing.take(torch.zeros_like(rows)))
+            nothing = torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
+            views.append(_View(*nothing, None, torch.zeros_like(rows)))
+        conditions = [self.network.encode(v.past, v.future, v.past_seen, v.sigma, keep).take(v.rows) for v in views]
         prediction = self.config.prediction
         calls = [network_call(self.network, slot) for slot in range(len(conditions))]
 
@@ -209,9 +222,9 @@ class VideoDiffusion(nn.Module):
             time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
-                level, fresh = torch.full((), alpha_bar, device=x.device), condition_noise and condition_noise()
-                noisy = self._with_noise(past[rows], future[rows], level, fresh)
-                here = [self.network.encode(*noisy, past_seen[rows], None, keep), *conditions[1:]]
+                level, fresh = x.new_full((), alpha_bar), condition_noise and condition_noise()
+                noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for v in views]
+                here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
             outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
             # torch.tensor(...) would wait for a GPU to finish what it does
@@ -267,21 +280,13 @@ class VideoDiffusion(nn.Module):
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
         or a task that it was not trained for.
         """
-        given = self._prepare(video)
-        flags = torch.as_tensor(known, dtype=torch.bool)
-        if flags.shape != given.shape[1:2]:
-            raise McvdError(
-                f"known has shape {tuple(flags.shape)}; it takes one flag for each of {given.shape[1]} frames"
-            )
-        known = flags.tolist()
-        for name, value, least in (
-            ("samples", samples, 1),
-            ("batch_size", batch_size, 1),
-            ("first_clip", first_clip, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise McvdError(f"{name} is {value}; it must be at least {least}")
+        flags = frame_flags(known)
+        given, known = self._given(video, flags), flags.tolist()
+        samples, batch_size = whole("samples", samples, 1), whole("batch_size", batch_size, 1)
+        first_clip, seed = whole("first_clip", first_clip, 0), whole("seed", seed, 0)
+        steps = None if steps is None else whole("steps", steps, 1)
+        if not math.isfinite(guidance):
+            raise McvdError(f"guidance is {guidance}; it must be a finite number")
         if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
             raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
         if not 0.0 <= context_noise <= self.config.context_noise:
@@ -294,7 +299,7 @@ class VideoDiffusion(nn.Module):
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:
             table = solver_table(solver, schedule, steps)
-        training = self.training
+        training = [(part, part.training) for part in self.modules()]
         self.eval()  # no dropout, also between two training steps
         try:
             with half, calls_by(self.network, engine):
@@ -314,14 +319,15 @@ class VideoDiffusion(nn.Module):
                     progress=progress,
                 )
         finally:
-            self.train(training)
+            for part, mode in training:
+                part.training = mode
 
     def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: object) -> Tensor:
         """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
 
         Returns the new frames only, in time order, ``(B * samples, frames, C, H, W)``.
         """
-        past, n = self._prepare(past), _count(frames)
+        past, n = self._given(past), whole("frames", frames, 1, MOST_FRAMES)
         blank = past.new_zeros(len(past), n, *past.shape[2:])
         context = [True] * past.shape[1]
         if backward:
@@ -333,8 +339,8 @@ class VideoDiffusion(nn.Module):
 
         Returns the new frames only, ``(B * samples, frames, C, H, W)``.
         """
-        past, future = self._prepare(past), self._prepare(future)
-        n = self.layout.current if frames is None else _count(frames)
+        past, future = self._given(past), self._given(future)
+        n = self.layout.current if frames is None else whole("frames", frames, 1, MOST_FRAMES)
         if len(past) != len(future):
             raise McvdError(f"{len(past)} clips before the gap, but {len(future)} after it")
         video = torch.cat([past, past.new_zeros(len(past), n, *past.shape[2:]), future], 1)
@@ -343,36 +349,14 @@ class VideoDiffusion(nn.Module):
 
     def generate(self, frames: int, *, samples: int = 1, **options: object) -> Tensor:
         """New videos from nothing, ``(samples, frames, C, H, W)``; options as in `fill`."""
-        n = _count(frames)
+        n = whole("frames", frames, 1, MOST_FRAMES)
         return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, samples=samples, **options)  # type: ignore
 
-    def _prepare(self, video: Tensor) -> Tensor:
-        """Checks a public video; -> ``(B, T, C, H, W)`` float in [0, 1], with the model's device and colours."""
-        if video.dim() not in (4, 5):
-            raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
-        if not video.numel():
-            raise McvdError(f"the video is empty: its shape is {tuple(video.shape)}")
-        video = video if video.dim() == 5 else video[None]
-        if video.dtype == torch.uint8:
-            video = video.to(self.device).float() / 255
-        elif video.is_floating_point():
-            low, high = float(video.min()), float(video.max())
-            if not (low >= -1e-4 and high <= 1 + 1e-4):
-                raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
-            video = video.to(self.device, torch.float32)
-        else:
-            raise McvdError(f"a video is uint8 or float, not {video.dtype}")
-        if video.shape[2] != self.channels:
-            if {video.shape[2], self.channels} != {1, 3}:
-                raise McvdError(f"the video has {video.shape[2]} channels, the model {self.channels}")
-            if self.channels == 3:
-                video = video.expand(-1, -1, 3, -1, -1)
-            else:  # ITU-R 601 luma
-                video = (video * video.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(2, keepdim=True)
-        if tuple(video.shape[3:]) != self.size:
-            have, want = "x".join(map(str, video.shape[3:])), "x".join(map(str, self.size))
-            raise McvdError(f"frames are {have}, the model's are {want}; read the video with size=model.size")
-        return video
+    def _given(self, video: Tensor, known: Tensor | None = None) -> Tensor:
+        """A public video as `given_video` makes it for this model."""
+        if (weights := next(self.parameters()).dtype) != torch.float32:
+            raise McvdError(f"the weights are {weights}; sample with model.float(), and precision= for half of it")
+        return given_video(video, self.size, self.channels, known).to(self.device)
 
     # --- files --------------------------------------------------------------------------------------------------
 
@@ -395,9 +379,3 @@ class VideoDiffusion(nn.Module):
         """Saves the model and uploads it to a hub repository, with options of `upload_folder`; returns its address."""
         with tempfile.TemporaryDirectory() as folder:
             return upload(self.save(folder), repo_id, **options)
-
-
-def _count(frames: int) -> int:
-    if frames < 1:
-        raise McvdError(f"frames is {frames}; ask for at least 1")
-    return frames

@@ -30,7 +30,7 @@ class SeededNoise:
         self.generators: dict[tuple[int, int], torch.Generator] = {}
 
     def __call__(self, trajectories: list[tuple[int, int]], shape: tuple[int, ...]) -> Tensor:
-        noise = torch.empty(len(trajectories), *shape, device=self.device)
+        noise = torch.empty(len(trajectories), *shape, device=self.device, dtype=torch.float32)
         for row, trajectory in zip(noise, trajectories):
             row.normal_(generator=self._generator(trajectory))
         return noise
@@ -123,7 +123,7 @@ def _run_block(
     condition_shape = (past.shape[1] + future.shape[1], *frames.shape[2:])
     if sigma:  # then every trajectory has a row of its own
         seen = torch.tensor([i is not None for i in (*block.past, *block.future)], device=frames.device)
-        kept = torch.tensor(1 - sigma**2, device=frames.device)
+        kept = torch.tensor(1 - sigma**2, device=frames.device, dtype=frames.dtype)
         noisy = add_noise(torch.cat([past, future], 1), noise(chunk, condition_shape), kept)
         past, future = (noisy * seen.view(-1, 1, 1, 1)).split([past.shape[1], future.shape[1]], 1)
     denoise = model.denoiser(past, future, past_seen, rows, guidance, lambda: noise(chunk, condition_shape), sigma)

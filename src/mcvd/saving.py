@@ -52,17 +52,24 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise McvdError(f"{folder} is not a model folder: it has no {name}")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise McvdError(f"{folder / CONFIG} cannot be read as JSON ({error}); fetch or save it again") from None
-    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-        raise McvdError(f"{folder / CONFIG} is not of an mcvd model (format {FORMAT})")
-    config.pop("notes", None)
+    config, _ = read_config_and_notes(folder)
     try:
         return config, load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise McvdError(f"{folder / WEIGHTS} cannot be read ({error}); fetch or save it again") from None
+
+
+def read_config_and_notes(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and notes in the config.json that `write_model` wrote."""
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise McvdError(f"{path} cannot be read as JSON ({error}); fetch or save it again") from None
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+        raise McvdError(f"{path} is not of an mcvd model (format {FORMAT})")
+    notes = config.pop("notes", None)
+    return config, notes if isinstance(notes, dict) else {}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:

@@ -38,11 +38,12 @@ class Command:
         """Does it."""
         from mcvd.cli.work import fill_in, load_model, read_clip
         from mcvd.files import stem
+        from mcvd.given import MOST_FRAMES, whole
 
         ranges = parse_ranges(self.known)
         model = load_model(self.sampling)
         clip = read_clip(self.clip, model, self.sampling.model, self.reading)
-        length = self.length or len(clip.video)
+        length = whole("--length", self.length or len(clip.video), 1, MOST_FRAMES)
         known = known_mask(ranges, length, min(length, len(clip.video)))
         real = clip.video[:length]
         video = real.new_zeros(length, *real.shape[1:])

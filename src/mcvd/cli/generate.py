@@ -26,9 +26,9 @@ class Command:
         """Does it."""
         import torch
 
-        from mcvd.cli.work import fill_in, load_model
+        from mcvd.cli.work import fill_in, load_model, new_frames
 
         model = load_model(self.sampling)
-        frames = self.frames or model.layout.current
+        frames = new_frames(self.frames, model)
         video = torch.zeros(frames, model.channels, *model.size)
         fill_in(model, video, [False] * frames, "generate", self.sampling, self.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,10 +21,8 @@ class Command:
 
     checkpoint: Annotated[Path, Positional, arg(metavar="CHECKPOINT.pt")]
     """The authors' file; no code in it is run."""
-    output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: models/NAME of the file)")] = (
-        None
-    )
-    """Folder for config.json and model.safetensors."""
+    output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: models/EXPERIMENT_STEP)")] = None
+    """Folder for config.json and model.safetensors. Without one, EXPERIMENT/logs/checkpoint_STEP.pt gives its name."""
     raw: Flag = False
     """Take the raw weights, not the averaged ones that the published results use."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -34,9 +33,24 @@ class Command:
         import torch
 
         from mcvd.interop.official import import_checkpoint
+        from mcvd.saving import CONFIG, WEIGHTS
 
-        folder = self.output or Path("models") / self.checkpoint.stem
+        folder = self.output or Path("models") / default_name(self.checkpoint)
         model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
-        size = sum(item.stat().st_size for item in folder.iterdir()) / 1e6
+        size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS)) / 1e6
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"wrote {folder} ({parameters:.1f} M parameters, {size:.1f} MB); look at it with: mcvd info {folder}")
+
+
+def default_name(checkpoint: Path) -> str:
+    """EXPERIMENT_<step> for EXPERIMENT/logs/checkpoint_<step>.pt: the files of all experiments have the same names.
+
+    A file that is given without its folder, or called otherwise, lends its own name.
+    """
+    folder = checkpoint.parent.resolve()
+    while folder.name == "logs":
+        folder = folder.parent
+    step = re.fullmatch(r"checkpoint(_.*)?", checkpoint.stem)
+    if step is None or not folder.name or checkpoint.parent == Path():
+        return checkpoint.stem
+    return folder.name + (step[1] or "")

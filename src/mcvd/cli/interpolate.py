@@ -34,14 +34,14 @@ class Command:
         """Does it."""
         import torch
 
-        from mcvd.cli.work import context_frames, fill_in, load_model, read_clip
+        from mcvd.cli.work import context_frames, fill_in, load_model, new_frames, read_clip
         from mcvd.files import stem
 
         model = load_model(self.sampling)
         clips = [read_clip(path, model, self.sampling.model, self.reading) for path in (self.before, self.after)]
         past = context_frames(clips[0].video, self.context, model.layout.past, end=True)
         future = context_frames(clips[1].video, self.context, model.layout.future, end=False)
-        new = past.new_zeros(self.frames or model.layout.current, *past.shape[1:])
+        new = past.new_zeros(new_frames(self.frames, model), *past.shape[1:])
         known = [True] * len(past) + [False] * len(new) + [True] * len(future)
         video = torch.cat([past, new, future])
         fill_in(model, video, known, f"{stem(self.before)}-interpolate", self.sampling, self.output, clips=clips)

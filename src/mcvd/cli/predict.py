@@ -34,14 +34,14 @@ class Command:
         """Does it."""
         import torch
 
-        from mcvd.cli.work import context_frames, fill_in, load_model, read_clip
+        from mcvd.cli.work import context_frames, fill_in, load_model, new_frames, read_clip
         from mcvd.files import stem
 
         model = load_model(self.sampling)
         clip = read_clip(self.clip, model, self.sampling.model, self.reading)
         seen = model.layout.future if self.backward else model.layout.past
         given = context_frames(clip.video, self.context, seen, end=not self.backward)
-        new = given.new_zeros(self.frames or model.layout.current, *given.shape[1:])
+        new = given.new_zeros(new_frames(self.frames, model), *given.shape[1:])
         parts = [(given, True), (new, False)]
         if self.backward:
             parts.reverse()

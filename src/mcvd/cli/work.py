@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from mcvd.cli.options import Output, Reading, Sampling
 from mcvd.cli.progress import ProgressBar
-from mcvd.data.video import contact_sheet, read_video, video_info, write_video
+from mcvd.data.video import IMAGE_SUFFIXES, contact_sheet, read_video, video_info, write_video
 from mcvd.data.video_write import CODECS
 from mcvd.errors import McvdError
+from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.plan import draw_plan, plan
@@ -57,6 +59,11 @@ def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: i
     if n > len(video):
         raise McvdError(f"--context is {n}, but the clip has only {count(len(video), 'frame')}")
     return video[-n:] if end else video[:n]
+
+
+def new_frames(asked: int | None, model: VideoDiffusion) -> int:
+    """How many frames are to be made: those of `--frames`, or of a block."""
+    return whole("--frames", asked or model.layout.current, 1, MOST_FRAMES)
 
 
 def fill_in(
@@ -131,16 +138,24 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path]) ->
     digits = len(str(samples))
     names = [path.name] if samples == 1 else [f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, samples + 1)]
     files = [] if suffix == ".png" else [path.with_name(n) for n in names]
-    taken = {item.resolve() for item in inputs}
+    clips = [item.expanduser().resolve() for item in inputs]
+    folders = [clip for clip in clips if clip.is_dir()]
     for target in (*files, sheet):
-        if target.resolve() in taken:
-            raise McvdError(f"{target} is the clip itself; write to another file with --out")
+        there = target.resolve()
+        if any(there == clip or there in clip.parents for clip in clips):
+            raise McvdError(f"{target} is the clip itself, or holds it; write to another file with --out")
+        if there.parent in folders and (target.suffix.lower() in IMAGE_SUFFIXES):
+            raise McvdError(f"{target} would be one more frame of the clip {there.parent.name}; name another --out")
+        linked = target.is_symlink() and target.is_dir()
+        if linked or (target.exists() and not target.is_file() and not target.is_dir()):
+            raise McvdError(f"cannot write {target}: it is a link to a folder, or a device; choose another --out")
         if target.is_dir() and (target.suffix or not _holds_frames(target)):
             raise McvdError(f"cannot write {target}: it is a folder with other things in it; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise McvdError(f"cannot make the folder {path.parent}: {error.strerror or error}") from None
+        raise McvdError(f"cannot write into {path.parent}: {error.strerror or error}") from None
     return files, sheet
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
+from mcvd.saving import CONFIG
 
 
 def bundled_models() -> list[str]:
@@ -35,19 +36,26 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
 
 def _find(name: str | Path) -> VideoDiffusion:
     path = Path(name).expanduser()
+    # a run folder of `mcvd train` holds its averaged weights in model/
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return VideoDiffusion.from_folder(folder)
     if path.suffix in (".pt", ".pth"):
         from mcvd.interop.official import load_checkpoint
 
         return load_checkpoint(path)
-    if path.is_dir():
-        # a run folder of `mcvd train` holds its averaged weights in model/
-        return VideoDiffusion.from_folder(path / "model" if not (path / "config.json").is_file() else path)
-    if str(name) in bundled_models():
+    if str(name) in bundled_models():  # whatever else has this name here is no model
         with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
             return VideoDiffusion.from_folder(folder)
+    if path.is_dir():
+        raise McvdError(f"{path} is not a model folder: it has no {CONFIG}")
+    bundled = ", ".join(bundled_models()) or "none"
+    if path.is_file():
+        raise McvdError(
+            f"{path} is a file, but no model: a model is a folder, bundled ({bundled}) or the authors' checkpoint_N.pt"
+        )
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
         return VideoDiffusion.from_folder(_download(str(name)))
-    bundled = ", ".join(bundled_models()) or "none"
     raise McvdError(
         f"no model {name}: it is no folder, no .pt file and not bundled ({bundled}); a hub model is named owner/name"
     )

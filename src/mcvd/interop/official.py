@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from mcvd.config import from_dict
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
@@ -25,21 +28,20 @@ from mcvd.networks.attention import Attention
 from mcvd.networks.blocks import ModulatedNorm, ResidualBlock, Spatin
 from mcvd.networks.frames3d import PseudoConv3d, SpaceTimeAttention, Spatin3d
 from mcvd.networks.unet import UNet, UNetConfig
-from mcvd.saving import load_weights
+from mcvd.saving import CONFIG, load_weights, read_config_and_notes
 
 PREFIX = "unet.all_modules."
 BUFFERS = ("betas", "alphas", "alphas_prev", "unet.sigmas", "k", "k_cum", "theta_t")
 
 # --- configuration ------------------------------------------------------------------------------------------------
 
-_MUST = object()
-# what a released config.yml may lack, with the value the published code then assumes
+# what a released config.yml may lack, with the value the published code then assumes; what it must hold, with its type
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {
-        "channels": _MUST,
-        "image_size": _MUST,
-        "num_frames": _MUST,
-        "num_frames_cond": _MUST,
+        "channels": int,
+        "image_size": int,
+        "num_frames": int,
+        "num_frames_cond": int,
         "num_frames_future": 0,
         "prob_mask_cond": 0.0,
         "prob_mask_future": 0.0,
@@ -49,11 +51,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "model": {
         "arch": "unetmore",
-        "ngf": _MUST,
-        "ch_mult": _MUST,
-        "num_res_blocks": _MUST,
-        "attn_resolutions": _MUST,
-        "n_head_channels": _MUST,
+        "ngf": int,
+        "ch_mult": list,
+        "num_res_blocks": int,
+        "attn_resolutions": list,
+        "n_head_channels": int,
         "dropout": 0.0,
         "spade": False,
         "spade_dim": 128,
@@ -82,38 +84,84 @@ _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
         "sigma_dist": ("linear", "cosine"),
     },
 }
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    list: "a list of whole numbers",
+}
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The `data` and `model` sections of a published config.yml, with the published defaults for missing keys."""
-    import yaml  # only here: benchmarks on a bare GPU machine do without
+    """The `data` and `model` sections of a published config.yml, with the published defaults for missing keys.
 
+    Raises McvdError unless every value is of its key's type, and of a model that can be loaded.
+    """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise McvdError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from None
+        raw = _read_yaml(path.read_bytes())
+    except Exception as error:  # yaml's own errors, and whatever a wrong value makes its constructors raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise McvdError(f"{path} cannot be read as YAML: {reason}") from None
     sections = {}
     for section, defaults in _DEFAULTS.items():
         found = raw.get(section) if isinstance(raw, dict) else None
         if not isinstance(found, dict):
             raise McvdError(f"{path} has no section {section}: it is not the config.yml of a published checkpoint")
-        values = {key: found.get(key, default) for key, default in defaults.items()}
-        for key, value in values.items():
-            if value is _MUST:
-                raise McvdError(f"{path}: {section}.{key} is missing, and the weights do not tell it")
-            allowed = _ONLY[section].get(key)
-            if allowed is not None and value not in allowed:
-                raise McvdError(
-                    f"{path}: {section}.{key} is {value!r}; only {', '.join(map(repr, allowed))} can be loaded"
-                )
-        sections[section] = values
+        sections[section] = {
+            key: _value(found.get(key, default), default, _ONLY[section].get(key), f"{path}: {section}.{key}")
+            for key, default in defaults.items()
+        }
     return sections
+
+
+def _read_yaml(data: bytes) -> Any:
+    """YAML in any encoding it may have; of Python's own tags that of tuples alone, which `--config_mod` can leave."""
+    import yaml  # only here: benchmarks on a bare GPU machine do without
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_yaml_seq)  # type: ignore[type-var]
+    return yaml.load(data, Loader)
+
+
+def _value(value: Any, default: Any, allowed: tuple[Any, ...] | None, where: str) -> Any:
+    """A value of config.yml as the type of its default; `default` is a type where there is none."""
+    kind = default if isinstance(default, type) else type(default)
+    if value is kind:
+        raise McvdError(f"{where} is missing, and the weights do not tell it")
+    typed = _typed(value, kind)
+    if typed is None:
+        raise McvdError(f"{where} is {value!r}; it must be {_KINDS[kind]}")
+    if kind is str and typed.upper() in (allowed or ()):  # the published code reads model.version in any case
+        typed = typed.upper()
+    if allowed is not None and typed not in allowed:
+        raise McvdError(f"{where} is {value!r}; only {', '.join(map(repr, allowed))} can be loaded")
+    return typed
+
+
+def _typed(value: Any, kind: type) -> Any:
+    """The value as `kind`, None if it is not one."""
+    if kind is list:
+        items = [_typed(item, int) for item in value] if isinstance(value, (list, tuple)) else [None]
+        return None if None in items else items
+    if kind is bool:
+        return bool(value) if value in (0, 1) else None
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as text
+        except (ValueError, OverflowError):
+            return None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is kind else None
 
 
 def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
     """Our configuration for the sections that `read_config` gives."""
     data, model = published["data"], published["model"]
-    together = bool(data["prob_mask_sync"]) and data["prob_mask_cond"] > 0
+    together = data["prob_mask_sync"] and data["prob_mask_cond"] > 0
     return ModelConfig(
         network=UNetConfig(
             size=(data["image_size"], data["image_size"]),
@@ -124,18 +172,16 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
             blocks=model["num_res_blocks"],
             attention=tuple(model["attn_resolutions"]),
             head_channels=model["n_head_channels"],
-            dropout=float(model["dropout"]),
+            dropout=model["dropout"],
             conditioning="spatin" if model["spade"] else "concat",
             spatin_width=model["spade_dim"],
-            mask_embedding=bool(model["cond_emb"]),
-            time_embedding=bool(model["time_conditional"]),
+            mask_embedding=model["cond_emb"],
+            time_embedding=model["time_conditional"],
             frames=_ARCH[model["arch"]],
         ),
-        masking=Masking(float(data["prob_mask_cond"]), float(data["prob_mask_future"]), together),
-        schedule=NoiseSchedule(
-            model["sigma_dist"], model["num_classes"], float(model["sigma_end"]), float(model["sigma_begin"])
-        ),
-        noisy_condition=bool(model["noise_in_cond"]),
+        masking=Masking(data["prob_mask_cond"], data["prob_mask_future"], together),
+        schedule=NoiseSchedule(model["sigma_dist"], model["num_classes"], model["sigma_end"], model["sigma_begin"]),
+        noisy_condition=model["noise_in_cond"],
         time_from_noise=True,
     )
 
@@ -233,7 +279,7 @@ def to_official(network: UNet) -> dict[str, Tensor]:
 
 
 def from_official(network: UNet, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Published weights under our names; raises McvdError unless every name is used exactly once."""
+    """Published weights under our names; raises McvdError unless every name is used exactly once, in its shape."""
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     weights = {name: value for name, value in weights.items() if name not in BUFFERS}
     names = name_map(network)
@@ -245,6 +291,10 @@ def from_official(network: UNet, weights: dict[str, Tensor], where: str) -> dict
         if gone:
             first = min(gone)
             raise McvdError(f"{where} {what} {first} ({len(gone)} such names): config.yml does not fit these weights")
+    for theirs, like in to_official(network).items():
+        if (found := weights[theirs].shape) != like.shape:
+            shapes = f"{tuple(found)}, not {tuple(like.shape)}"
+            raise McvdError(f"{where} has another shape of {theirs} ({shapes}): config.yml does not fit these weights")
     out: dict[str, Any] = {}
     for theirs, ours in names.items():
         value = weights[theirs].T if theirs.endswith(".W") else weights[theirs]
@@ -275,19 +325,41 @@ def import_checkpoint(
     """Writes a published checkpoint as a model folder (weights as `dtype`), a quarter of its size; returns the model.
 
     The notes in config.json say where it came from: file name, SHA-256, training step, averaged weights or raw ones.
+    Raises McvdError as `load_checkpoint` does, and where the folder holds another model: only the same import may be
+    done again.
     """
     path = Path(path)
     model, notes = _load(path, ema)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    model.save(folder, dtype, {"source": path.name, "sha256": digest, **notes})
+    notes = {"source": path.name, "sha256": digest, **notes}
+    if (Path(folder) / CONFIG).exists() and not _is_import(folder, model.config, notes):
+        raise McvdError(f"{folder} holds another model, which is not replaced; name another folder with --output")
+    try:
+        model.save(folder, dtype, notes)
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise McvdError(f"cannot write {folder} ({reason}); name another folder with --output") from None
     return model
+
+
+def _is_import(folder: str | Path, config: ModelConfig, notes: dict[str, Any]) -> bool:
+    """Whether a model folder holds these weights of this file, whatever its name was, with this configuration."""
+    try:
+        found, told = read_config_and_notes(folder)
+        same = all(told.get(name) == notes[name] for name in ("sha256", "ema"))
+        return same and from_dict(ModelConfig, found, str(folder)) == config
+    except McvdError:
+        return False
 
 
 def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     if not path.is_file():
-        raise McvdError(f"{path} is not there")
-    config_path = path.parent / "config.yml"
+        raise McvdError(f"{path} is {'a folder, not a checkpoint of the authors' if path.is_dir() else 'not there'}")
+    run = path.parent
+    if re.fullmatch(r"checkpoint-\d+\.pt", path.name) and ((run / "recipe.yaml").exists() or (run / "model").is_dir()):
+        raise McvdError(f"{path} is what a run of mcvd train goes on from, not its model: name the run folder, {run}")
+    config_path = run / "config.yml"
     if not config_path.is_file():
         raise McvdError(f"{path} needs the config.yml it was published with in the same folder; there is none")
     published = read_config(config_path)
@@ -297,19 +369,23 @@ def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
         raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
     if published["model"]["gamma"]:
         warnings.warn(f"{path.name} was trained with Gamma noise; it is sampled with Gaussian noise here", stacklevel=3)
-    model = build(published, states[0], states[4] if use_ema else states[0], str(path))
-    return model, {"step": states[3], "ema": use_ema}
+    model = build(published, states[0], states[4] if use_ema else states[0], str(path), str(config_path))
+    step = states[3] if isinstance(states[3], int) else f"{states[3]}"  # a tensor cannot be noted
+    return model, {"step": step, "ema": use_ema}
 
 
 def _read(path: Path) -> list[Any]:
     """The list in the file; nothing but tensors and plain values is ever unpickled."""
     try:
-        states = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        # PyTorch's text for pickled code is about its own options; the person only needs to know that it was refused
-        code = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
-        why = "it holds code, which is never run" if code else (str(error).splitlines() or [type(error).__name__])[0]
-        raise McvdError(f"{path} cannot be read as a checkpoint ({why}); download it again") from None
+        with warnings.catch_warnings(action="ignore"):  # of the pickle's version
+            states = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file can lead to any
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's text is advice to switch the protection off; the person only needs to know that it was refused
+            other = "is a file of another kind, or " if "Unsupported operand" in str(error) else ""
+            reason = f"it {other}holds code, which is never run"
+        raise McvdError(f"{path} cannot be read as a checkpoint ({reason}); download it again") from None
     weights = states[:1] + states[4:] if isinstance(states, list) and len(states) > 3 else [None]
     if not all(isinstance(state, dict) for state in weights):
         raise McvdError(f"{path} is not a published checkpoint, a list of weights, optimizer, epoch, step and EMA")
@@ -317,13 +393,35 @@ def _read(path: Path) -> list[Any]:
 
 
 def build(
-    published: dict[str, dict[str, Any]], state: dict[str, Tensor], weights: dict[str, Tensor], where: str
+    published: dict[str, dict[str, Any]],
+    state: dict[str, Tensor],
+    weights: dict[str, Tensor],
+    where: str,
+    config: str = "config.yml",
 ) -> VideoDiffusion:
-    """The model for what `read_config` gives, in evaluation mode: `weights` loaded, the tables of `state` checked."""
-    model = VideoDiffusion(model_config(published))
+    """The model for what `read_config` gives, in evaluation mode: `weights` loaded, the tables of `state` checked.
+
+    where, config: the files of weights and configuration, named in errors.
+    """
+    try:
+        model = VideoDiffusion(model_config(published))
+    except McvdError as error:
+        raise McvdError(f"{config}: {error}") from None
+    for part in (state, weights):
+        _check_tensors(part, where)
     _check_tables(model.config.schedule, state, where)
     load_weights(model.network, from_official(model.network, weights, where), where)
     return model.eval()
+
+
+def _check_tensors(state: dict[Any, Any], where: str) -> None:
+    """That a state dict is one: whatever else a file may hold is no weight."""
+    for name, value in state.items():
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise McvdError(f"{where} has a weight whose name is no text ({kind}); it is not a published checkpoint")
+        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            raise McvdError(f"{where}: {name} is no dense tensor of real numbers; it is not a published checkpoint")
 
 
 def _check_tables(schedule: NoiseSchedule, state: dict[str, Tensor], where: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -24,21 +26,27 @@ ENGINES: dict[str, Callable[[UNet], Callable[..., Tensor] | None]] = {
 }
 
 
+_LOCKS: WeakKeyDictionary[UNet, threading.RLock] = WeakKeyDictionary()
+"""One for every network, whose engine serves one thread at a time."""
+
+
 @contextlib.contextmanager
 def calls_by(network: UNet, engine: str = "torch") -> Iterator[None]:
     """Within it, and without gradients, `network_call` of this network is carried out by this engine.
 
     Weights must not change meanwhile: packed, recorded and exported ones are copies, dropped at the end. Raises
-    McvdError for an unknown name, or an engine that this machine or the network's device does not have.
+    McvdError for an unknown name, or an engine that this machine or the network's device does not have. Another thread
+    waits until it is left.
     """
     if engine not in ENGINES:
         raise McvdError(f"engine is {engine!r}; it is one of {', '.join(ENGINES)}")
-    before, network.calls = network.calls, ENGINES[engine](network)
-    try:
-        with packed_convolutions(network):
-            yield
-    finally:
-        network.calls = before
+    with _LOCKS.setdefault(network, threading.RLock()):
+        before, network.calls = network.calls, ENGINES[engine](network)
+        try:
+            with packed_convolutions(network):
+                yield
+        finally:
+            network.calls = before
 
 
 def network_call(network: UNet, slot: int = 0) -> Call:

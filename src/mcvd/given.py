@@ -1,0 +1,82 @@
+"""What a caller gives: videos, flags and counts, checked and brought to one form."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcvd.errors import McvdError
+
+MOST_FRAMES = 1_000_000
+"""That can be asked for in one video; beyond it a number is a mistake, and memory would end first."""
+LUMA = 0.299, 0.587, 0.114
+"""ITU-R 601: weights of red, green and blue in grey."""
+
+
+def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tensor | None = None) -> Tensor:
+    """A video ``(T, C, H, W)`` or ``(B, T, C, H, W)``, uint8 or float in [0, 1] -> ``(B, T, C, H, W)`` float32.
+
+    size: (height, width) that the frames must have; channels: 1 or 3, which they are brought to. known: ``(T,)`` bool,
+    the frames that count; the others are black then, whatever they were. Raises McvdError for anything else.
+    """
+    if not isinstance(video, Tensor):
+        raise McvdError(f"a video is a tensor, not {type(video).__name__}; torch.as_tensor makes one of an array")
+    if video.dim() not in (4, 5):
+        raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
+    if not video.numel():
+        raise McvdError(f"the video is empty: its shape is {tuple(video.shape)}")
+    video = (video if video.dim() == 5 else video[None]).detach()
+    if known is not None:
+        if known.shape != video.shape[1:2]:
+            have = tuple(known.shape)
+            raise McvdError(f"known has shape {have}; it takes one flag for each of {video.shape[1]} frames")
+        video = video.where(known.to(video.device).view(-1, 1, 1, 1), torch.zeros_like(video))
+    if video.dtype == torch.uint8:
+        video = video.float() / 255
+    elif video.is_floating_point():
+        low, high = float(video.min()), float(video.max())
+        if not (low >= -1e-4 and high <= 1 + 1e-4):
+            raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
+        video = video.float()
+    else:
+        raise McvdError(f"a video is uint8 or float, not {video.dtype}")
+    if video.shape[2] != channels:
+        if {video.shape[2], channels} != {1, 3}:
+            raise McvdError(f"the video has {video.shape[2]} channels, the model {channels}")
+        if channels == 3:
+            video = video.expand(-1, -1, 3, -1, -1)
+        else:
+            video = (video * video.new_tensor(LUMA).view(3, 1, 1)).sum(2, keepdim=True)
+    if tuple(video.shape[3:]) != size:
+        (height, width), (rows, columns) = video.shape[3:], size
+        raise McvdError(
+            f"frames are {height}x{width}, the model's are {rows}x{columns}; read the video with size=model.size"
+        )
+    return video
+
+
+def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
+    """One flag a frame as a bool tensor on the CPU; 0 and 1 are flags, too. Raises McvdError for anything else."""
+    try:
+        flags = torch.as_tensor(known, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise McvdError(f"known is {str(known)[:60]}; it takes one flag, True or False, for each frame") from None
+    if ((flags != 0) & (flags != 1)).any():
+        raise McvdError("known takes one flag, True or False, for each frame, not the numbers of frames")
+    return flags.bool()
+
+
+def whole(name: str, value: int, least: int, most: int | None = None) -> int:
+    """The value of an argument that is a whole number in [least, most]; McvdError that names it where it is none."""
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise McvdError(f"{name} is {value!r}; it must be a whole number") from None
+    if value < least:
+        raise McvdError(f"{name} is {value}; it must be at least {least}")
+    if most is not None and value > most:
+        raise McvdError(f"{name} is {value}; it must be at most {most}")
+    return value
