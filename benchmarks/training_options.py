@@ -92,6 +92,10 @@ TRAININGS = {
     "x0": Training(X0, {"x0": Row()}),
     "x0-min-snr": Training({**X0, "weighting": "min-snr"}, {"x0, Min-SNR": Row()}),
     "x0-cosine-noise": Training({**X0, "model.schedule.kind": "cosine"}, {"x0, cosine noise schedule": Row()}),
+    "patch": Training(
+        {**X0, "model.network.patch": 2, "model.network.width": 32, "model.network.multipliers": [1, 1]},
+        {"x0, patches of 2, the inner levels as wide": Row()},
+    ),
     "muon": Training({**X0, "optimizer.name": "muon"}, {"x0, Muon": Row()}),
     "modern": Training(
         {**X0, "model.masking.frames": 0.1, "model.context_noise": 0.3},
@@ -168,10 +172,11 @@ def baselines(clips: Tensor) -> dict[str, dict[str, float]]:
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Markdown."""
-    print("| | error | block 1 | block 2 | block 3 | from 2 frames |\n|---|---|---|---|---|---|")
+    print("| | error | block 1 | block 2 | block 3 | from 2 frames | training, CPU s |\n|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         figures = [f"{row['error']:.4f}" if "error" in row else ""]
         figures += [f"{row[key]:.2f}" for key in ("psnr_block_1", "psnr_block_2", "psnr_block_3", "psnr_short")]
+        figures += [f"{row['seconds']:.0f}" if "seconds" in row else ""]
         print(f"| {name} | {' | '.join(figures)} |")
 
 
@@ -192,7 +197,7 @@ def main(options: Options) -> None:
             path.write_text(json.dumps(run(training, digits, clips, options.steps), indent=1) + "\n")
             print(f"trained: {name}", flush=True)
         result = json.loads(path.read_text())
-        rows |= result["rows"]
+        rows |= {name: row | {"seconds": result["train_cpu_seconds"]} for name, row in result["rows"].items()}
         cpu += result["cpu_seconds"]
     print(f"\n{options.steps} steps of {PAPER.batch} clips, {options.clips} test clips; {cpu / 60:.1f} CPU minutes\n")
     print_table(rows)

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "src"), str(HERE.parent)]
 
 import digits as quality  # noqa: E402 - benchmarks/digits.py
-from mcvd.config import from_dict, to_dict  # noqa: E402
+from mcvd.config import from_dict, override, parse_assignments, to_dict  # noqa: E402
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits  # noqa: E402
 from mcvd.model import VideoDiffusion  # noqa: E402
 from mcvd.training.recipe import Recipe, read_recipe  # noqa: E402
@@ -42,6 +42,8 @@ class Prepare:
     """Folder of the MNIST files; None is the cache (`mcvd fetch mnist`)."""
     recipe: str = "digits"
     """Bundled recipe or YAML file."""
+    set: tuple[str, ...] = ()
+    """Other values of the recipe, such as model.network.patch=2."""
 
 
 @dataclass
@@ -103,7 +105,8 @@ def prepare(options: Prepare) -> None:
     np.savez_compressed(
         PACKED / "digits.npz", **{split: load_digits(root, split).numpy() for split in ("train", "test")}
     )
-    (PACKED / "recipe.json").write_text(json.dumps(to_dict(read_recipe(options.recipe)), indent=1) + "\n")
+    recipe = override(read_recipe(options.recipe), parse_assignments(options.set, "--set"), "--set")
+    (PACKED / "recipe.json").write_text(json.dumps(to_dict(recipe), indent=1) + "\n")
     print(f"packed {PACKED}: {sum(f.stat().st_size for f in PACKED.iterdir()) / 2**20:.1f} MiB")
 
 

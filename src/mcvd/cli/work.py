@@ -15,7 +15,7 @@ from torch import Tensor
 from mcvd.cli.options import Output, Reading, Sampling
 from mcvd.cli.progress import ProgressBar
 from mcvd.data.video import IMAGE_SUFFIXES, contact_sheet, read_video, video_info, write_video
-from mcvd.data.video_write import CODECS
+from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
@@ -82,7 +82,8 @@ def fill_in(
     name: of the files, unless `--out` says another. clips: what was read, which is never overwritten; the first one's
     rate is the output's. truth: real frames to show in the picture's first row.
     """
-    files, sheet = targets(output.out, name, sampling.samples, [clip.path for clip in clips])
+    fps = output.fps or next((clip.fps for clip in clips if clip.fps), None) or model.config.fps
+    files, sheet = targets(output.out, name, sampling.samples, [clip.path for clip in clips], fps)
     blocks = plan(known, model.layout, model.config.masking)
     if output.show_plan:
         print(draw_plan(blocks, known))
@@ -111,7 +112,6 @@ def fill_in(
     videos = videos.cpu()
     print(f"made in {time.monotonic() - began:.1f} s")
 
-    fps = output.fps or next((clip.fps for clip in clips if clip.fps), None) or model.config.fps
     for path, sample in zip(files, videos):
         done = "replaced" if path.exists() else "wrote"
         write_video(path, sample, fps=fps)
@@ -126,15 +126,13 @@ def fill_in(
     print(f"{done} {sheet} (all frames in a picture: given ones edged blue, made ones orange)")
 
 
-def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path]) -> tuple[list[Path], Path]:
+def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fps: float) -> tuple[list[Path], Path]:
     """Paths of the videos and of the picture; McvdError now, not after the sampling, if they cannot be written."""
     path = Path(out or f"output/{name}.mp4").expanduser()
     if out is not None and (out.endswith(("/", "\\")) or (path.is_dir() and not _holds_frames(path))):
         path /= f"{name}.mp4"
+    check_target(path, fps)
     suffix, sheet = path.suffix.lower(), path.with_suffix(".png")
-    if suffix and suffix not in (*CODECS, ".npz", ".png"):
-        formats = " ".join([*CODECS, ".npz", ".png"])
-        raise McvdError(f"cannot write {path}: the suffix must be one of {formats}, or none for a folder of PNG frames")
     digits = len(str(samples))
     names = [path.name] if samples == 1 else [f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, samples + 1)]
     files = [] if suffix == ".png" else [path.with_name(n) for n in names]
