@@ -192,8 +192,12 @@ def test_what_cannot_be_measured_is_said(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(McvdError, match="no build"):
         load_peer(tmp_path / "empty.py")
-    with pytest.raises(McvdError, match="predict eps"):
-        benchmark(options(models={"v": tiny.config(prediction="v")}))
+    with pytest.raises(McvdError, match="noisy_condition is not measured"):
+        benchmark(options(models={"old": tiny.config(noisy_condition=True)}))
+    with pytest.raises(McvdError, match="cannot use the device 'toaster'"):
+        benchmark(options(device="toaster"))
+    with pytest.raises(McvdError, match="nothing is measured"):
+        benchmark(options(batches=()))
     (tmp_path / "mcvd.py").write_text(TOY)
     with pytest.raises(McvdError, match="must differ"):
         benchmark(options(peers=(tmp_path / "mcvd.py",)))
@@ -214,3 +218,90 @@ def test_the_command_prints_one_json_document(tmp_path, capsys):
     assert document["format"] == FORMAT
     assert document["rows"][0]["recipe"] == "tiny"
     assert "a peer may talk" in said.err
+
+
+def test_recipes_of_one_file_name_are_told_apart(tmp_path, capsys):
+    recipes = [tmp_path / folder / "tiny.yaml" for folder in ("a", "b")]
+    for recipe, width in zip(recipes, (8, 16)):
+        recipe.parent.mkdir()
+        recipe.write_text(
+            f"model: {{network: {{size: [16, 16], layout: {{past: 1, current: 1, future: 0}}, width: {width}, "
+            "multipliers: [1], blocks: 1, attention: []}}"
+        )
+    words = ["--cases", "network", "--rounds", "1", "--skip-memory", "--json", "--device", "cpu"]
+    assert main(["benchmark", "--recipe", *map(str, recipes), *words]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["recipe"] for row in rows] == list(map(str, recipes))
+    assert rows[0]["flops"] < rows[1]["flops"]
+
+
+def test_a_network_is_measured_whatever_it_predicts():
+    """Which changes no time: peers know the published ones."""
+    model = tiny.config(prediction="x0", context_noise=0.3)
+    model = dataclasses.replace(model, schedule=dataclasses.replace(model.schedule, zero_terminal=True))
+    document = benchmark(options(models={"x0": model}, peers=(PLAIN,)))
+    assert all(row["implementations"]["plain"]["equal"] for row in document["rows"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("[None]", "shape (1, 1, 3, 1, 16, 16), not (1, 3, 1, 16, 16) DIFFERS"),  # which would broadcast
+        ("[:, :1]", "shape (1, 1, 1, 16, 16), not (1, 3, 1, 16, 16) DIFFERS"),
+        (" * float('nan')", "not finite DIFFERS"),
+    ],
+)
+def test_outputs_that_cannot_be_compared_differ(tmp_path, change, said):
+    path = tmp_path / "odd.py"
+    path.write_text(TOY.replace(" + ERROR", change))
+    document = benchmark(options(peers=(path,), cases=("network",)))
+    entry = json.loads(json.dumps(document, allow_nan=False))["rows"][0]["implementations"]["odd"]
+    assert entry["difference"] is None
+    assert not entry["equal"]
+    assert said in table(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def build(", "cannot be imported: SyntaxError"),
+        ("import no_such_module", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit: 0"),
+        ("def build(c, s): raise ValueError('two\\nlines')", "build failed: ValueError: two"),
+        ("def build(c, s): pass", "build returns NoneType; it must return a dictionary"),
+        ("def build(c, s): return {'netwrok': 1}", "build offers netwrok; it may offer network, sample, train_step"),
+        ("def build(c, s): return {'network': 5}", "network failed: TypeError"),
+        ("def build(c, s): return {'network': lambda p, f: lambda x, t: 1 / 0}", "network's call failed: ZeroDivision"),
+        ("def build(c, s): return {'network': lambda p, f: lambda x, t: None}", "network's call returns NoneType"),
+        ("def build(c, s): return {'network': lambda p, f: exit(0)}", "network failed: SystemExit: 0"),
+        (
+            "def build(c, s): return {'train_step': lambda v, d: 0.5}",
+            "train_step returns float; it must return a tensor",
+        ),
+        ("def build(c, s): return {'sample': lambda p, f, x, *_: x}", "sample called noise() 0 times in 2 steps"),
+    ],
+)
+def test_what_a_peer_does_wrong_is_one_line_with_its_name(tmp_path, text, says):
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    with pytest.raises(McvdError) as caught:
+        benchmark(options(peers=(path,)))
+    assert str(caught.value).startswith(f"--peer {path}: {says}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_peer_may_define_a_dataclass(tmp_path):
+    (tmp_path / "classy.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: ClassVar = 1\n" + TOY.replace("ERROR", "0")
+    )
+    assert load_peer(tmp_path / "classy.py").note == "a toy"
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="resident memory is read from Linux")
+def test_a_peer_that_leaves_while_memory_is_measured_is_named(tmp_path):
+    path = tmp_path / "leaves.py"
+    path.write_text("exit(0)")
+    setting = Setting("tiny", setting_model(tiny.config()))
+    with pytest.raises(McvdError, match=r"\(network\) failed: --peer .*leaves.py: cannot be imported: SystemExit"):
+        memory.peak_bytes(memory.Request("network", setting, "cpu", 1, peer=str(path)))

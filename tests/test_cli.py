@@ -313,6 +313,29 @@ def test_import_of_a_published_checkpoint(oracle_dir, tmp_path, capsys):
     assert "source       checkpoint.pt" in capsys.readouterr().out
 
 
+def test_no_frame_of_a_clip_is_replaced_or_joined_by_a_picture_of_ours(clip, models, capsys):
+    """A clip that is a folder of frames, and one of its frames alone."""
+    frames = write_video(Path("frames"), moving_strokes(6))
+    before = {path.name: path.read_bytes() for path in frames.iterdir()}
+    quick = ["--model", models["tiny"], "--frames", "1", "--solver", "ddim", "--steps", "2", "--out"]
+    for words, said in (
+        (["frames/frame_00003.png", *quick, "frames"], "frames is the clip itself, or holds it"),
+        (["frames", *quick, "frames"], "frames is the clip itself, or holds it"),
+        (["frames", *quick, "frames/frame_00000.mp4"], "would be one more frame of the clip frames"),
+        (["frames", *quick, "frames/new.mp4"], "frames/new.png would be one more frame of the clip frames"),
+    ):
+        assert said in fails(capsys, 1, "predict", *words)
+    assert {path.name: path.read_bytes() for path in frames.iterdir()} == before
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, models, capsys):
+    Path("made").symlink_to(write_video(Path("frames"), moving_strokes(2)))
+    quick = ["predict", "clip.npz", "--model", models["tiny"], "--frames", "1", "--out"]
+    for place, said in (("made", "it is a link to a folder"), ("/proc/x.mp4", "cannot write into /proc")):
+        assert said in fails(capsys, 1, *quick, place)
+        assert "made in" not in capsys.readouterr().out
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -322,6 +345,8 @@ def test_import_of_a_published_checkpoint(oracle_dir, tmp_path, capsys):
         ("predict nope.mp4", 1, "nope.mp4 does not exist"),
         ("predict notes.mp4", 1, "cannot read notes.mp4 as a video"),
         ("predict clip.npz --frames 0", 2, "--frames: 0 must be at least 1"),
+        ("predict clip.npz --frames 100000000000", 1, "--frames is 100000000000; it must be at most 1000000"),
+        ("fill clip.npz --known 0-1 --length 100000000000", 1, "--length is 100000000000; it must be at most"),
         ("predict clip.npz --frames many", 2, "'many' is not a whole number"),
         ("predict clip.npz --solver euler", 1, "one of ddpm, ddim, f-pndm, dpm++"),
         ("predict clip.npz --steps 5000", 1, "allows 1 to 1000"),
@@ -332,7 +357,7 @@ def test_import_of_a_published_checkpoint(oracle_dir, tmp_path, capsys):
         ("predict clip.npz --fit cut", 2, "'crop', 'stretch'"),
         ("predict clip.npz --out clip.npz", 1, "the clip itself"),
         ("predict clip.npz --out film.mpx", 1, "the suffix must be"),
-        ("predict clip.npz --out notes.mp4/x.mp4", 1, "cannot make the folder"),
+        ("predict clip.npz --out notes.mp4/x.mp4", 1, "cannot write into"),
         ("predict clip.npz --device toaster", 1, "toaster"),
         ("predict clip.npz --solver dpm++ --reference", 1, "reference mode"),
         ("predict", 2, "CLIP"),
@@ -539,3 +564,64 @@ def test_freed_memory_is_kept_unless_the_environment_says_something(monkeypatch,
     assert said == (main_module.KEEP_MEMORY if kept else {})
     monkeypatch.setattr(main_module.ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
     main_module._keep_memory()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("benchmark --batch 1 x", "--batch: cannot read '1', 'x'; write --batch N ... (see mcvd benchmark --help)"),
+        ("predict a.mp4 --frames x", "--frames: 'x' is not a whole number; write --frames N (see mcvd predict --help)"),
+        ("predict a.mp4 --frames", "--frames takes a value (see mcvd predict --help)"),
+        ("predict", "Missing from mcvd predict: CLIP (see mcvd predict --help)"),
+        (
+            "train digits -- --steps 5",
+            "Unrecognized options: --steps, 5; Perhaps you meant: --steps N (see mcvd train --help)",
+        ),
+    ],
+)
+def test_options_that_cannot_be_read_are_named_with_what_they_take(words, says, capsys):
+    assert fails(capsys, 2, *words.split()) == f"mcvd: error: {says}"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("data prepare a b --channels 2", ("--channels", "'1'", "'3'")),
+        ("data prepare a b --size 16 x", ("--size", "HEIGHT WIDTH")),
+        ("data prepare a b --size 16", ("--size",)),
+        ("predict a.mp4 -- --", ("Unrecognized options: --;",)),
+    ],
+)
+def test_no_words_of_python_and_no_help_text_in_what_is_said_of_options(words, says, capsys):
+    said = fails(capsys, 2, *words.split())
+    assert all(word in said for word in says)
+    assert not any(word in said for word in ("None", "[", "tuple", "type"))
+    assert len(said) < 300
+
+
+def test_what_tyro_says_of_a_choice_between_types_is_said_plainly():
+    text = [
+        "Error parsing --size: no type matching {None}|{INT INT} could be ",
+        "instantiated from ['16'].",
+        "",
+        "Got errors:",
+        "- tuple[int, int]: input length 1 did not match expected argument",
+        "count 2 of `[bold]INT INT[/bold]`",
+        "─" * 66,
+        "Argument helptext:",
+        "    --size HEIGHT WIDTH",
+        "    Of the stored frames, in pixels.",
+        "─" * 66,
+        "For full helptext, see mcvd data --help",
+    ]
+    said = "--size: cannot read '16'; write --size HEIGHT WIDTH"
+    assert main_module._unboxed("\n".join(["╭─ Value error ─╮", *(f"│ {x:66} │" for x in text), "╰─╯"])) == said
+    assert main_module._unboxed("\n".join([" Value error", *(f"  {x:66}" for x in text)])) == said
+
+
+def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):
+    Path("vids").mkdir()
+    assert "mcvd data info vids says" in fails(capsys, 1, "info", "vids")
+    Path("vids/a.npz").write_bytes(Path("clip.npz").read_bytes())
+    assert "name one in it (vids/a.npz), or: mcvd data info vids" in fails(capsys, 1, "info", "vids")
+    assert main(["info", str(write_video(Path("frames"), moving_strokes(3)))]) == 0

@@ -326,6 +326,29 @@ def test_frames_are_picked_by_time(tmp_path: Path) -> None:
     assert [entry.fps for entry in read_manifest(tmp_path / "data").videos] == [8, 8, None]
 
 
+def test_frames_of_animations_are_picked_by_their_own_times(tmp_path: Path) -> None:
+    first, *rest = (Image.new("L", (16, 16), 10 * i) for i in range(8))
+    (tmp_path / "raw").mkdir()
+    for name in ("a.gif", "a.webp", "a.apng", "a.png"):  # a png may be animated, too
+        lossless = {"lossless": True} if name == "a.webp" else {}
+        first.save(tmp_path / "raw" / name, save_all=True, append_images=rest, duration=[1000] + [20] * 7, **lossless)
+    prepare(tmp_path / "raw", tmp_path / "data", replace(SMALL, fps=10), workers=1)
+    shown = {name: (video[:, 5, 5, 0] // 10).tolist() for name, video in stored(tmp_path / "data").items()}
+    assert shown == dict.fromkeys(("a.apng", "a.gif", "a.png", "a.webp"), [0] * 10 + [1, 6])
+
+
+def test_only_pngs_that_move_are_videos_of_their_own(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(3)]
+    profile = np.random.default_rng(0).bytes(20000)  # stands before the pixels, and before what announces an animation
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png", icc_profile=profile if i else None)
+    pictures[0].save(tmp_path / "moves.png", save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "long.png", save_all=True, append_images=pictures[1:], icc_profile=profile)
+    items, _ = find_items(tmp_path)
+    assert [(item.kind, len(item.files)) for item in items if item.name.endswith(".png")] == [("video", 1)] * 2
+    assert [len(item.files) for item in items if item.kind == "images"] == [3]
+
+
 # --- the published data sets ------------------------------------------------------------------------------------------
 
 

@@ -165,11 +165,23 @@ def test_fixed_clips_are_spread_and_never_change(data: Path) -> None:
 
 
 def test_short_videos_are_named_and_left_out(data: Path) -> None:
-    with pytest.warns(UserWarning, match=r"1 of 3 videos .*shorter than a clip \(11 frames\): 0.npz \(10\); left out"):
+    short = r"1 of 3 videos for train .*shorter than a clip \(11 frames\): 0.npz \(10\); left out"
+    with pytest.warns(UserWarning, match=short):
         shards = Shards(data, 11)
     assert len(shards) == 1 + 2
-    with pytest.raises(McvdError, match="3 of 3 videos .*fewer frames or a smaller stride"):
+    none = (
+        "no video for train in .*data is as long as a clip, 19 frames .*of 3 has 12; take longer videos, clips of fewer"
+    )
+    with pytest.raises(McvdError, match=none):
         Shards(data, 7, stride=3)
+
+
+def test_where_another_side_of_the_split_holds_longer_videos_the_error_says_so() -> None:
+    videos = [StoredVideo("a", 4, "train", "a"), StoredVideo("b", 6, "train", "b"), StoredVideo("c", 30, "test", "c")]
+    text = "no video for train in here .* 7 frames .*longest of 2 has 6; one of 30 is for test: sort the videos into"
+    with pytest.raises(McvdError, match=text):
+        Clips(videos, (1, 1, 1), 7, where="here")
+    assert len(Clips(videos, (1, 1, 1), 7, where="here", split="test")) == 24
 
 
 def test_a_missing_split_is_an_error_but_one_video_serves_for_both(data: Path, tmp_path: Path) -> None:
@@ -232,9 +244,13 @@ def test_info_and_sheet(data: Path, tmp_path: Path) -> None:
     assert (train.videos, train.frames, len(train.groups), train.shortest, train.longest) == (3, 33, 3, 10, 12)
     assert found.sizes == {(16, 16): 3}
     assert any("3 videos in 3 groups, 33 frames (10 to 12 a video)" in line for line in found.lines())
+    for frames in (0, 1):  # of which nothing is prepared
+        np.save(tmp_path / "raw" / f"short{frames}.npy", np.zeros((frames, 16, 16), np.uint8))
     raw = info(tmp_path / "raw")
     assert raw.kind == "raw"
     assert sum(part.frames for part in raw.splits.values()) == 33
+    assert sum(part.videos for part in raw.splits.values()) == 3
+    assert [name for name, why in raw.skipped if "at least 2 are needed" in why] == ["short0.npy", "short1.npy"]
     sheet = data_sheet(data, tmp_path / "sheet.png", clips=3, frames=5)
     assert (tmp_path / "sheet.png").is_file()
     assert sheet.width > 5 * 64

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mcvd.data.prepare.items import find_items
 from mcvd.data.sheet import GIVEN, MADE, contact_sheet
-from mcvd.data.video import read_video, video_info, write_video
+from mcvd.data.video import IMAGE_SUFFIXES, read_video, video_info, write_video
+from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
 
 
@@ -416,3 +417,180 @@ def test_frames_that_are_neither_given_nor_made_have_no_edge() -> None:
     edge = 68 * 68 - 64 * 64
     assert area([0, 1, 1, 1], MADE) - area([0, 1, -1, -1], MADE) == 2 * edge
     assert area([0, 0, 0, 1], GIVEN) - area([0, -1, -1, -1], GIVEN) == 2 * edge
+
+
+# ------------------------------------------------------------------------------- names, times, marks, transparency
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_video("12:30 clip.mkv", numbered(3))
+    assert torch.equal(read_video(path), numbered(3))
+    assert video_info(path).frames == 3
+
+
+def marked(path: Path, *matrix: int) -> Path:
+    """An mp4 with this 2 x 2 display matrix (xx, xy, yx, yy) in its track header."""
+    write_video(path, numbered(3), scale=1)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    xx, xy, yx, yy = (entry << 16 for entry in matrix)
+    data[at : at + 36] = struct.pack(">9i", xx, xy, 0, yx, yy, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "axes"),
+    [
+        ((-1, 0, 0, 1), [3]),  # left and right swapped
+        ((1, 0, 0, -1), [2]),
+        ((-1, 0, 0, -1), [2, 3]),
+        ((0, 1, 1, 0), "transposed"),
+        ((0, -1, -1, 0), "transposed over the other corner"),
+    ],
+)
+def test_mirroring_marks_are_obeyed(tmp_path: Path, matrix: tuple[int, ...], axes: list[int] | str) -> None:
+    as_stored = read_video(marked(tmp_path / "plain.mp4", 1, 0, 0, 1))
+    path = marked(tmp_path / "a.mp4", *matrix)
+    if axes == "transposed":
+        expected = as_stored.transpose(2, 3)
+    elif isinstance(axes, str):
+        expected = as_stored.flip(2, 3).transpose(2, 3)
+    else:
+        expected = as_stored.flip(axes)
+    assert torch.equal(read_video(path), expected)
+    info = video_info(path)
+    assert (info.height, info.width) == expected.shape[2:]
+
+
+def test_info_says_the_displayed_size_of_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "b.png", "c.tif"):
+        Image.new("RGB", (20, 10)).save(tmp_path / name, exif=exif)
+        info = video_info(tmp_path / name)
+        assert (info.height, info.width) == read_video(tmp_path / name).shape[2:] == (20, 10)
+    assert video_info(tmp_path).height == 20
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng", ".png"])
+def test_the_rate_of_an_animation_is_over_all_its_frames(tmp_path: Path, suffix: str) -> None:
+    first, *rest = (Image.fromarray(frame[0]) for frame in numbered(4).numpy())
+    path = tmp_path / f"a{suffix}"
+    first.save(path, save_all=True, append_images=rest, duration=[500, 100, 100, 100])
+    assert video_info(path).fps == 5
+    assert len(read_video(path)) == 4
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with contextlib.suppress(McvdError):
+        video_info(path)
+
+
+def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
+    picture = np.full((16, 16, 4), 200, np.uint8)
+    picture[:, 8:, 3] = 0
+    picture[:, :8, 3] = 255
+    first, second = (Image.fromarray(frame) for frame in (picture, picture[::-1]))
+    first.save(tmp_path / "a.png")
+    for name in ("a.apng", "a.webp", "a.gif"):
+        options = {"lossless": True, "exact": True} if name == "a.webp" else {}
+        kind = "PNG" if name == "a.apng" else None
+        first.save(tmp_path / name, kind, save_all=True, append_images=[second], duration=50, **options)
+    first.convert("LA").save(tmp_path / "la.png")
+    grey = Image.fromarray(picture[..., 3])
+    grey.save(tmp_path / "key.png", transparency=255)
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "argb"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba")))
+        container.mux(stream.encode(None))
+    for name in ("a.png", "a.apng", "a.webp", "a.gif", "la.png", "a.mov"):
+        video = read_video(tmp_path / name)
+        assert not video[..., 8:].any(), name
+        assert (video[..., :8] == 200).all(), name
+    assert read_video(tmp_path / "key.png").shape == (1, 1, 16, 16)
+    assert not read_video(tmp_path / "key.png").any()
+
+
+def test_integers_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    deep = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535\n" + deep.astype(">u2").tobytes())
+    for name in ("deep.tif", "deep.pgm"):
+        assert read_video(tmp_path / name).flatten().tolist() == list(range(256))
+    Image.fromarray(deep.astype(np.int32) // 256).save(tmp_path / "wide.tif")
+    assert "unknown range" in one_line(tmp_path / "wide.tif")
+
+
+def test_arrays_that_are_one_picture_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for shape, reason in (
+        ((48, 64, 3), "single picture"),
+        ((48, 64, 4), "single picture"),
+        ((0, 48, 64, 3), "no frame"),
+        ((8, 0, 64, 3), "no pixel"),
+        ((8, 0, 64), "no pixel"),
+    ):
+        np.save(path, np.zeros(shape, np.uint8))
+        assert reason in one_line(path)
+        with pytest.raises(McvdError, match=reason):
+            video_info(path)
+
+
+def test_frames_too_wide_to_scale_are_one_line(tmp_path: Path) -> None:
+    Image.new("1", (2**26, 1)).save(tmp_path / "a.tif", compression="group4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(McvdError, match="67108864x1 cannot be"):
+            read_video(tmp_path / "a.tif", channels=3)
+
+
+@pytest.mark.skipif(".avif" not in IMAGE_SUFFIXES, reason="this Pillow reads no avif")
+def test_avif(tmp_path: Path) -> None:
+    first, *rest = (Image.fromarray(frame[0]) for frame in numbered(4).numpy())
+    first.save(tmp_path / "1.avif")
+    assert video_info(tmp_path / "1.avif").fps is None
+    rest[0].save(tmp_path / "2.avif")
+    assert numbers(read_video(tmp_path)) == [0, 1]
+    first.save(tmp_path / "all.avif", save_all=True, append_images=rest, duration=40)
+    assert video_info(tmp_path / "all.avif").fps == 25
+    assert numbers(read_video(tmp_path / "all.avif")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "reason"),
+    [
+        ("a.gif", 120, "at most 100 .* mp4"),
+        ("a.mp4", 1e6, "0.001 to 1000"),
+        ("a.mkv", float("nan"), "nan"),
+        (".mp4", 10, "only a suffix.*clip.mp4"),
+        ("sub/.NPZ", 10, "only a suffix"),
+        ("folder.mp4", 10, "it is a folder"),
+        ("a.xyz", 10, r"\.mp4"),
+        ("kept", 10, "other files"),
+    ],
+)
+def test_what_can_be_refused_before_there_are_frames(tmp_path: Path, name: str, fps: float, reason: str) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/notes.txt").write_text("mine")
+    for refuse in (lambda path: check_target(path, fps), lambda path: write_video(path, numbered(2), fps=fps)):
+        with pytest.raises(McvdError, match=reason):
+            refuse(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_rates_at_the_edges(tmp_path: Path) -> None:
+    for name, fps in (
+        ("a.gif", 100),
+        ("a.mkv", 1000),
+        ("a.mp4", 1000),
+        ("b.mp4", 0.001),
+        ("a.webm", 240),
+        ("a.npz", 0),
+    ):
+        check_target(tmp_path / name, fps)
+        path = write_video(tmp_path / name, numbered(4), fps=fps, scale=1)
+        told = video_info(path).fps
+        assert told is None if name == "a.npz" else told == pytest.approx(fps, rel=0.01)

@@ -1,11 +1,23 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folders that are of mcvd's own making."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+OWN = {"recipe.yaml": ("log.jsonl", "samples", "model"), "manifest.jsonl": ("shards",), "identity.json": ("videos",)}
+"""What tells folders of a training run, of prepared data and of an evaluation: a file, and one of these beside it."""
+
+
+def own_folders(root: Path, files: Iterable[Path]) -> set[Path]:
+    """The folders of these files, below `root`, that mcvd made itself: what lies in them is nobody's data."""
+    return {
+        file.parent
+        for file in files
+        if file.parent != root and any((file.parent / beside).exists() for beside in OWN.get(file.name, ()))
+    }
 
 
 def stem(path: Path | str) -> str:

@@ -43,8 +43,8 @@ class Setting:
     """Sampling: steps that are run; the others cost the same (see `Sampling`)."""
 
     def __post_init__(self) -> None:
-        if self.model.prediction != "eps" or self.model.noisy_condition:
-            raise McvdError(f"{self.recipe}: only networks that predict eps from noiseless conditions are measured")
+        if self.model.noisy_condition:
+            raise McvdError(f"{self.recipe}: a network with noisy_condition is not measured; set it to false in a copy")
         if not 2 <= self.timed_steps <= self.solver_steps:
             raise McvdError(
                 f"{self.timed_steps} timed steps of {self.solver_steps}: at least 2, and no more than there are"
@@ -67,9 +67,12 @@ class Setting:
 
 
 def setting_model(config: ModelConfig, size: int | None = None) -> ModelConfig:
-    """A recipe's model as it is measured: time counted as the published weights do; size: other pixels a side."""
+    """A recipe's model as it is measured: as the published ones are (see `mcvd.benchmark.peer`) in what is no matter of
+    time, what the network predicts and how it is told of noise; size: other pixels a side."""
     network: UNetConfig = config.network if size is None else replace(config.network, size=(size, size))
-    return replace(config, network=network, time_from_noise=True)
+    schedule = replace(config.schedule, zero_terminal=False)
+    published = replace(config, prediction="eps", schedule=schedule, context_noise=0.0, time_from_noise=True)
+    return replace(published, network=network)
 
 
 @torch.no_grad()

@@ -57,6 +57,7 @@ def peak_bytes(request: Request) -> int | None:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = reason.removeprefix("mcvd.errors.McvdError: ")
         raise McvdError(f"measuring the memory of {request.peer or ours.NAME} ({request.case}) failed: {reason}")
     return int(done.stdout.splitlines()[-1])
 

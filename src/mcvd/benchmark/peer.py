@@ -30,7 +30,9 @@ Frames are float32 ``(B, frames, C, H, W)``, in [-1, 1] where they are clean; B 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
 
 LEARNING_RATE, GRADIENT_CLIP, EMA_DECAY = 2e-4, 1.0, 0.999
+OFFERS = ("network", "sample", "train_step")
 
 Callables = Mapping[str, Callable[..., Any]]
 Build = Callable[[ModelConfig, dict[str, Tensor]], Callables]
@@ -63,8 +66,68 @@ def load_peer(path: Path) -> Implementation:
     if spec is None or spec.loader is None:
         raise McvdError(f"--peer {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where a dataclass of the file looks itself up
+    with _blamed(path, "cannot be imported"):
+        spec.loader.exec_module(module)
     build = getattr(module, "build", None)
     if not callable(build):
         raise McvdError(f"--peer {path} defines no build(config, state_dict)")
-    return Implementation(path.stem, str(getattr(module, "NOTE", "")), build)
+    return Implementation(path.stem, str(getattr(module, "NOTE", "")), _held_to_contract(path, build))
+
+
+@contextmanager
+def _blamed(path: Path, what: str) -> Iterator[None]:
+    """Whatever a peer's code raises, `sys.exit` too, becomes one line that names its file."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        kind = "" if isinstance(error, McvdError) else f"{type(error).__name__}: "
+        raise McvdError(f"--peer {path}: {what}: {kind}{reason}") from error
+
+
+def _held_to_contract(path: Path, build: Build) -> Build:
+    """`build`, with what the contract asks of it, and of what it returns, checked where that costs no time."""
+
+    def tensor_of(what: str, function: Callable[..., Any]) -> Callable[..., Tensor]:
+        def call(*given: Any) -> Tensor:
+            with _blamed(path, f"{what} failed"):
+                out = function(*given)
+            if not isinstance(out, Tensor):
+                raise McvdError(f"--peer {path}: {what} returns {type(out).__name__}; it must return a tensor")
+            return out
+
+        return call
+
+    def checked(config: ModelConfig, state_dict: dict[str, Tensor]) -> Callables:
+        with _blamed(path, "build failed"):
+            offered = build(config, state_dict)
+        if not isinstance(offered, Mapping):
+            raise McvdError(f"--peer {path}: build returns {type(offered).__name__}; it must return a dictionary")
+        if unknown := offered.keys() - set(OFFERS):
+            raise McvdError(f"--peer {path}: build offers {min(unknown, key=str)}; it may offer {', '.join(OFFERS)}")
+        out = {name: tensor_of(name, function) for name, function in offered.items()}
+
+        def network(past: Tensor, future: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            with _blamed(path, "network failed"):
+                call = offered["network"](past, future)
+            return tensor_of("network's call", call)
+
+        def sample(
+            past: Tensor, future: Tensor, x: Tensor, noise: Callable[[], Tensor], steps: int, calls: int
+        ) -> Tensor:
+            asked: list[None] = []
+
+            def counted() -> Tensor:
+                asked.append(None)
+                return noise()
+
+            state = out["sample"](past, future, x, counted, steps, calls)
+            if len(asked) != calls < steps:  # steps are timed by it
+                found = f"called noise() {len(asked)} times in {calls} steps"
+                raise McvdError(f"--peer {path}: sample {found}; it must call it at the end of every step")
+            return state
+
+        return out | {name: f for name, f in (("network", network), ("sample", sample)) if name in offered}
+
+    return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from mcvd.benchmark.measure import Sample, interleave, summarise
 from mcvd.benchmark.memory import Request, peak_bytes
 from mcvd.benchmark.peer import Callables, Implementation, load_peer
 from mcvd.benchmark.startup import startup_rows
+from mcvd.device import usable_device
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
 
@@ -62,10 +64,12 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     for name in options.cases:
         if name not in (*CASES, "i3d", "startup"):
             raise McvdError(f"no case {name}; cases: {', '.join((*CASES, 'i3d', 'startup'))}")
+    if not (options.cases and options.models and options.batches):
+        raise McvdError("nothing is measured without a case, a recipe and a batch: name at least one of each")
     for name, value in (("batch", min(options.batches)), ("samples", options.samples), ("rounds", options.rounds)):
         if value < 1:
             raise McvdError(f"{name} is {value}; it must be at least 1")
-    device = torch.device(options.device)
+    device = torch.device(usable_device(options.device))
     settings = [(CASES[name], setting) for name in options.cases if name in CASES for setting in _settings(options)]
     extra = [name for name in options.cases if name not in CASES]
     ticks = _Ticks((len(settings) + len(extra)) * (options.rounds + 1), progress)
@@ -209,16 +213,22 @@ def _least(rounds: list[dict[str, Sample]]) -> dict[str, Sample]:
 
 
 def _beside(times: list[Sample], base: list[Sample], output: Tensor, truth: Tensor) -> Row:
-    """Paired ratios and how far the outputs are apart."""
+    """Paired ratios and how far the outputs are apart: a number, or in words where there is none."""
     ratio = summarise([t.wall / b.wall for t, b in zip(times, base)])
     processor = summarise([t.processor / max(b.processor, 1e-9) for t, b in zip(times, base)])
-    difference = float((output.cpu() - truth.cpu()).abs().max())
+    largest = float(truth.abs().max())
+    unlike = difference = None
+    if output.shape != truth.shape:  # which might broadcast
+        unlike = f"shape {tuple(output.shape)}, not {tuple(truth.shape)}"
+    elif not math.isfinite(difference := float((output.cpu() - truth.cpu()).abs().max())):
+        unlike, difference = "not finite", None  # JSON knows no NaN
     return {
         "ratio": ratio._asdict(),
         "processor_ratio": processor._asdict(),
         "difference": difference,
-        "largest_output": float(truth.abs().max()),
-        "equal": difference <= TOLERANCE,
+        "unlike": unlike,
+        "largest_output": largest if math.isfinite(largest) else None,
+        "equal": difference is not None and difference <= TOLERANCE,
     }
 
 

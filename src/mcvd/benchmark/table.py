@@ -47,6 +47,7 @@ def _title(row: dict[str, Any]) -> str:
 
 def _cells(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
     memory, difference = entry["memory_bytes"], entry.get("difference")
+    apart = entry.get("unlike") or ("" if difference is None else f"{difference:.1e}")
     shown = "" if memory is None else f"{memory / 2**20:,.0f} MiB"
     if memory is not None and entry.get("memory_ratio") is not None:
         shown += f" (ours {entry['memory_ratio']:.0%} of it)"
@@ -60,7 +61,7 @@ def _cells(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
         _ratio(entry.get("ratio")),
         f"{entry['least_ratio']:.2f}" if "least_ratio" in entry else "",
         f"{entry['processor_ratio']['median']:.2f}" if "processor_ratio" in entry else "",
-        "" if difference is None else f"{difference:.1e}" + ("" if entry["equal"] else " DIFFERS"),
+        apart if entry.get("equal", True) else f"{apart} DIFFERS",
     )
 
 

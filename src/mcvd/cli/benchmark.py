@@ -29,9 +29,9 @@ class Command:
     """Networks, by recipe: bundled names or .yaml files."""
     cases: tuple[CaseName, ...] = ("network", "sampling", "training", "i3d")
     """What is timed; startup is of commands, each in a process of its own."""
-    batch: tuple[Count, ...] = (1,)
+    batch: Annotated[tuple[Count, ...], arg(metavar="N ...")] = (1,)
     """Clips at once; several are measured one after another."""
-    size: Annotated[tuple[Count, ...], arg(help_behavior_hint="(default: the recipe's)")] = ()
+    size: Annotated[tuple[Count, ...], arg(metavar="N ...", help_behavior_hint="(default: the recipe's)")] = ()
     """Pixels a side; several are measured one after another."""
     samples: Count = 1
     """Sampling: samples of every clip."""
@@ -70,8 +70,10 @@ class Command:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        stems = [Path(recipe).stem for recipe in self.recipe]
+        names = [stem if stems.count(stem) == 1 else recipe for stem, recipe in zip(stems, self.recipe)]
         options = Options(
-            models={Path(name).stem: read_recipe(name).model for name in self.recipe},
+            models={name: read_recipe(recipe).model for name, recipe in zip(names, self.recipe)},
             cases=self.cases,
             batches=self.batch,
             sizes=self.size,

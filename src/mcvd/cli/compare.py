@@ -32,11 +32,12 @@ class Command:
     def run(self) -> None:
         """Does it."""
         from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
+        from mcvd.evaluation.text import printable
 
         comparison = compare(self.folders, mixed=self.mixed, with_published=self.published)
         if self.format == "md":
-            print(to_markdown(comparison))
+            print(printable(to_markdown(comparison)))
             return
         for note in comparison.notes:
             print(f"mcvd: note: {note}", file=sys.stderr)
-        sys.stdout.write(to_csv(comparison) if self.format == "csv" else to_json(comparison))
+        sys.stdout.write(printable(to_csv(comparison)) if self.format == "csv" else to_json(comparison))

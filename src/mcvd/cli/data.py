@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from mcvd.cli.options import Count, MaybeCount, MaybeRate
+from mcvd.cli.options import Count, MaybeCount, MaybeRate, MaybeSize, Number
 
-Size = tuple[int, int] | None
 Fit = Literal["crop", "stretch"] | None
 Filter = Literal["area", "bilinear", "lanczos"] | None
 _PRESET = "(default: the layout's; videos: {})"
@@ -33,7 +32,7 @@ class Prepare:
     """New or empty folder, or one of an earlier run."""
     layout: Literal["videos", "kth", "bair", "cityscapes", "ucf101"] = "videos"
     """Whatever lies there, or the raw download of a published data set with its split and its way to resize."""
-    size: Annotated[Size, arg(metavar="HEIGHT WIDTH", help_behavior_hint=_PRESET.format("64 64"))] = None
+    size: Annotated[MaybeSize, arg(help_behavior_hint=_PRESET.format("64 64"))] = None
     """Of the stored frames, in pixels."""
     channels: Annotated[Literal[1, 3] | None, arg(metavar="1|3", help_behavior_hint=_PRESET.format("3"))] = None
     """1: grey; 3: RGB."""
@@ -47,9 +46,9 @@ class Prepare:
     """Shorter videos are left out."""
     split_by: Annotated[str, arg(metavar="auto|file|folder|REGEX")] = "auto"
     """What stays together: auto takes train/, val/ and test/ folders, else files; REGEX: e.g. 'person(\\d+)'."""
-    test_share: Annotated[float, arg(metavar="X")] = 0.1
+    test_share: Number = 0.1
     """Share of the groups that is held out for test."""
-    val_share: Annotated[float, arg(metavar="X")] = 0.0
+    val_share: Number = 0.0
     """Share of the groups that is held out for validation."""
     workers: Annotated[MaybeCount, arg(help_behavior_hint="(default: one a core)")] = None
     """Processes that decode."""

@@ -128,9 +128,10 @@ class Command:
         show(result, output)
 
     def _folder(self, protocol: Protocol, solver: str) -> Path:
+        from mcvd.evaluation.text import printable
         from mcvd.files import stem
 
-        parts = [stem(self.model), protocol.name, f"{solver}{self.steps or ''}"]
+        parts = [printable(stem(self.model)), protocol.name, f"{solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
         parts += ["reference"] if self.reference else []
         parts += [self.precision] if self.precision != "fp32" else []
@@ -146,7 +147,9 @@ def names(text: str | None) -> list[str] | None:
 
 def local_device(device: str | None) -> str | None:
     """The GPU of this process, where torchrun started several and none is named."""
-    if device is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    from mcvd.evaluation.run import Worker
+
+    if Worker.of_torchrun().count == 1 or device is not None:
         return device
     import torch
 
@@ -160,9 +163,9 @@ def show(result: Result | None, output: Path) -> None:
     from mcvd.evaluation.report import write_report
     from mcvd.evaluation.summary import lines
 
-    print("\n".join(lines(result)))
+    say("\n".join(lines(result)))
     page, *_ = write_report(output)
-    print(f"the result is in {output} (result.json; for a paper: result.md); look at {page}")
+    say(f"the result is in {output} (result.json; for a paper: result.md); look at {page}")
 
 
 def print_protocols() -> None:
@@ -176,4 +179,6 @@ def print_protocols() -> None:
 
 def say(line: str) -> None:
     """A line, at once."""
-    print(line, flush=True)
+    from mcvd.evaluation.text import printable
+
+    print(printable(line), flush=True)

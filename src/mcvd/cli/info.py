@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from mcvd.errors import McvdError
+
 if TYPE_CHECKING:
     from mcvd.model import VideoDiffusion
 
@@ -31,6 +33,7 @@ class Command:
         path = Path(self.what).expanduser()
         folder = model_folder(self.what)
         if folder is None and path.exists() and path.suffix not in (".pt", ".pth"):
+            must_be_one_clip(path)
             return clip_rows(path)
         from mcvd.interop.load import load
 
@@ -49,6 +52,20 @@ def model_folder(name: str) -> Path | None:
     if "/" not in name:
         places.append(Path(str(files("mcvd.pretrained"))) / name)
     return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def must_be_one_clip(path: Path) -> None:
+    """McvdError for a folder without images, which is no clip: it names one in it, and what tells of all of them."""
+    from mcvd.data.prepare.items import VIDEOS
+    from mcvd.data.video import IMAGE_SUFFIXES
+
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):
+        clip = next((file for file in inside if file.suffix.lower() in VIDEOS | {".npz", ".npy"}), None)
+        raise McvdError(
+            f"{path} is no model (it has no config.json) and no clip (it has no image); "
+            f"{f'name one in it ({clip}), or: ' if clip else ''}mcvd data info {path} says what videos it holds"
+        )
 
 
 def clip_rows(path: Path) -> list[tuple[str, str]]:
@@ -87,7 +104,6 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
 
 def tasks(model: VideoDiffusion) -> list[str]:
     """The commands that the model was trained for: those whose known-mask can be planned."""
-    from mcvd.errors import McvdError
     from mcvd.plan import plan
 
     past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future

@@ -10,6 +10,7 @@ import ctypes
 import difflib
 import io
 import os
+import re
 import sys
 import time
 import traceback
@@ -149,18 +150,32 @@ def _parse(command: type, name: str, words: list[str]) -> Any:
         raise
 
 
+_SHORTER = (
+    (r"Error parsing (\S+:)", r"\1"),
+    # of an option that is read in one of several ways tyro lists how each failed, in words of Python
+    (r"(?:no type matching|Could not find valid parse).*?\[(.*?)\].*", r"cannot read \1"),
+    (r"'None', |, 'None'", ""),
+    (r"Missing value for argument '(.*?)'\. Expected 1 values\.", r"\1 takes a value"),
+    (r"Missing value for argument '(.*?)'\. Expected (\d+) values\.", r"\1 takes \2 values"),
+)
+
+
 def _unboxed(box: str) -> str:
-    """The text in tyro's box, without its help texts, as one line."""
+    """The text in tyro's box as one line: of the options that it speaks of how they are written, not their help."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
-        text = line.strip("│| ")
-        if set(text) <= set("─-╭╮╰╯+") or text[:1] in "╭╰":
+        text = line[2:].strip("│ ")
+        if line[1:2].strip() or set(text) <= set("─-"):  # the frame (or a bare title, without Unicode), a rule, nothing
             parts.append([])
-        else:
+        elif not line.startswith(" " * 8, 2):  # as deep as help texts are
             parts[-1].append(text)
+    usage = next((f"; write {part[1]}" for part in parts if part[:1] == ["Argument helptext:"] and part[1:]), "")
     said = [" ".join(filter(None, part)) for part in parts]
     said = [text for text in said if text and not text.startswith(("Argument helptext", "For full helptext"))]
-    return "; ".join(said) or "the options cannot be read"
+    text = "; ".join(said)
+    for long, short in _SHORTER:
+        text = re.sub(long, short, text)
+    return f"{text}{usage}" if text else "the options cannot be read"
 
 
 def _overview() -> str:

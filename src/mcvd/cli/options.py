@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,18 +13,20 @@ from tyro.constructors import PrimitiveConstructorSpec
 T = TypeVar("T")
 
 
-def _reader(metavar: str, read: Callable[[str], T]) -> PrimitiveConstructorSpec[Any]:
-    """How one value is read; `read` raises ValueError with a text for the person."""
+def _reader(metavar: str, read: Callable[..., T], words: int = 1) -> PrimitiveConstructorSpec[Any]:
+    """How a value is read from its words; `read` raises ValueError with a text for the person."""
     return PrimitiveConstructorSpec(
-        nargs=1,
+        nargs=words,
         metavar=metavar,
-        instance_from_str=lambda words: read(words[0]),
+        instance_from_str=lambda words: read(*words),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [str(value)],
     )
 
 
-def _number(kind: Callable[[str], float], text: str, low: float, *, above: bool = False) -> float:
+def _number(
+    kind: Callable[[str], float], text: str, low: float, high: float = math.inf, *, above: bool = False
+) -> float:
     noun = "whole number" if kind is int else "number"
     try:
         value = kind(text)
@@ -31,6 +34,8 @@ def _number(kind: Callable[[str], float], text: str, low: float, *, above: bool 
         raise ValueError(f"{text!r} is not a {noun}") from None
     if not (value > low if above else value >= low):  # also catches NaN
         raise ValueError(f"{text} must be {'above' if above else 'at least'} {low}")
+    if value > high or value == math.inf:
+        raise ValueError(f"{text} must be at most {high}" if high < math.inf else f"{text} is not a finite number")
     return value
 
 
@@ -39,7 +44,7 @@ def _context(text: str) -> int | str:
 
 
 _COUNT = _reader("N", lambda text: _number(int, text, 1))
-_RATE = _reader("FPS", lambda text: _number(float, text, 0, above=True))
+_RATE = _reader("FPS", lambda text: _number(float, text, 0, 1000, above=True))
 
 Count = Annotated[int, _COUNT]
 """A whole number from 1."""
@@ -49,6 +54,10 @@ MaybeSeed = Annotated[int | None, _reader("N", lambda text: _number(int, text, 0
 MaybeMinutes = Annotated[float | None, _reader("MINUTES", lambda text: _number(float, text, 0, above=True))]
 MaybeRate = Annotated[float | None, _RATE]
 Number = Annotated[float, _reader("X", lambda text: _number(float, text, 0))]
+MaybeSize = Annotated[
+    tuple[int, int] | None,
+    _reader("HEIGHT WIDTH", lambda height, width: (int(_number(int, height, 1)), int(_number(int, width, 1))), 2),
+]
 Context = Annotated[
     int | Literal["all"] | None, _reader("N|all", _context), arg(help_behavior_hint="(default: what the model sees)")
 ]

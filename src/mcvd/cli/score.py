@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from mcvd.cli.evaluate import PROTOCOL_HELP, Metrics, Settings, local_device, names, say, show
+from mcvd.cli.evaluate import PROTOCOL_HELP, Metrics, Settings, local_device, names, print_protocols, say, show
 from mcvd.cli.options import Device, Flag
 
 
@@ -17,7 +17,7 @@ class Command:
     """The numbers of `mcvd evaluate` for any videos, whoever made them, against real ones.
 
     A set is a folder of video files, of folders of frames or of npz arrays, or one npz or npy file. Made videos belong
-    to the real ones of the same name (NAME-1, NAME-2 ... are samples of NAME), else in sorted order.
+    to the real ones of the same name (NAME-1, NAME-2 ... are samples of NAME); where no name is met, in sorted order.
 
     Example: mcvd score real/ predictions/ --protocol bair-2to28 --set samples=1
     """
@@ -42,16 +42,21 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
+        if self.protocol == "list":
+            print_protocols()
+            return
         from mcvd.cli.progress import ProgressBar
-        from mcvd.device import default_device
+        from mcvd.device import usable_device
         from mcvd.evaluation.presets import find_protocol
         from mcvd.evaluation.score import score
+        from mcvd.evaluation.text import printable
         from mcvd.files import stem
 
         protocol = find_protocol(self.protocol, self.set)
-        name = self.name or stem(self.made)
-        output = self.output or Path("runs") / "score" / f"{name}-{protocol.name}"
-        device = local_device(self.device) or default_device()
+        name = printable(self.name or stem(self.made))
+        folder = f"{name}-{protocol.name}".replace("/", "-").replace("\\", "-")  # whatever the name, a folder of runs/
+        output = self.output or Path("runs") / "score" / folder
+        device = usable_device(local_device(self.device))
         with ProgressBar("measuring", "videos") as bar:
             result = score(
                 self.real,

@@ -70,6 +70,9 @@ class Command:
         recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
         if self.dry_run:
             _print_estimate(recipe, self.device)
+            path = recipe.data.path
+            if path is not None and not Path(path).expanduser().exists():  # what it costs elsewhere may be asked here
+                print(f"note: {path} does not exist on this machine, where training would stop at once")
             return
         output = self.output or Path("runs") / Path(self.recipe).stem
         first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
@@ -113,10 +116,10 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
     import yaml
 
     from mcvd.config import to_dict
-    from mcvd.device import default_device
+    from mcvd.device import usable_device
     from mcvd.training.estimate import estimate, rate
 
-    device = torch.device(where or default_device())
+    device = torch.device(usable_device(where))
     cost, speed = estimate(recipe), rate(device)
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")

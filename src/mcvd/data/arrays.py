@@ -47,6 +47,8 @@ def array_frames(loaded: np.ndarray, where: str) -> np.ndarray:
     shape = f"{where} holds an array {loaded.shape} {loaded.dtype}"
     layouts = "(T, H, W), (T, H, W, C) or (T, C, H, W) with C 1 or 3"
     if loaded.ndim == 3:
+        if loaded.shape[2] in (3, 4) and min(loaded.shape[:2]) > 4:
+            raise McvdError(f"{shape}, which looks like a single picture; a video is {layouts}")
         loaded = loaded[..., None]
     elif loaded.ndim != 4:
         raise McvdError(f"{shape}; a video is {layouts}")
@@ -56,9 +58,11 @@ def array_frames(loaded: np.ndarray, where: str) -> np.ndarray:
             raise McvdError(f"{shape}; {'channels may be axis 1 or 3' if first else 'no axis has 1 or 3 channels'}: "
                             f"a video is {layouts}")  # fmt: skip
         loaded = loaded.transpose(0, 2, 3, 1) if first else loaded
+    if not loaded.size:
+        raise McvdError(f"{shape}: {'no frame' if len(loaded) == 0 else 'no pixel in its frames'}")
     if loaded.dtype == np.bool_:
         return loaded.astype(np.uint8) * 255
-    if np.issubdtype(loaded.dtype, np.floating) and loaded.size:
+    if np.issubdtype(loaded.dtype, np.floating):
         low, high = float(loaded.min()), float(loaded.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
             raise McvdError(f"{shape} with values {low:.3g} .. {high:.3g}; floats must lie in [0, 1]")

@@ -83,13 +83,16 @@ class Clips:
         self.span = (frames - 1) * stride + 1
         mine = _of_split(videos, split, where)
         self.videos = [i for i in mine if videos[i].frames >= self.span]
+        if not self.videos:
+            raise _all_short(videos, mine, split, self.span, where)
         short = [f"{videos[i].name} ({videos[i].frames})" for i in mine if videos[i].frames < self.span]
         if short:
             some = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
-            text = f"{len(short)} of {len(mine)} videos of {where} are shorter than a clip ({self.span} frames): {some}"
-            if not self.videos:
-                raise McvdError(f"{text}; train with fewer frames or a smaller stride")
-            warnings.warn(f"{text}; left out", stacklevel=3)
+            warnings.warn(
+                f"{len(short)} of {len(mine)} videos for {split} in {where} are shorter than a clip ({self.span} "
+                f"frames): {some}; left out",
+                stacklevel=3,
+            )
         self.rooms = np.array([videos[i].frames - self.span + 1 for i in self.videos])
         self.ends = np.cumsum(self.rooms)
         last = len(self.videos) - 1
@@ -167,3 +170,18 @@ def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int
         warnings.warn(f"{where} holds one group of videos, so '{split}' is the same as training", stacklevel=4)
         return list(range(len(videos)))
     raise McvdError(f"{where} holds no video for {split}, only {counts}; prepare it again with another --split-by")
+
+
+def _all_short(videos: Sequence[StoredVideo], mine: Sequence[int], split: str, span: int, where: str) -> McvdError:
+    """The error where no video of a split holds a clip; another side of the split may hold longer ones."""
+    best, longest = (max(some, key=lambda video: video.frames) for some in ([videos[i] for i in mine], videos))
+    text = (
+        f"no video for {split} in {where} is as long as a clip, {span} frames from its first to its last: the longest "
+        f"of {len(mine)} has {best.frames}"
+    )
+    if longest.frames < span:
+        return McvdError(f"{text}; take longer videos, clips of fewer frames, or a smaller stride")
+    return McvdError(
+        f"{text}; one of {longest.frames} is for {longest.split}: sort the videos into train/ and test/ folders, or "
+        "split them otherwise (split_by; test_share of mcvd data prepare)"
+    )

@@ -20,6 +20,7 @@ import numpy as np
 from mcvd.data.clips import Clips, StoredVideo
 from mcvd.data.splits import assign_splits, folder_split
 from mcvd.errors import McvdError
+from mcvd.files import own_folders
 
 SUFFIXES = (".hdf5", ".h5")
 BESIDE = (".pkl", ".txt", ".md", ".json", ".yml", ".yaml", ".csv", "")  # what may lie beside shards
@@ -30,6 +31,8 @@ UCF_TEST_EVERY = 10
 def hdf5_shards(path: Path) -> list[Path]:
     """The shards at or below a path, sorted by name; none where there is none, or other data beside them."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    own = own_folders(path, files)
+    files = [file for file in files if own.isdisjoint(file.parents)]
     shards = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
     others = [file for file in files if file.suffix.lower() not in (*SUFFIXES, *BESIDE) and file.name[0] != "."]
     return [] if others else shards

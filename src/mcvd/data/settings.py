@@ -10,6 +10,7 @@ from mcvd.data.splits import check_splitting
 from mcvd.errors import McvdError
 
 Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
+MAX_FPS = 1000  # frames are repeated to reach a rate: a larger one would fill any disk
 SPLITTING = ("split_by", "test_share", "val_share")  # these can change later without decoding anything again
 
 
@@ -43,8 +44,8 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.size) < 1 or self.channels not in (1, 3):
             raise McvdError(f"size {self.size} must be positive, and channels ({self.channels}) 1 or 3")
-        if self.fps is not None and not self.fps > 0:
-            raise McvdError(f"fps is {self.fps}; it must be above 0")
+        if self.fps is not None and not 0 < self.fps <= MAX_FPS:
+            raise McvdError(f"fps is {self.fps}; it must be above 0 and at most {MAX_FPS}")
         if self.min_frames < 1:
             raise McvdError(f"min_frames is {self.min_frames}; it must be at least 1")
         check_splitting(self.split_by, self.test_share, self.val_share)

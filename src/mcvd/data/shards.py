@@ -76,7 +76,7 @@ class Manifest:
     """Of mcvd, when it was prepared."""
     entries: tuple[Entry, ...]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files below the root that are no videos: how many of each suffix."""
+    """Below the root: how many files of each suffix are no videos, and folders that mcvd made itself."""
 
     @property
     def videos(self) -> tuple[Entry, ...]:

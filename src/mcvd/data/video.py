@@ -6,6 +6,7 @@ frame would be a silent error. Writing is in `video_write`, the sheet of frames 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,14 +14,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
 import torch
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, features
 from torch import Tensor
 
 from mcvd.data.arrays import array_in
@@ -43,6 +44,8 @@ __all__ = [
 
 Fit = Literal["crop", "stretch"]
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
+if "avif" in features.modules and features.check("avif"):  # Pillow from 11.3 on, as it was built
+    IMAGE_SUFFIXES.add(".avif")
 IMAGE_ERRORS = (
     OSError,
     EOFError,
@@ -52,16 +55,21 @@ IMAGE_ERRORS = (
     LookupError,
     ArithmeticError,
     AttributeError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )
 """What Pillow raises for a damaged file, or one of another kind."""
+_STILL_BRANDS = ("avif", "heic", "heix", "mif1")  # to FFmpeg a film of one frame, at one a second
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says it holds. fps is None where the format has none (folders, arrays, still images)."""
+    """What a file says it holds, height and width as displayed (a phone's rotation mark is obeyed).
+
+    fps is None where the format has none (folders, arrays, still images); of an animated image it is the mean rate.
+    """
 
     frames: int
     fps: float | None
@@ -87,7 +95,7 @@ def read_video(
     size: side of a square, or (height, width). fit="crop" keeps the middle of the picture at its displayed proportions,
     "stretch" all of it. Shrinking averages areas, growing is bicubic.
     channels: 1 (grey, ITU-R 601 luma), 3 (RGB), or None: 1 where the stored frames are grey images or arrays, else 3.
-    Rotation marks of phones are obeyed.
+    Rotation marks of phones are obeyed, mirroring ones too; what is transparent lies on black.
 
     A damaged file is an error even where its first frames can be read, unless ``frames`` asks for no more than those:
     what is missing is never left out in silence (where the container keeps no count, as webm and mkv, a cut is no more
@@ -133,34 +141,83 @@ def _stacked(frames: list[np.ndarray], path: Path) -> Tensor:
 
 
 def video_info(path: Path | str) -> VideoInfo:
-    """Number of frames, rate and size without decoding (in containers without a count, packets are counted)."""
+    """Number of frames, rate and size, of a video by decoding one frame (without a count, packets are counted).
+
+    Only animated images are decoded whole: each of their frames says for how long it is shown.
+    """
     path = Path(path).expanduser()
     _must_exist(path)
     if path.is_dir():
         images = _images_in(path)
-        with _open_image(images[0]) as image:
-            return VideoInfo(len(images), None, image.height, image.width)
+        return VideoInfo(len(images), None, *_still_size(images[0]))
     if path.suffix.lower() in (".npz", ".npy"):
         frames, height, width, _ = array_in(path).shape
         return VideoInfo(frames, None, height, width)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         with _open_image(path) as image:
-            count, duration = pages(image), image.info.get("duration", 0)
-            return VideoInfo(count, 1000 / duration if count > 1 and duration else None, image.height, image.width)
+            count = pages(image)
+            rate = _mean_rate(image) if count > 1 else None
+        return VideoInfo(count, rate, *_still_size(path))
     try:
-        with av.open(str(path)) as container:
+        with _open_video(path) as container:
             stream = _video_stream(container, path)
-            count = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+            packets, first = 0, None
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                first = first or next(iter(packet.decode()), None)
+                if first is not None and stream.frames:
+                    break
+            if first is None:
+                raise McvdError(f"{path} holds no frame")
+            count = stream.frames or packets
             rate = stream.average_rate or stream.guessed_rate
-            return VideoInfo(count, float(rate) if rate else None, stream.height, stream.width)
-    except (FFmpegError, OSError) as error:
+            if count == 1 and container.metadata.get("major_brand") in _STILL_BRANDS:
+                rate = None
+            return VideoInfo(count, float(rate) if rate else None, *SourceFrame(first, turn=first.rotation).size)
+    except (FFmpegError, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def _still_size(path: Path) -> tuple[int, int]:
+    [first] = decoded_stills(path, first_only=True)
+    return first.size
+
+
+def _mean_rate(image: Image.Image) -> float | None:
+    """Frames a second of an animation; of a damaged one, as far as it is whole."""
+    count, duration = 0, 0.0
+    with contextlib.suppress(*IMAGE_ERRORS):
+        for page in ImageSequence.Iterator(image):
+            page.load()  # webp and avif say it only then
+            count, duration = count + 1, duration + page.info.get("duration", 0)
+    return 1000 * count / duration if duration else None
 
 
 # ------------------------------------------------------------------------------------------------------- sources
 
-SourceFrame = tuple[Any, Fraction, int]
-"""A picture (av.VideoFrame, or (H, W, 1|3) uint8 array), pixel width / height, degrees to turn it anticlockwise."""
+
+class SourceFrame(NamedTuple):
+    """A picture as it comes from its source, and what the source says of it."""
+
+    picture: Any
+    """An av.VideoFrame, or a (H, W, 1|3) uint8 array."""
+    aspect: Fraction = Fraction(1)
+    """Pixel width / height."""
+    turn: int = 0
+    """Degrees to turn it anticlockwise."""
+    flip: bool = False
+    """Whether it is turned upside down before that."""
+    time: float | None = None
+    """Seconds at which it appears, from any origin; None where the source has no times."""
+    lasts: float | None = None
+    """Seconds for which it is shown, where the source says so."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture turned upright."""
+        picture = self.picture
+        height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+        return (width, height) if _quarters(self.turn) % 2 else (height, width)
 
 
 def decoded_frames(path: Path) -> Iterator[SourceFrame]:
@@ -171,7 +228,7 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
             yield from decoded_stills(image, first_only=True)
     elif path.suffix.lower() in (".npz", ".npy"):
         for frame in array_in(path):
-            yield frame, Fraction(1), 0
+            yield SourceFrame(frame)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
         yield from decoded_stills(path)
     else:
@@ -181,11 +238,11 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
 def _container_frames(path: Path) -> Iterator[SourceFrame]:
     done, end = 0, 0.0
     try:
-        with av.open(str(path)) as container:
+        with _open_video(path) as container:
             stream = _video_stream(container, path)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             for frame in container.decode(stream):
-                yield frame, Fraction(aspect), frame.rotation
+                yield SourceFrame(frame, Fraction(aspect), frame.rotation, _is_mirrored(frame), frame.time)
                 done += 1
                 end = max(end, frame.time or 0.0)
             declared, duration = stream.frames, None
@@ -204,20 +261,29 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
 
 def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame]:
     """Frames of an image file; gif, webp, apng and tiff may hold many, composed as a viewer shows them."""
-    done = 0
+    done, time = 0, 0.0
     try:
         with _open_image(path) as image:
             for page in ImageSequence.Iterator(image):
                 page = ImageOps.exif_transpose(page)
-                grey = page.mode in ("1", "L", "I", "I;16", "I;16B", "F") and image.format != "GIF"
-                if page.mode.startswith("I"):  # 16 bit greys of microscopes and radars
+                grey = page.mode in ("1", "L") and image.format != "GIF"
+                # 16 bit greys of microscopes and radars; "I" are 32 bit, into which Pillow puts pgm's and some png's
+                if page.mode.startswith("I;16") or (page.mode == "I" and image.format in ("PNG", "PPM")):
                     pixels = (np.asarray(page).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                elif page.mode == "F":
-                    raise McvdError(f"{path} holds float pixels of unknown range; store it as 8 or 16 bit, or as .npy")
+                elif page.mode in ("I", "F"):
+                    kind = "float" if page.mode == "F" else "32 bit or signed"
+                    raise McvdError(f"{path} holds {kind} pixels of unknown range; store it as 8 or 16 bit, or as .npy")
+                elif page.has_transparency_data:
+                    pixels = _on_black(np.asarray(page.convert("RGBA")))[..., : 1 if grey else 3]
                 else:
                     pixels = np.asarray(page.convert("L" if grey else "RGB"))
-                yield pixels.reshape(*pixels.shape[:2], -1), Fraction(1), 0
-                done += 1
+                lasts = image.info.get("duration")  # in ms; only animations have it
+                yield SourceFrame(
+                    pixels.reshape(*pixels.shape[:2], -1),
+                    time=None if lasts is None else time,
+                    lasts=None if lasts is None else lasts / 1000,
+                )
+                done, time = done + 1, time + (lasts or 0) / 1000
                 if first_only:
                     return
     except IMAGE_ERRORS as error:
@@ -241,8 +307,17 @@ class Fitter:
         self.scaler = VideoReformatter()
 
     def __call__(self, source: SourceFrame) -> np.ndarray:
-        frame, aspect, turn = source
-        quarter = round(turn / 90) % 4
+        try:
+            return self._fitted(source)
+        except FFmpegError as error:
+            height, width = source.size
+            to = f" made {self.size[1]}x{self.size[0]}" if self.size else " converted"
+            raise McvdError(f"a frame of {width}x{height} cannot be{to}: {_short(error)}") from error
+
+    def _fitted(self, source: SourceFrame) -> np.ndarray:
+        frame, aspect, quarter = source.picture, source.aspect, _quarters(source.turn)
+        if not isinstance(frame, np.ndarray) and any(part.is_alpha for part in frame.format.components):
+            frame = _on_black(self._scaled(frame, "rgba", Interpolation.BICUBIC))
         if isinstance(frame, np.ndarray):
             grey = frame.shape[2] == 1
             frame = av.VideoFrame.from_ndarray(
@@ -259,25 +334,38 @@ class Fitter:
                 height = max(rows, round(frame.height * scale))
                 width = max(columns, round(float(frame.width * aspect) * scale))
         shrinks = height <= frame.height and width <= frame.width
-        try:
-            scaled = self.scaler.reformat(
-                frame,
-                width=width,
-                height=height,
-                format="gray" if grey else "rgb24",
-                interpolation=(Interpolation.AREA if shrinks else Interpolation.BICUBIC) | _EXACT,
-                threads=1,
-            ).to_ndarray()
-        except FFmpegError as error:
-            raise McvdError(f"a frame of {frame.width}x{frame.height} cannot be made {width}x{height}") from error
+        how = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+        scaled = self._scaled(frame, "gray" if grey else "rgb24", how, width=width, height=height)
         if rows is not None and columns is not None:
             top, left = (height - rows) // 2, (width - columns) // 2
             scaled = scaled[top : top + rows, left : left + columns]
-        pixels = np.rot90(scaled.reshape(*scaled.shape[:2], -1), quarter)
+        scaled = scaled.reshape(*scaled.shape[:2], -1)
+        pixels = np.rot90(scaled[::-1] if source.flip else scaled, quarter)
         if self.channels == 1 and pixels.shape[2] == 3:
             weights = np.array([19595, 38470, 7471])  # 0.299, 0.587, 0.114 in 1/65536, as Pillow's "L"
             return ((pixels @ weights + 32768) >> 16).astype(np.uint8)[..., None]
         return pixels.repeat(3, 2) if self.channels == 3 and pixels.shape[2] == 1 else pixels
+
+    def _scaled(self, frame: av.VideoFrame, pix_fmt: str, how: Interpolation, **size: int) -> np.ndarray:
+        return self.scaler.reformat(frame, format=pix_fmt, interpolation=how | _EXACT, threads=1, **size).to_ndarray()
+
+
+def _quarters(turn: int) -> int:
+    return round(turn / 90) % 4
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether a frame's display matrix changes hands: PyAV's `rotation` tells only where it takes the x axis."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    xx, xy, _, yx, yy, *_ = struct.unpack("=9i", bytes(matrix))
+    return xx * yy < xy * yx
+
+
+def _on_black(rgba: np.ndarray) -> np.ndarray:
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
@@ -320,6 +408,10 @@ def _open_image(path: Path) -> Image.Image:
         return Image.open(path)
     except IMAGE_ERRORS as error:
         raise McvdError(f"{path} is damaged or not an image: {_short(error)}") from error
+
+
+def _open_video(path: Path) -> Any:
+    return av.open(str(path.absolute()))  # absolute: FFmpeg takes what stands before a colon for a protocol
 
 
 def _video_stream(container: Any, path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shutil
@@ -33,6 +32,8 @@ CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 _SHOWN = {".mp4", ".mov", ".webm", ".avi", ".gif"}  # for eyes, so small frames are enlarged; the others keep the pixels
 _VISIBLE = 256  # px, short side
+_SLOWEST, _FASTEST = 1 / 1001, 1000  # frames a second; the slowest is what `limit_denominator` below can hold
+_FASTEST_GIF = 100  # it counts time in 1/100 s
 
 
 def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: int | None = None) -> Path:
@@ -40,26 +41,19 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
 
     The suffix decides: mp4, mov (H.264), webm (VP9), avi (MJPEG), mkv (FFV1, lossless), gif (greys exact, 256 colours a
     frame), png (the frames side by side), npz (key ``video``, uint8, lossless); no suffix: a folder of PNG frames.
-    fps: frames a second; formats without time ignore it.
+    fps: frames a second, 0.001 to 1000 (gif: 100); formats without time ignore it.
     scale: every pixel becomes scale x scale. Default: mp4, mov, webm, avi and gif are enlarged until the short side is
     at least 256 px; npz, mkv and folders keep their pixels. H.264, VP9 and MJPEG need even sizes: an odd last row or
     column is doubled. Parent folders are made; a file, or a folder of such frames, that is there is replaced.
-    Raises McvdError on a wrong shape, range or suffix, or where nothing can be written.
+    Raises McvdError on a wrong shape, range or suffix, or where nothing can be written (`check_target`
+    says before there are frames what can be said then).
     """
     path = Path(path).expanduser()
     frames = as_uint8(video)
-    if not 1 / 1001 <= fps < math.inf:
-        raise McvdError(f"fps is {fps}; it must be a number from 0.001 on")
+    check_target(path, fps)
     if scale is not None and scale < 1:
         raise McvdError(f"scale is {scale}; it must be a whole number >= 1")
     suffix = path.suffix.lower()
-    known = [*CODECS, ".png", ".npz"]
-    if suffix and suffix not in known:
-        raise McvdError(
-            f"cannot write {path}: the suffix must be {', '.join(known)}, or none for a folder of PNG frames"
-        )
-    if not suffix:
-        _check_folder(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +80,29 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
     return path
 
 
+def check_target(path: Path | str, fps: float) -> None:
+    """All of `write_video`'s checks that need no frames, for asking before long work: McvdError, or nothing."""
+    path = Path(path).expanduser()
+    suffix, known = path.suffix.lower(), [*CODECS, ".png", ".npz"]
+    if path.name.lower() in known:
+        raise McvdError(f"cannot write {path}: that is only a suffix; name the file, e.g. clip{path.name}")
+    if suffix and suffix not in known:
+        raise McvdError(
+            f"cannot write {path}: the suffix must be {', '.join(known)}, or none for a folder of PNG frames"
+        )
+    if suffix and path.is_dir():
+        raise McvdError(f"cannot write {path}: it is a folder; choose another name")
+    if not suffix:
+        _check_folder(path)
+    if suffix in CODECS and not _SLOWEST <= fps <= _FASTEST:
+        raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {_FASTEST}")
+    if suffix == ".gif" and fps > _FASTEST_GIF:
+        raise McvdError(
+            f"cannot write {path} at {fps:g} fps: a gif holds at most {_FASTEST_GIF} frames a second, and viewers show "
+            "50; write an mp4, or choose a smaller fps"
+        )
+
+
 def _enlarge(frames: Tensor, scale: int) -> Tensor:
     return frames.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
 
@@ -97,7 +114,8 @@ def _encode(path: Path, video: Tensor, fps: float, codec: str, pix_fmt: str, opt
         video = torch.cat([video, video[..., -1:]], -1) if video.shape[-1] % 2 else video
     pictures = video.permute(0, 2, 3, 1).contiguous().numpy()
     container_options = {"movflags": options["movflags"]} if "movflags" in options else {}
-    with av.open(str(path), "w", options=container_options) as container:
+    # An absolute path: FFmpeg takes what stands before a colon for a protocol.
+    with av.open(str(path.absolute()), "w", options=container_options) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], pix_fmt

@@ -22,15 +22,9 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
         `checkpoint_<step>.pt` with its config.yml in the same folder, or a hub repository ("owner/name").
     Raises McvdError if there is no such model, or it cannot be read whole.
     """
-    import torch
+    from mcvd.device import usable_device
 
-    from mcvd.device import default_device
-
-    device = default_device() if device is None else device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch without CUDA asserts
-        raise McvdError(f"torch cannot use the device {device!r} on this machine; try cpu") from None
+    device = usable_device(device)
     return _find(name).to(device)
 
 

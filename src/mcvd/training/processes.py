@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mcvd.device import default_device
+from mcvd.device import default_device, usable_device
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Processes:
     @staticmethod
     @contextlib.contextmanager
     def join(device: str | None) -> Iterator[Processes]:
-        """Joins the group that torchrun made, if any; leaves it at the end.
+        """Joins the group that torchrun made, if any; leaves it at the end. McvdError for a device that is not there.
 
         What holds the group from within torch's C++ code, as DistributedDataParallel does, must be gone by then: who
         lets go of a group last waits for its threads, and DDP does so with the interpreter locked, which these threads
@@ -34,10 +34,11 @@ class Processes:
         """
         grouped = dist.is_torchelastic_launched()
         device = default_device() if device is None else device
+        own = grouped and device == "cuda"  # a GPU each
+        device = usable_device(f"cuda:{dist.get_node_local_rank()}" if own else device)
         if grouped:
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-            if device == "cuda":
-                device = f"cuda:{dist.get_node_local_rank()}"
+            if own:
                 torch.cuda.set_device(device)
         try:
             yield (

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mcvd.config import from_dict, to_dict
 from mcvd.diffusion.loss import min_snr_weight
 from mcvd.draw import generator_at
 from mcvd.errors import McvdError
+from mcvd.lock import locked
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
@@ -194,10 +196,13 @@ def train(
     report: takes the lines for people; of many processes, the first one's.
     live: show a table in the terminal, instead of a line each time, while the steps are made.
 
-    Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint.
+    Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint, and if
+    another process of this machine trains into the same folder.
     """
     if finish and minutes is None:
         raise McvdError("finish chooses the steps that fit into some minutes: say how many minutes")
+    if _data_name(recipe) == str(output.expanduser().resolve()):
+        raise McvdError(f"{output} is the folder of the data; choose another --output")
     with Processes.join(device) as processes:
         # all of it in a call: when it returns, nothing is left of the network, which has to go before the group does
         _train(recipe, output, processes, minutes, finish, init_from, clips, report, live)
@@ -225,25 +230,49 @@ def _train(
         source = load(init_from, device=str(processes.device))
         recipe = adapted(recipe, source)
     trainer = Trainer(recipe, processes, clips(recipe, "train", processes.device))
-    _resume(trainer, output, say)
-    if source is not None and trainer.step == 0:
-        new = trainer.start_from(source)
-        say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
-    del source
     # one process validates and samples
     test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
-    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with RunLog(
-        output,
-        recipe,
-        trainer.step,
-        device=processes.device,
-        processes=processes.count,
-        enabled=processes.first,
-        report=report,
-        live=live,
-    ) as log:
-        _loop(trainer, test, log, output, deadline, finish)
+    with _alone(output, processes):
+        _resume(trainer, output, say)
+        if trainer.step >= recipe.steps:
+            return
+        if source is not None and trainer.step:
+            say(f"note: {output} goes on from its own weights; those of {init_from} are for a new run")
+        elif source is not None:
+            new = trainer.start_from(source)
+            say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
+        del source
+        deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        with RunLog(
+            output,
+            recipe,
+            trainer.step,
+            device=processes.device,
+            processes=processes.count,
+            enabled=processes.first,
+            report=report,
+            live=live,
+        ) as log:
+            _loop(trainer, test, log, output, deadline, finish)
+
+
+@contextlib.contextmanager
+def _alone(output: Path, processes: Processes) -> Iterator[None]:
+    """Keeps other runs out of the run folder while this one goes on; McvdError in all processes where it cannot be."""
+
+    def busy() -> None:
+        raise McvdError(f"a run is going on in {output}; wait for its end, or choose another --output")
+
+    problem = ""
+    with contextlib.ExitStack() as held:
+        try:
+            if processes.first:
+                held.enter_context(locked(output, busy))
+        except McvdError as error:
+            problem = str(error)
+        if processes.any(bool(problem)):
+            raise McvdError(problem or f"the first process cannot use {output}")
+        yield
 
 
 def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
@@ -254,11 +283,38 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     state = load_checkpoint(output, torch.device("cpu") if sharded else processes.device, mapped=sharded)
     if state is not None:
         trainer.load_state_dict(state, str(output))
-        say(f"continuing {output} at step {trainer.step}")
-        if state.get("data") != _data_name(recipe):
-            say(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
+        if trainer.step >= recipe.steps:
+            say(f"nothing is left to do: {output} is at step {trainer.step} of {recipe.steps}; --steps asks for more")
+        else:
+            say(f"continuing {output} at step {trainer.step}")
+            if changed := _changed(recipe, output):
+                say(f"note: from here on {changed}")
+            if state.get("data") != _data_name(recipe):
+                say(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
     if processes.any(processes.largest(trainer.step) != trainer.step):
         raise McvdError(f"the processes found different checkpoints in {output}: all machines must share this folder")
+
+
+def _changed(recipe: Recipe, output: Path) -> str:
+    """The values of a recipe that the run in this folder had otherwise until now, but for its length and its data."""
+    try:
+        before = _values(to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run")))
+    except (OSError, ValueError, McvdError):  # a folder that somebody moved parts of, or a run of another version
+        return ""
+    now = _values(to_dict(recipe))
+    return ", ".join(
+        f"{key} {now[key]} (was {was})"
+        for key, was in before.items()
+        if now[key] != was and key not in ("steps", "data.kind", "data.path")
+    )
+
+
+def _values(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its path."""
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        out |= _values(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
 
 
 def _loop(

@@ -7,9 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -20,7 +18,7 @@ from mcvd.data.hdf5 import video_frames
 from mcvd.data.prepare.bair import record_frames
 from mcvd.data.prepare.items import Item
 from mcvd.data.settings import Settings
-from mcvd.data.video import Fitter, decoded_frames, decoded_stills, video_info
+from mcvd.data.video import Fitter, SourceFrame, decoded_frames, decoded_stills, video_info
 from mcvd.errors import McvdError
 
 
@@ -53,27 +51,26 @@ class Decoder:
         fit, fps = _Fit(self.settings), self.settings.fps
         self.fps = fps if fps and rate else rate
         shown: np.ndarray | None = None
-        count, first, time = 0, None, 0.0
-        for index, (picture, aspect, turn) in enumerate(self._pictures()):
+        count, first, end = 0, None, 0.0
+        for index, source in enumerate(self._sources()):
             if self.source_size is None:
-                self.source_size = _size(picture, turn)
+                self.source_size = source.size
             if not (fps and rate):
-                yield fit(picture, aspect, turn)
+                yield fit(source)
                 continue
-            told = picture.time if isinstance(picture, av.VideoFrame) else None
-            first = told if index == 0 else first
-            time = index / rate if told is None or first is None else told - first
+            first = source.time if index == 0 else first
+            time = index / rate if source.time is None or first is None else source.time - first
+            end = time + (1 / rate if source.lasts is None else source.lasts)
             while shown is not None and count / fps < time - 1e-6:
                 yield shown
                 count += 1
-            shown = fit(picture, aspect, turn)
+            shown = fit(source)
         if fps and rate:
-            while shown is not None and count / fps < time + 1 / rate - 1e-6:
+            while shown is not None and count / fps < end - 1e-6:
                 yield shown
                 count += 1
 
-    def _pictures(self) -> Iterator[tuple[Any, Any, int]]:
-        """The source's pictures as `mcvd.data.video` gives them: picture, pixel width / height, degrees to turn."""
+    def _sources(self) -> Iterator[SourceFrame]:
         kind, file = self.item.kind, Path(self.item.files[0])
         if kind in ("video", "npy"):
             yield from decoded_frames(file)
@@ -85,9 +82,9 @@ class Decoder:
         else:
             frames = record_frames if kind == "tfrecord" else video_frames
             for picture in frames(file, int(self.item.key)):
-                yield picture, 1, 0
+                yield SourceFrame(picture)
 
-    def _npz(self, file: Path) -> Iterator[tuple[Any, Any, int]]:
+    def _npz(self, file: Path) -> Iterator[SourceFrame]:
         # one array of many: its member of the zip is an .npy file
         with tempfile.TemporaryDirectory() as folder:
             member = Path(folder) / "array.npy"
@@ -101,11 +98,6 @@ class Decoder:
                 raise McvdError(str(error).replace(str(member), self.item.name)) from error
 
 
-def _size(picture: Any, turn: int) -> tuple[int, int]:
-    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    return (width, height) if round(turn / 90) % 2 else (height, width)
-
-
 class _Fit:
     """Brings a picture to the stored size and colours."""
 
@@ -115,8 +107,8 @@ class _Fit:
         size = settings.size if settings.resample == "area" else None
         self.reader = Fitter(size, settings.channels, settings.fit)
 
-    def __call__(self, picture: Any, aspect: Any, turn: int) -> np.ndarray:
-        frame = self.reader((picture, aspect, turn))
+    def __call__(self, source: SourceFrame) -> np.ndarray:
+        frame = self.reader(source)
         if frame.shape[:2] != self.settings.size:
             if self.settings.fit == "crop":
                 frame = _middle(frame, self.settings.size)

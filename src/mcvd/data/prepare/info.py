@@ -11,7 +11,9 @@ from PIL import Image
 
 from mcvd.data.clips import Clips
 from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards, video_length
-from mcvd.data.prepare.items import array_shape, find_items, no_videos
+from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
+from mcvd.data.prepare.parts import too_short
+from mcvd.data.settings import Settings
 from mcvd.data.shards import Shards, is_prepared, read_manifest
 from mcvd.data.sheet import contact_sheet
 from mcvd.data.splits import assign_splits
@@ -55,7 +57,7 @@ class DataInfo:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(source, why it is left out)."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no videos, by suffix."""
+    """Files that are no videos, by suffix, and folders that mcvd made itself."""
     stored: tuple[int, int, int] | None = None
     """(H, W, C) of the frames that clips are made of; None for raw videos."""
 
@@ -108,26 +110,33 @@ def info(path: Path | str) -> DataInfo:
     if not items:
         raise no_videos(path)
     out = DataInfo(path, "raw", ignored=dict(ignored))
-    free = [item.name for item in items if not item.split]
-    drawn = dict(zip(free, assign_splits(free)))
+    usable = []
     for item in items:
-        split, group = drawn.get(item.name, (item.split, item.group or item.name))
         try:
-            if item.problem:
-                raise McvdError(item.problem)
-            if item.kind == "images":
-                one = video_info(item.files[0])
-                out.add(split, group, len(item.files), (one.height, one.width), None)
-            elif item.kind in ("npz", "npy"):
-                out.add(split, group, array_shape(item)[0], None, None)
-            elif item.kind == "hdf5":
-                out.add(split, group, video_length(Path(item.files[0]), int(item.key)), None, None)
-            else:
-                one = video_info(item.files[0])
-                out.add(split, group, one.frames, (one.height, one.width), one.fps)
+            frames, size, fps = _measured(item)
+            if frames < Settings.min_frames:
+                raise too_short(item.name, frames, Settings.min_frames)
+            usable.append((item, frames, size, fps))
         except McvdError as error:
             out.skipped.append((item.name, str(error)))
+    free = [item.name for item, *_ in usable if not item.split]
+    drawn = dict(zip(free, assign_splits(free)))
+    for item, frames, size, fps in usable:
+        out.add(*drawn.get(item.name, (item.split, item.group or item.name)), frames, size, fps)
     return out
+
+
+def _measured(item: Item) -> tuple[int, tuple[int, int] | None, float | None]:
+    """Frames, (height, width) and rate of a video that is not decoded; None is unknown."""
+    if item.problem:
+        raise McvdError(item.problem)
+    if item.kind in ("npz", "npy"):
+        return array_shape(item)[0], None, None
+    if item.kind == "hdf5":
+        return video_length(Path(item.files[0]), int(item.key)), None, None
+    one = video_info(item.files[0])
+    size = one.height, one.width
+    return (len(item.files), size, None) if item.kind == "images" else (one.frames, size, one.fps)
 
 
 def open_data(path: Path, frames: int, **options: Any) -> Clips:

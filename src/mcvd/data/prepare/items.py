@@ -19,13 +19,14 @@ from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, shard_videos
 from mcvd.data.video import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
 from mcvd.errors import McvdError
+from mcvd.files import own_folders
 
 _CONTAINERS = """
     mp4 m4v mov avi mkv webm mpg mpeg mpe m2v wmv asf flv f4v ts mts m2ts vob 3gp 3g2 ogv ogg rm rmvb divx dv mxf nut
     ivf y4m h264 hevc mjpeg
 """
 VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
-MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".tif", ".tiff"])
+MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".png", ".tif", ".tiff", ".avif"])
 
 Kind = Literal["video", "images", "npy", "npz", "tfrecord", "hdf5"]
 
@@ -71,16 +72,18 @@ def _file_sha256(file: str, mtime_ns: int) -> str:
 def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     """Every video at or below a path, sorted by name, and how many files of other suffixes lie there.
 
-    A folder with images in it is one video, an animated image is one, an npz is one for every array.
+    A folder with images in it is one video, an animated image is one, an npz is one for every array. Folders below that
+    mcvd made itself are left out and counted too: a run would be trained on what it drew.
     """
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
     base = root.parent if root.is_file() else root
     items: list[Item] = []
     images: dict[Path, list[Path]] = {}
-    ignored: Counter[str] = Counter()
+    own = own_folders(root, files)
+    ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
     for file in files:
         relative = file.relative_to(base)
-        if any(part.startswith(".") for part in relative.parts):
+        if any(part.startswith(".") for part in relative.parts) or not own.isdisjoint(file.parents):
             continue
         suffix, name = file.suffix.lower(), relative.as_posix()
         if suffix in VIDEOS or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
@@ -145,10 +148,19 @@ def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:
 def _pages(file: Path) -> int:
     """Pictures in an image file; 1 where it cannot be read, which is noticed again when it is decoded."""
     try:
+        if file.suffix.lower() == ".png" and not _may_move(file):
+            return 1
         with Image.open(file) as image:
             return pages(image)
     except IMAGE_ERRORS:
         return 1
+
+
+def _may_move(png: Path) -> bool:
+    """Whether a png's head announces an animation, or is too long to tell: 10 us, for folders hold 100 000 of them."""
+    with open(png, "rb", buffering=0) as stream:
+        head, pixels, _ = stream.read(4096).partition(b"IDAT")
+    return not pixels or b"acTL" in head
 
 
 def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> McvdError:

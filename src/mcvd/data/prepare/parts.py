@@ -45,7 +45,7 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
         stamp = item.stamp()
         frames = _write_frames(decoder, raw)
         if frames < settings.min_frames:
-            raise McvdError(f"{item.name} has {frames} frame(s); at least {settings.min_frames} are needed")
+            raise too_short(item.name, frames, settings.min_frames)
         sha256 = item.sha256()
         if item.stamp() != stamp:
             raise OSError(f"{item.name} was changed while it was read")
@@ -94,6 +94,11 @@ def settle(out: IO) -> None:
     """Waits until what was written is on the disk."""
     out.flush()
     os.fsync(out.fileno())
+
+
+def too_short(name: str, frames: int, needed: int) -> McvdError:
+    """Why a video of so few frames is left out."""
+    return McvdError(f"{name} has {frames} frame(s); at least {needed} are needed")
 
 
 def unwritable(path: Path, error: OSError) -> Unwritable:

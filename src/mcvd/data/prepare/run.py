@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +28,6 @@ from mcvd.data.prepare.bair import find_bair
 from mcvd.data.prepare.cityscapes import find_cityscapes
 from mcvd.data.prepare.items import Item, find_items, no_videos
 from mcvd.data.prepare.kth import find_kth
-from mcvd.data.prepare.lock import locked
 from mcvd.data.prepare.parts import RETRY, UNOPENED, load_part, part_file, settle, unwritable, write_atomically
 from mcvd.data.prepare.ucf101 import find_ucf101
 from mcvd.data.prepare.workers import make_parts
@@ -36,6 +36,7 @@ from mcvd.data.shards import FORMAT, MANIFEST, Entry, Manifest, is_prepared, rea
 from mcvd.data.splits import assign_splits
 from mcvd.data.video import natural
 from mcvd.errors import McvdError
+from mcvd.lock import locked
 
 SHARD_BYTES = 512 << 20
 FEW = 4  # so few videos are decoded by this process: a worker takes seconds to start
@@ -77,7 +78,7 @@ def prepare(
     items, ignored = FIND[settings.layout](root)
     if not items:
         raise no_videos(root)
-    with locked(folder):
+    with locked(folder, lambda: _say_busy(folder)):
         old = _earlier(folder, settings)
         work = _Work(folder, settings, old, shard_bytes)
         if old is not None and old.root != str(root) and not any(item.name in work.known for item in items):
@@ -101,6 +102,11 @@ def prepare(
         shutil.rmtree(work.work, ignore_errors=True)
         _drop_unused(folder, manifest)
     return manifest
+
+
+def _say_busy(folder: Path) -> None:
+    """Another process prepares here; this one waits, and then finds the work done."""
+    warnings.warn(f"another process is preparing {folder}; waiting for it", stacklevel=6)
 
 
 class _Work:

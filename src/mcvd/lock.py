@@ -1,0 +1,34 @@
+"""The lock of a folder, which ends with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mcvd.errors import McvdError
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
+    """Holds a folder, made if need be, against other processes of this machine; death, of whatever kind, unlocks.
+
+    busy: called where another process holds it; it says so before this one waits, or raises. McvdError where nothing
+    can be written there. Disks without locks, and Windows, go without.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        raise McvdError(f"cannot use {folder} as a folder ({reason}); choose another") from None
+    with handle:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
