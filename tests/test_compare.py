@@ -18,7 +18,7 @@ from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
 from mcvd.evaluation.paired import bootstrap
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.wording import best_of
+from mcvd.evaluation.wording import best_of, printed
 
 
 @pytest.fixture
@@ -144,6 +144,37 @@ def test_a_preset_under_another_name_is_the_same_protocol(a: Path, b: Path) -> N
     assert not compare([a, b]).mixed
 
 
+def test_what_does_nothing_to_plain_frames_makes_no_difference(a: Path, b: Path) -> None:
+    edit(a, {"pixels": "plain", "lpips_size": 128, "binary": True})
+    edit(b, {"pixels": "plain", "lpips_size": None})
+    comparison = compare([a, b])
+    assert not comparison.mixed
+    assert comparison.paired
+
+
+def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
+    folders = [
+        evaluations.write_folder(tmp_path / str(i), evaluations.errors(), name=name, videos=0)
+        for i, name in enumerate(["<b>a|b</b>", "c\nd"])
+    ]
+    edit(folders[1], different=3)
+    lines = to_markdown(compare(folders)).splitlines()
+    assert lines[2].startswith(r"| \<b\>a\|b\</b\> | ")
+    assert lines[3].startswith("| c d | ")
+    assert any(line.startswith(r"| \<b\>a\|b\</b\> - c d |") for line in lines)
+    assert (
+        "Note: c d: only 3 of 12 clips are different, as the data hold no more: the intervals are too narrow.  "
+        in lines
+    )
+
+
+def test_an_unfinished_evaluation_is_called_one(a: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (a / "result.json").rename(a / "identity.json")
+    for command in ("report", "compare"):
+        assert main([command, str(a)]) == 1
+        assert "is not finished; run the same command again" in capsys.readouterr().err
+
+
 def test_other_clips_are_told_and_not_paired(a: Path, b: Path) -> None:
     edit(b, data="e" * 64)
     comparison = compare([a, b])
@@ -200,6 +231,10 @@ def test_csv_and_json(a: Path, b: Path) -> None:
     data = json.loads(to_json(comparison))
     assert data["systems"][1]["result"]["numbers"]["ssim"]["value"] == number.value
     assert data["paired"][0]["verdict"] == "significant"
+    edit(a, numbers={"psnr": Number(float("inf")), "ssim": Number(float("nan"))})
+    text = to_json(compare([a, b]))
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert data["systems"][0]["result"]["numbers"]["psnr"]["value"] == "inf"
 
 
 def test_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +250,7 @@ def test_command(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_best_values() -> None:
+    assert printed("kvd", -1e-9) == "0.0000"
     assert best_of("fvd", [3.0, 1.0, None, 1.04]) == {1, 3}  # both print as 1.0
     assert best_of("spread_skill", [0.5, 1.2, 2.0]) == {1}
     assert best_of("mystery", [1.0, 2.0]) == set()

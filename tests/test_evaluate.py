@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,19 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import tiny
 from mcvd.cli.main import main
 from mcvd.data.clips import published_starts
 from mcvd.errors import McvdError
-from mcvd.evaluation import statistics
-from mcvd.evaluation.clips import content_sha256, real_clips
+from mcvd.evaluation import statistics, summary
+from mcvd.evaluation.clips import content, real_clips
 from mcvd.evaluation.evaluate import Sampling, evaluate
+from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from mcvd.evaluation.image import psnr
 from mcvd.evaluation.measure import Instruments
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.report import write_report
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.run import Worker
 from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
@@ -73,6 +77,22 @@ def go(model, output, protocol=PROTOCOL, **options):
     return evaluate(model, protocol, output, **options), lines
 
 
+def by_definition(real, fake):
+    """KVD of made videos that belong to clips, over pairs of different clips; real (N, D), fake (N, S, D)."""
+
+    def k(a, b):
+        return float((a @ b) / len(a) + 1) ** 3
+
+    total, n, s = 0.0, *fake.shape[:2]
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                total += k(real[i], real[j])
+                total += sum(k(a, b) for a in fake[i] for b in fake[j]) / s**2
+                total -= 2 * sum(k(real[i], b) for b in fake[j]) / s
+    return total / (n * (n - 1))
+
+
 def same(a, b, tolerance=0.0):
     """Two results hold the same numbers."""
     assert a.numbers.keys() == b.numbers.keys()
@@ -109,7 +129,8 @@ def test_numbers_are_those_of_the_metrics_written_out(model, whole):
     assert result.numbers["psnr"].value == pytest.approx(float(each.amax(1).mean()), abs=1e-4)
     fvd = frechet_distance(Moments(features(truth)), Moments(features(made.flatten(0, 1))))
     assert result.numbers["fvd"].value == pytest.approx(fvd, rel=1e-4)
-    kvd = kernel_distance(features(truth), features(made.flatten(0, 1)))
+    x, y = features(truth).double(), features(made.flatten(0, 1)).unflatten(0, (6, 2)).double()
+    kvd = by_definition(x, y)
     assert result.numbers["kvd"].value == pytest.approx(kvd, abs=1e-6)
     each_fvd = [frechet_distance(Moments(features(truth)), Moments(features(made[:, s]))) for s in range(2)]
     assert result.numbers["fvd_trajectory"].value == pytest.approx(sum(each_fvd) / 2, rel=1e-4)
@@ -224,6 +245,54 @@ def test_torchrun_with_two_processes(model, tmp_path, whole):
     same(Result.load(tmp_path / "run"), whole[0], 1e-6)
 
 
+def test_two_starts_at_once_in_one_folder_come_to_the_number(model, tmp_path, whole):
+    """Both measure the clips, in other batches; the second one finds the rows of the first beside its own."""
+
+    def other(done, total):
+        if done == 4:
+            go(model, tmp_path / "other", sampling=replace(SAMPLING, batch_size=6), progress=two_batches)
+
+    def two_batches(done, total):
+        if done >= 12:
+            for file in (tmp_path / "other" / "rows").iterdir():
+                shutil.copy(file, tmp_path / "run" / "rows")
+            raise Stop
+
+    with pytest.raises(Stop):
+        go(model, tmp_path / "run", progress=other)
+    rows = sorted(file.stem for file in (tmp_path / "run" / "rows").iterdir())
+    assert rows == ["00000-00002", "00000-00003", "00003-00006"]
+    assert Folder(tmp_path / "run").clips_done() == 6
+    result, _ = go(model, tmp_path / "run")
+    same(result, whole[0], 1e-3)
+
+
+def test_rows_of_one_clip_may_differ_by_rounding_and_time_alone():
+    table = Table()
+    table.add([6], 0, ssim=torch.tensor([[0.9, 0.8]]), seconds=torch.tensor([3.0]))
+    table.add([6], 0, ssim=torch.tensor([[0.901, 0.8]]), seconds=torch.tensor([4.0]))
+    assert table.rows("seconds").item() == 3
+    assert table.rows("ssim")[0].tolist() == pytest.approx([0.9, 0.8])
+    with pytest.raises(McvdError, match="clip 6, sample 0 was measured twice with different ssim"):
+        table.add([6], 0, ssim=torch.tensor([[0.3, 0.6]]))
+
+
+def test_clips_that_another_start_finishes_are_not_waited_for(model, tmp_path, whole, monkeypatch):
+    go(model, tmp_path / "run", worker=Worker(1, 2))
+    looks = []
+
+    def finished_by_another(seconds):
+        looks.append(seconds)
+        assert len(looks) < 3
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(whole[1], tmp_path / "run")
+
+    monkeypatch.setattr("mcvd.evaluation.run.time.sleep", finished_by_another)
+    monkeypatch.setattr("mcvd.evaluation.run._batches", lambda job, table: [])
+    result, _ = go(model, tmp_path / "run", worker=Worker(0, 2))
+    same(result, whole[0])
+
+
 def test_rows_merge_in_any_order(model, tmp_path, whole):
     table = Table.load(whole[1] / "rows.safetensors")
     parts = []
@@ -248,6 +317,56 @@ def test_real_features_are_computed_once(model, tmp_path, whole):
     result, _ = go(model, tmp_path / "second", instruments=replace(STUBS, features=counted))
     assert sum(seen) == 12  # the made ones alone
     same(result, whole[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "short"])
+def test_damaged_features_in_the_cache_are_computed_again(model, tmp_path, whole, damage):
+    go(model, tmp_path / "first")
+    (file,) = (tmp_path / "cache" / "features").iterdir()
+    good = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(good[:100])
+    else:
+        save_file({"real": torch.zeros(5, 8)}, file)
+    result, _ = go(model, tmp_path / "second")
+    same(result, whole[0])
+    assert file.read_bytes() == good
+
+
+@pytest.mark.parametrize(("rank", "count"), [("1", None), ("abc", "2"), ("0", "0"), ("-1", "2"), ("2", "2")])
+def test_processes_that_cannot_be_are_refused(monkeypatch, rank, count):
+    monkeypatch.setenv("RANK", rank)
+    if count is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    with pytest.raises(McvdError, match=f"RANK={rank} and WORLD_SIZE={count or 1} in the environment"):
+        Worker.of_torchrun()
+
+
+# --- counts ---------------------------------------------------------------------------------------------------------
+
+
+def test_clips_that_repeat_are_told(model, tmp_path):
+    class Few(Clips):
+        def batch(self, indices):
+            return super().batch([i % 4 for i in indices])
+
+    result, lines = go(model, tmp_path / "run", clips=Few())
+    assert result.different == 4
+    assert "note: 4 of 6 clips are different, the others repeat them" in lines
+    assert "only 4 of 6 clips are different" in " ".join(summary.lines(result))
+    assert "Only 4 of 6 clips are different" in (tmp_path / "run" / "result.md").read_text()
+    assert "Only 4 of 6 clips are different" in write_report(tmp_path / "run")[1].read_text()
+
+
+def test_one_clip_has_no_fvd_and_says_so(model, tmp_path):
+    result, lines = go(model, tmp_path / "run", replace(PROTOCOL, clips=1), metrics=["fvd"])
+    assert not result.numbers
+    assert "note: FVD and KVD need at least 2 clips, there is 1: they have no number" in lines
+    result, _ = go(model, tmp_path / "psnr", replace(PROTOCOL, clips=1), metrics=["psnr"])
+    assert result.numbers["psnr"].of.endswith("mean over 1 clip")
+    assert "; 1 clip (" in result.protocol.words
 
 
 # --- nothing under another name -------------------------------------------------------------------------------------
@@ -283,6 +402,12 @@ def test_a_folder_with_other_files_is_refused(model, tmp_path):
         go(model, tmp_path)
 
 
+def test_a_folder_that_cannot_be_written_is_told_at_the_start(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(McvdError, match="cannot use .*: Permission denied"):
+        go(model, tmp_path / "run", progress=lambda done, total: pytest.fail("something was made"))
+
+
 def test_a_model_of_another_size_is_told_what_to_do(model, tmp_path):
     with pytest.raises(McvdError, match=r"--set size=\[16,16\]"):
         go(model, tmp_path / "run", replace(PROTOCOL, size=(64, 64)))
@@ -299,7 +424,7 @@ def test_moving_digits_are_fixed_and_those_of_the_first_256_test_digits(assets_d
     assert clips.batch([0, 3]).shape == (2, 15, 1, 64, 64)
     assert torch.equal(clips.batch([3]), real_clips(protocol, assets_dir / "mnist").batch(range(4))[3:])
     other = real_clips(replace(protocol, choice_seed=1), assets_dir / "mnist")
-    assert content_sha256(clips, 4) != content_sha256(other, 4)
+    assert content(clips, 4) != content(other, 4)
     small = real_clips(replace(protocol, size=(32, 32), choice="published"), assets_dir / "mnist").batch([1])
     large = real_clips(replace(protocol, choice="published"), assets_dir / "mnist").batch([1])
     means = torch.nn.functional.avg_pool2d(large[0].float(), 2)
@@ -373,17 +498,34 @@ def test_intervals_hold_the_value_and_shrink_with_clips():
 def test_kvd_from_sums_is_kvd():
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(5, 8, generator=generator), torch.randn(5, 3, 8, generator=generator)
-    assert kvd_number(real, fake).value == pytest.approx(kernel_distance(real, fake.flatten(0, 1)), rel=1e-9)
+    generated, predicted = (kvd_number(real, fake, conditional).value for conditional in (False, True))
+    assert generated == pytest.approx(kernel_distance(real, fake.flatten(0, 1)), rel=1e-9)
+    assert predicted == pytest.approx(by_definition(real.double(), fake.double()), rel=1e-9)
 
 
-def test_kvd_of_a_resample_is_not_better_than_kvd():
+@pytest.mark.parametrize("samples", [1, 4])
+def test_kvd_of_a_perfect_model_is_0_on_average_although_videos_share_given_frames(samples):
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(400):
+        given = torch.randn(12, 1, 8, generator=generator)
+        videos = given + 0.3 * torch.randn(12, 1 + samples, 8, generator=generator)
+        found.append(kvd_number(videos[:, 0], videos[:, 1:], conditional=True).value)
+    values = torch.tensor(found)
+    assert abs(float(values.mean())) < 3 * float(values.std()) / len(values) ** 0.5
+    copies = kvd_number(videos[:, 0], videos[:, :1].expand(-1, samples, -1), conditional=True)
+    assert (copies.value, copies.low, copies.high) == pytest.approx((0, 0, 0), abs=1e-9)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_kvd_of_a_resample_is_not_better_than_kvd(conditional):
     """A made video is much like the real one of its clip: copies of a clip in a resample must not count across."""
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(60, 1, 8, generator=generator)
     fake = real + 0.3 + 0.1 * torch.randn(60, 2, 8, generator=generator)
-    found = kvd_number(real[:, 0], fake)
+    found = kvd_number(real[:, 0], fake, conditional)
     sums = statistics._kernel_sums(real[:, 0].double(), fake.double())
-    resampled = statistics._kernel_distance(*sums, resampled_counts(60), 2)
+    resampled = statistics._kernel_distance(*sums, resampled_counts(60), 2, conditional)
     assert found.low < found.value < found.high
     assert float(resampled.mean()) == pytest.approx(found.value, abs=4 * float(resampled.std()) / len(resampled) ** 0.5)
 

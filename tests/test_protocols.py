@@ -107,6 +107,8 @@ def test_words_name_everything_a_value_depends_on():
 def test_an_edit_renames():
     edited = find_protocol("smmnist-5to10", ["size=[32,32]", "samples=2"])
     assert (edited.name, edited.size, edited.samples) == ("smmnist-5to10+edited", (32, 32), 2)
+    training = find_protocol("smmnist-5to10", ["split=train"]).words
+    assert "first 256 training digits (train)" in training
     assert find_protocol("smmnist-5to10", ["samples=10"]) == PRESETS["smmnist-5to10"]  # nothing was changed
 
 
@@ -120,6 +122,11 @@ def test_an_edit_renames():
         ("smmnist-5to10", ["past=0"], "predict from 0 past"),
         ("smmnist-5to10", ["channels=2"], "channels"),
         ("smmnist-5to10", ["task=guess"], "it is one of predict"),
+        ("smmnist-5to10", ["lpips_size=0"], "lpips_size is 0"),
+        ("smmnist-5to10", ["lpips_size=-128"], "lpips_size is -128"),
+        ("smmnist-5to10", ["choice_seed=-1"], "choice_seed is -1; it must lie in 0 .. 4294967295"),
+        ("smmnist-5to10", ["choice_seed=4294967296"], "choice_seed is 4294967296"),
+        ("smmnist-5to10", ["name=smmnist-5to10", "samples=1"], "name cannot be set"),
     ],
 )
 def test_a_wrong_name_or_value_is_one_line(name, edits, said):
@@ -140,6 +147,27 @@ def test_what_can_be_measured():
     short, notes = choose_metrics(PRESETS["bair-interpolate-1-5-1"])
     assert "fvd" not in short
     assert "9 or more frames, this protocol gives it 7" in notes[0]
+
+
+def test_frames_that_are_too_small_for_a_metric():
+    small = find_protocol("videos-5to10", ["size=[8,30]"])
+    chosen, notes = choose_metrics(small)
+    assert not {"ssim", "lpips"} & set(chosen)
+    assert notes == [
+        "SSIM is left out: it takes frames of 11 or more pixels a side, this protocol gives it 8",
+        "LPIPS is left out: it takes frames of 31 or more pixels a side, this protocol gives it 8",
+    ]
+    resized = find_protocol("smmnist-5to10", ["size=[16,16]"])  # to 128 pixels, as published
+    assert {"ssim", "lpips"} <= set(choose_metrics(resized)[0])
+    with pytest.raises(McvdError, match="lpips under .*gives it 30"):
+        choose_metrics(find_protocol("smmnist-5to10", ["lpips_size=30"]), ["lpips"])
+
+
+def test_plain_frames_are_not_resized_for_lpips_whatever_the_size_says():
+    plain = find_protocol("bair-2to14", ["pixels=plain"])
+    assert plain.lpips_size == 128
+    assert "LPIPS at full size" in plain.words
+    assert plain.words == find_protocol("bair-2to14", ["pixels=plain", "lpips_size=null"]).words
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ import evaluations
 import mcvd.evaluation.published as published_module
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
-from mcvd.evaluation.curves import copied, copy_table, system_curves
+from mcvd.evaluation import summary
+from mcvd.evaluation.curves import Curve, copied, copy_table, system_curves
 from mcvd.evaluation.match import measured
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
@@ -29,7 +30,7 @@ from mcvd.evaluation.report import write_report
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.shown import choose_clips
-from mcvd.evaluation.svg import nice_ticks
+from mcvd.evaluation.svg import line_chart, nice_ticks
 
 FVD = {"fvd": Number(101.25, 95.04, 107.46, "1.96 standard errors over 10 trajectories", "pooled")}
 
@@ -80,6 +81,7 @@ def test_every_text_of_a_folder_is_escaped(tmp_path: Path) -> None:
     assert "<b>" not in html
     assert "&lt;b&gt;a|b&lt;/b&gt;" in html
     assert r"\<b\>a\|b\</b\>" in markdown
+    assert summary.markdown(Evaluation.load(folder).result).splitlines()[2].startswith(r"| \<b\>a\|b\</b\>, ddpm")
 
 
 def test_curves_are_means_over_clips_of_the_best_sample_and_of_all(folder: Path) -> None:
@@ -201,6 +203,15 @@ def test_damaged_folders_are_named(folder: Path, tmp_path: Path, capsys: pytest.
 def test_report_command_says_what_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(folder)]) == 0
     assert capsys.readouterr().out.split() == ["wrote", f"{folder}/report.html", "wrote", f"{folder}/report.md"]
+
+
+def test_a_chart_leaves_out_what_is_not_finite() -> None:
+    inf, nan = float("inf"), float("nan")
+    curve = Curve("a", [20.0, inf, 22.0, nan], [19.0, nan, 21.0, nan], [21.0, inf, 23.0, nan])
+    chart = line_chart("psnr", [curve], 0, "frame", "PSNR", alone=True)
+    assert chart.count("<circle") == 2
+    assert not re.search(r'="[^"]*(inf|nan)', chart)
+    assert line_chart("psnr", [Curve("a", [inf, inf])], 0, "frame", "PSNR", alone=True).count("<circle") == 0
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (12.3, 12.9), (-3.0, 250.0), (0.5, 0.5), (1e-4, 3e-4)])

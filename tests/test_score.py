@@ -1,5 +1,7 @@
 """`mcvd score`: any videos against real ones, with the numbers that `mcvd evaluate` gives for the same."""
 
+import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,9 @@ import tiny
 from mcvd.cli.main import main
 from mcvd.data.video import write_video
 from mcvd.errors import McvdError
+from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.result import Result
+from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.score import score
 from mcvd.evaluation.video_sets import find_videos, pair
 from test_evaluate import PROTOCOL, STUBS, go
@@ -48,6 +52,13 @@ def test_plain_scores_of_evaluated_videos_are_exactly_those_of_evaluate(tmp_path
     assert again.data == result.data  # the same pixels
     assert again.system.name == "videos"
     assert not lines[:-1]  # paired by name, complete: nothing to say but the last
+
+
+def test_one_sample_of_every_clip_is_paired_by_name(tmp_path):
+    one = replace(PLAIN, samples=1)
+    go(tiny.model(), tmp_path / "run", one)
+    _, lines = measured(tmp_path / "run" / "videos", tmp_path / "run" / "videos", tmp_path / "again", one)
+    assert not lines[:-1]
 
 
 def test_published_scores_differ_by_the_rounding_of_what_was_saved(tmp_path):
@@ -117,6 +128,57 @@ def test_names_decide_before_order(tmp_path):
     assert [[made[i].name for i in group] for group in groups] == [["a9-1", "a9-2"], ["a10-1", "a10-2"], ["b-1", "b-2"]]
 
 
+@pytest.mark.parametrize("names", [["a", "a-b"], ["a-1", "a-b-1"], ["a-3", "a-b-7"]])
+def test_one_sample_may_have_a_number(tmp_path, names):
+    real = find_videos(_written(tmp_path / "r", ["a-b", "a"]), "real")
+    made = find_videos(_written(tmp_path / "m", names), "made")
+    groups, named = pair(real, made, 1)
+    assert named
+    assert {real[i].name: made[j].name for i, (j,) in enumerate(groups)} == dict(zip(["a", "a-b"], names))
+
+
+def test_names_with_a_number_mean_the_whole_name_first(tmp_path):
+    videos = find_videos(_written(tmp_path / "r", ["a", "a-1"]), "real")
+    assert pair(videos, videos, 1) == ([[0], [1]], True)
+
+
+@pytest.mark.parametrize(
+    ("made", "samples", "said"),
+    [
+        (["a", "c", "x"], 1, "missing: b; too many: x"),
+        (["a-1", "a-2", "b-1", "b-3", "c-1", "x-1"], 2, "missing: c-2; too many: x-1"),
+        (["a-0", "a-1", "b-0", "b-1", "c-0", "y"], 2, "missing: c-1; too many: y"),
+        (["a-1", "a-2", "a-3", "b-1", "c-1", "c-2"], 2, "missing: b-2; too many: a-3"),
+        (["a-1", "a-2", "b-1", "c-1", "c-2"], 2, "takes 2 for each real one; missing: b-2$"),
+        (["a-1", "b-1", "c-1"], 2, "takes 2 for each real one; --set samples=1 would fit$"),
+    ],
+)
+def test_videos_without_theirs_are_named_not_mispaired(tmp_path, made, samples, said):
+    real = find_videos(_written(tmp_path / "r", ["a", "b", "c"]), "real")
+    with pytest.raises(McvdError, match=said):
+        pair(real, find_videos(_written(tmp_path / "m", made), "made"), samples)
+
+
+def test_names_of_which_none_is_met_are_paired_in_sorted_order(tmp_path):
+    real = find_videos(_written(tmp_path / "r", ["a", "b"]), "real")
+    assert pair(real, find_videos(_written(tmp_path / "m", ["x", "y"]), "made"), 1) == ([[0], [1]], False)
+
+
+def test_names_that_are_no_text(tmp_path):
+    folders = [tmp_path / os.fsdecode(name) for name in (b"real", b"made\xff")]
+    for folder in folders:
+        folder.mkdir()
+        np.save(folder / os.fsdecode(b"a\xfe.npy"), arrays(1)[0])
+    one = replace(PLAIN, samples=1, clips=1)
+    output = tmp_path / os.fsdecode(b"out\xff")
+    result, lines = measured(*folders, output, one)
+    assert result.system.name == "made?"
+    assert "| made? |" in (output / "result.md").read_text()
+    assert Evaluation.load(output).table is not None
+    assert main(["report", str(output)]) == 0
+    assert not any("sorted order" in line for line in lines)
+
+
 def _written(folder, names):
     folder.mkdir()
     for i, name in enumerate(names):
@@ -141,8 +203,13 @@ def test_a_set_against_itself(tmp_path):
     assert result.numbers["fvd"].value == pytest.approx(0, abs=1e-9)
     assert result.numbers["ssim"].value == pytest.approx(1)
     assert result.numbers["lpips"].value == 0
+    kvd = result.numbers["kvd"]
+    assert (kvd.value, kvd.low, kvd.high) == pytest.approx((0, 0, 0), abs=1e-9)
     assert result.numbers["psnr"].value == float("inf")
-    assert Result.load(tmp_path / "out").numbers["psnr"].value == float("inf")
+    assert Result.load(tmp_path / "out") == result
+    text = (tmp_path / "out" / "result.json").read_text()
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert data["numbers"]["psnr"]["value"] == "inf"
 
 
 def test_generation_needs_no_pairs(tmp_path):
@@ -200,6 +267,43 @@ def test_other_videos_do_not_go_into_the_same_folder(tmp_path):
     measured(tmp_path / "real.npy", tmp_path / "a.npy", tmp_path / "out", name="mine")
     with pytest.raises(McvdError, match="holds another evaluation .*videos"):
         measured(tmp_path / "real.npy", tmp_path / "b.npy", tmp_path / "out", name="mine")
+
+
+def test_what_fails_before_any_row_leaves_the_folder_free(tmp_path):
+    np.save(tmp_path / "real.npy", arrays(6))
+    np.save(tmp_path / "made.npy", arrays(6, samples=2, frames=8))
+    with pytest.raises(McvdError, match="has 8 frames"):
+        measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out")
+    np.save(tmp_path / "made.npy", arrays(6, samples=2))
+    result, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out")
+    assert result.complete
+
+
+def test_frames_that_are_too_small_are_told_at_the_start(tmp_path):
+    small = replace(PLAIN, size=(8, 8))
+    np.save(tmp_path / "real.npy", arrays(6)[:, :, :8, :8])
+    np.save(tmp_path / "made.npy", arrays(6, samples=2)[:, :, :, :8, :8])
+    result, lines = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", small)
+    assert "ssim" not in result.numbers
+    assert lines[0] == "SSIM is left out: it takes frames of 11 or more pixels a side, this protocol gives it 8"
+
+
+def test_names_do_not_leave_the_folder_of_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("real", "made"):
+        np.save(tmp_path / f"{name}.npy", arrays(1))
+    edits = [f"--set={e}" for e in ("past=2", "frames=7", "size=[16,16]", "samples=1", "clips=1", "channels=1")]
+    command = ["score", "real.npy", "made.npy", "--protocol", "videos-5to10", *edits, "--metrics", "psnr"]
+    assert main([*command, "--name", "../x", "--device", "cpu"]) == 0
+    assert [path.name for path in (tmp_path / "runs" / "score").iterdir()] == ["..-x-videos-5to10+edited"]
+    out = capsys.readouterr().out
+    assert "paired in sorted order: real-1 with made-1\n" in out
+    assert "../x" in out
+
+
+def test_the_command_names_its_protocols(capsys):
+    assert main(["score", "a", "b", "--protocol", "list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(PRESETS)
 
 
 def test_the_command(tmp_path, capsys):

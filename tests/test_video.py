@@ -429,10 +429,9 @@ def test_a_name_with_a_colon_is_no_protocol(tmp_path: Path, monkeypatch: pytest.
     assert video_info(path).frames == 3
 
 
-def marked(path: Path, *matrix: int) -> Path:
-    """An mp4 with this 2 x 2 display matrix (xx, xy, yx, yy) in its track header."""
-    write_video(path, numbered(3), scale=1)
-    data = bytearray(path.read_bytes())
+def marked(path: Path, plain: Path, *matrix: int) -> Path:
+    """The mp4 `plain` with this 2 x 2 display matrix (xx, xy, yx, yy) in its track header."""
+    data = bytearray(plain.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
     xx, xy, yx, yy = (entry << 16 for entry in matrix)
     data[at : at + 36] = struct.pack(">9i", xx, xy, 0, yx, yy, 0, 0, 0, 1 << 30)
@@ -451,8 +450,8 @@ def marked(path: Path, *matrix: int) -> Path:
     ],
 )
 def test_mirroring_marks_are_obeyed(tmp_path: Path, matrix: tuple[int, ...], axes: list[int] | str) -> None:
-    as_stored = read_video(marked(tmp_path / "plain.mp4", 1, 0, 0, 1))
-    path = marked(tmp_path / "a.mp4", *matrix)
+    plain = write_video(tmp_path / "plain.mp4", numbered(3), scale=1)
+    as_stored, path = read_video(plain), marked(tmp_path / "a.mp4", plain, *matrix)
     if axes == "transposed":
         expected = as_stored.transpose(2, 3)
     elif isinstance(axes, str):

@@ -166,7 +166,13 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, offline):
     np.savez(foreign, a=np.zeros(2))
     objects = tmp_path / "objects.npz"
     np.savez(objects, **{"AlexNet_0.Conv_0.bias": np.array([{}], dtype=object)})
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(foreign.read_bytes()[:-30])
+    empty = tmp_path / "empty.safetensors"
+    empty.write_bytes(b"")
     for source, message in (
+        (damaged, r"damaged.npz is not a file of LPIPS weights, or damaged .*; remove it and run: mcvd fetch lpips$"),
+        (empty, r"empty.safetensors is not a file of LPIPS weights, or damaged"),
         (tmp_path / "absent.npz", "does not exist"),
         (tmp_path / "empty", "holds no weights of LPIPS; looked for: lpips.safetensors, lpips_alex.npz"),
         (altered, "checksum .*, expected f324534fa3df8544"),
@@ -179,6 +185,17 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, offline):
         assert "\n" not in str(caught.value)
     with pytest.raises(McvdError, match="no weights are called 'vgg'; there are: i3d, lpips"):
         fetch_weights("vgg")
+
+
+def test_damaged_weights_in_the_cache_are_named_and_fetched_again(tmp_path, offline, assets_dir):
+    file = fetch_weights("lpips", source=assets_dir)
+    good = file.read_bytes()
+    for length in (0, 5, len(good) // 2):
+        file.write_bytes(good[:length])
+        with pytest.raises(McvdError, match=r"lpips.safetensors is not a file .* mcvd fetch lpips$"):
+            load_weights("lpips")
+    fetch_weights("lpips", source=assets_dir)
+    assert file.read_bytes() == good
 
 
 def test_assets_are_found_by_their_variable(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from heapq import heapify, heappop, heappush
 
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
+from mcvd.text import counted
 
 
 @dataclass(frozen=True)
@@ -201,23 +202,19 @@ def _cannot(have: Sequence[bool], layout: BlockLayout, combinations: frozenset[t
     last = next((i for i in range(first, len(have)) if have[i]), len(have)) - 1
     missing = f"frame {first}" if first == last else f"frames {first} to {last}"
     if needs_past and needs_future:
-        saw = f"{layout.past} past and {_count(layout.future, 'future frame')}"
-        remedy = f"give gaps of at most {_count(layout.current, 'frame')} with {_count(layout.past, 'known frame')}"
+        saw = f"{layout.past} past and {counted(layout.future, 'future frame')}"
+        remedy = f"give gaps of at most {counted(layout.current, 'frame')} with {counted(layout.past, 'known frame')}"
         remedy += f" right before each and {layout.future} right behind"
     elif needs_past:
-        saw = _count(layout.past, "past frame")
-        remedy = f"give at least {_count(layout.past, 'known frame')} in a row before that"
+        saw = counted(layout.past, "past frame")
+        remedy = f"give at least {counted(layout.past, 'known frame')} in a row before that"
     else:
-        saw = _count(layout.future, "future frame")
-        remedy = f"give at least {_count(layout.future, 'known frame')} in a row behind that"
+        saw = counted(layout.future, "future frame")
+        remedy = f"give at least {counted(layout.future, 'known frame')} in a row behind that"
     return (
         f"this model always saw its {saw} in training, so it cannot make {missing}: {remedy}, "
         "or use a model trained with them hidden at random"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 _SYMBOLS = (

@@ -128,8 +128,8 @@ class Command:
         show(result, output)
 
     def _folder(self, protocol: Protocol, solver: str) -> Path:
-        from mcvd.evaluation.text import printable
         from mcvd.files import stem
+        from mcvd.text import printable
 
         parts = [printable(stem(self.model)), protocol.name, f"{solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
@@ -179,6 +179,6 @@ def print_protocols() -> None:
 
 def say(line: str) -> None:
     """A line, at once."""
-    from mcvd.evaluation.text import printable
+    from mcvd.text import printable
 
     print(printable(line), flush=True)

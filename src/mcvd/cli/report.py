@@ -23,7 +23,7 @@ class Command:
     def run(self) -> None:
         """Does it."""
         from mcvd.evaluation.report import write_report
-        from mcvd.evaluation.text import printable
+        from mcvd.text import printable
 
         for path in write_report(self.folder):
             print(printable(f"wrote {path}"))

@@ -49,8 +49,8 @@ class Command:
         from mcvd.device import usable_device
         from mcvd.evaluation.presets import find_protocol
         from mcvd.evaluation.score import score
-        from mcvd.evaluation.text import printable
         from mcvd.files import stem
+        from mcvd.text import printable
 
         protocol = find_protocol(self.protocol, self.set)
         name = printable(self.name or stem(self.made))

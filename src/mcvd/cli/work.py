@@ -21,6 +21,7 @@ from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.plan import draw_plan, plan
+from mcvd.text import counted
 
 
 def load_model(sampling: Sampling) -> VideoDiffusion:
@@ -43,7 +44,9 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
     info = video_info(path)
     video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
     fps = info.fps / reading.stride if info.fps else None
-    was = f"{info.width}x{info.height}, {count(info.frames, 'frame')}" + (f" at {info.fps:.4g} fps" if info.fps else "")
+    was = f"{info.width}x{info.height}, {counted(info.frames, 'frame')}" + (
+        f" at {info.fps:.4g} fps" if info.fps else ""
+    )
     height, width = model.size
     every = f", every {reading.stride}. frame" if reading.stride > 1 else ""
     print(f"{path.name}: {was} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
@@ -57,7 +60,7 @@ def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: i
     """
     n = len(video) if asked == "all" else asked or min(max(default, 1), len(video))
     if n > len(video):
-        raise McvdError(f"--context is {n}, but the clip has only {count(len(video), 'frame')}")
+        raise McvdError(f"--context is {n}, but the clip has only {counted(len(video), 'frame')}")
     return video[-n:] if end else video[:n]
 
 
@@ -87,10 +90,10 @@ def fill_in(
     blocks = plan(known, model.layout, model.config.masking)
     if output.show_plan:
         print(draw_plan(blocks, known))
-    made = count(known.count(False), "frame")
-    given = count(known.count(True), "given frame") if any(known) else "nothing"
+    made = counted(known.count(False), "frame")
+    given = counted(known.count(True), "given frame") if any(known) else "nothing"
     samples = f" {sampling.samples} times" if sampling.samples > 1 else ""
-    print(f"making {made} from {given}{samples}, {count(len(blocks), 'block')}, on {model.device}", flush=True)
+    print(f"making {made} from {given}{samples}, {counted(len(blocks), 'block')}, on {model.device}", flush=True)
 
     began = time.monotonic()
     with ProgressBar("sampling", "steps") as bar:
@@ -115,7 +118,7 @@ def fill_in(
     for path, sample in zip(files, videos):
         done = "replaced" if path.exists() else "wrote"
         write_video(path, sample, fps=fps)
-        print(f"{done} {path} ({count(len(sample), 'frame')} at {fps:.4g} fps)")
+        print(f"{done} {path} ({counted(len(sample), 'frame')} at {fps:.4g} fps)")
     rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
     edges = 1 - torch.tensor(known).int()
     if truth is not None:
@@ -164,8 +167,3 @@ def _holds_frames(folder: Path) -> bool:
 def colours(channels: int) -> str:
     """How a person calls this number of channels."""
     return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"
-
-
-def count(n: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mcvd.errors import McvdError
+
 PREDICTIONS = ("eps", "x0", "v")
 
 
@@ -54,7 +56,9 @@ def target(prediction: str, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tenso
         return eps
     if prediction == "x0":
         return x0
-    return v_from(x0, eps, alpha_bar)
+    if prediction == "v":
+        return v_from(x0, eps, alpha_bar)
+    raise McvdError(f"prediction is {prediction!r}; it is one of {', '.join(PREDICTIONS)}")
 
 
 def x0_from(prediction: str, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -63,4 +67,6 @@ def x0_from(prediction: str, x_t: Tensor, output: Tensor, alpha_bar: Tensor) -> 
         return x0_from_eps(x_t, output, alpha_bar)
     if prediction == "x0":
         return output
-    return x0_from_v(x_t, output, alpha_bar)
+    if prediction == "v":
+        return x0_from_v(x_t, output, alpha_bar)
+    raise McvdError(f"prediction is {prediction!r}; it is one of {', '.join(PREDICTIONS)}")

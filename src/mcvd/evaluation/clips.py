@@ -104,12 +104,15 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
     return clips
 
 
-def content_sha256(clips: RealClips, count: int) -> str:
-    """A hash of the pixels of clips 0 .. count - 1."""
-    digest = hashlib.sha256()
+def content(clips: RealClips, count: int) -> tuple[str, int]:
+    """A hash of the pixels of clips 0 .. count - 1, and how many of them are different."""
+    digest, each = hashlib.sha256(), set()
     for first in range(0, count, _AT_ONCE):
         part = clips.batch(range(first, min(first + _AT_ONCE, count)))
         if first == 0:
             digest.update(f"{count} {list(part.shape[1:])}\n".encode())
-        digest.update(part.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        for clip in part.contiguous().numpy():
+            data = clip.tobytes()
+            digest.update(data)
+            each.add(hashlib.sha256(data).digest())
+    return digest.hexdigest(), len(each)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any
 from mcvd.config import to_dict
 from mcvd.errors import McvdError
 from mcvd.evaluation.match import Difference, differences, measured
-from mcvd.evaluation.page import markdown_table
+from mcvd.evaluation.page import markdown_table, plain
 from mcvd.evaluation.paired import Paired, paired_differences
 from mcvd.evaluation.published import Published, Quoted, benchmark_of, published
+from mcvd.evaluation.result import json_text
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.summary import order
+from mcvd.evaluation.summary import order, repeated
 from mcvd.evaluation.wording import best_of, heading, in_order, interval, printed
+from mcvd.text import counted, printable
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _names(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
     distinct = next((names for names in choices if len(set(names)) == len(names)), None)
     if distinct is None:
         raise McvdError("the same evaluation is named twice")
-    return tuple(distinct)
+    return tuple(map(printable, distinct))
 
 
 def _refuse(names: Sequence[str], differing: Sequence[Sequence[Difference]]) -> None:
@@ -116,10 +117,11 @@ def _notes(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]
     for name, evaluation in zip(names, evaluations):
         result = evaluation.result
         if not result.complete:
-            asked = f"{result.protocol.clips} clips x {result.protocol.samples} samples"
-            notes.append(
-                f"{name} is not the whole protocol: {result.clips} clips x {result.samples} samples, not {asked}"
-            )
+            counts = ((p.clips, p.samples) for p in (measured(result), result.protocol))
+            done, asked = (f"{counted(clips, 'clip')} x {counted(samples, 'sample')}" for clips, samples in counts)
+            notes.append(f"{name} is not the whole protocol: {done}, not {asked}")
+        if repeats := repeated(result):
+            notes.append(f"{name}: {repeats}")
         if evaluation is not evaluations[0] and (result.data != first.data or not result.data):
             how = "saw other real clips than" if result.data and first.data else "may not have seen the same clips as"
             notes.append(f"{name} {how} {names[0]} (sha256 {result.data[:8] or '?'}, {first.data[:8] or '?'})")
@@ -144,7 +146,7 @@ def to_markdown(comparison: Comparison) -> str:
     best = {name: best_of(name, _values(comparison, name)) for name in names} if not comparison.mixed else {}
     rows, marks = [], list[str]()
     for i, (label, evaluation) in enumerate(zip(comparison.names, comparison.evaluations)):
-        cells = []
+        label, cells = plain(label), []
         for name in names:
             number = evaluation.result.numbers.get(name)
             value = printed(name, number.value) if number else ""
@@ -158,17 +160,20 @@ def to_markdown(comparison: Comparison) -> str:
         mark = _mark(marks, f"published; {row.confidence}; {row.source}; protocol: {row.match(protocol)}")
         values = comparison.quoted(row)
         cells = [values[name].text if name in values else "" for name in names]
-        rows.append([row.method + mark, *cells])
+        rows.append([plain(row.method) + mark, *map(plain, cells)])
     lines = [markdown_table(["system", *(heading(name) for name in names)], rows), ""]
-    lines += [f"[{i}] {mark}  " for i, mark in enumerate(marks, 1)]
+    lines += [f"[{i}] {plain(mark)}  " for i, mark in enumerate(marks, 1)]
     first = comparison.evaluations[0].result
     lines.append(
-        f"Protocol {first.protocol.name}, {first.clips} clips x {first.samples} samples; brackets: 95 % intervals."
+        f"Protocol {plain(first.protocol.name)}, {counted(first.clips, 'clip')} x {counted(first.samples, 'sample')};"
+        " brackets: 95 % intervals."
         + (" Measured in different ways, so nothing is called best." if comparison.mixed else " Bold: best.")
     )
     if comparison.paired:
         lines += ["", _paired_table(comparison.paired), "", _paired_note(comparison.paired)]
-    return "\n".join([*lines, *(["", *(f"Note: {note}.  " for note in comparison.notes)] if comparison.notes else [])])
+    return "\n".join(
+        [*lines, *(["", *(f"Note: {plain(note)}.  " for note in comparison.notes)] if comparison.notes else [])]
+    )
 
 
 def _mark(marks: list[str], text: str) -> str:
@@ -184,7 +189,7 @@ def _paired_table(paired: Sequence[Paired]) -> str:
         sign = "+" if row.difference > 0 else ""
         ends = f"[{printed(row.metric, row.low)}, {printed(row.metric, row.high)}]"
         value = f"{sign}{printed(row.metric, row.difference)} {ends}"
-        rows.append([f"{row.a} - {row.b}", heading(row.metric), value, str(row.clips), row.verdict])
+        rows.append([plain(f"{row.a} - {row.b}"), heading(row.metric), value, str(row.clips), row.verdict])
     return markdown_table(["difference", "metric", "value", "clips", ""], rows)
 
 
@@ -239,4 +244,4 @@ def to_json(comparison: Comparison) -> str:
     ]
     paired = [{**dataclasses.asdict(row), "verdict": row.verdict} for row in comparison.paired]
     data = {"mixed": comparison.mixed, "systems": systems, "paired": paired, "published": quoted}
-    return json.dumps({**data, "notes": list(comparison.notes)}, indent=1) + "\n"
+    return json_text({**data, "notes": list(comparison.notes)})

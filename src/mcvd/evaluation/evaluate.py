@@ -15,7 +15,7 @@ from mcvd.cache import tensors_sha256
 from mcvd.config import to_dict
 from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
-from mcvd.evaluation.clips import RealClips, content_sha256, real_clips
+from mcvd.evaluation.clips import RealClips, content, real_clips
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, load_instruments
 from mcvd.evaluation.presets import choose_metrics
@@ -25,6 +25,7 @@ from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import VideoDiffusion
 from mcvd.plan import plan
+from mcvd.text import printable
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def evaluate(
     worker = worker or Worker.of_torchrun()
     say = report if worker.rank == 0 else nothing
     check_fit(model, protocol, name)
-    chosen, notes = choose_metrics(protocol, metrics)
+    chosen, notes = choose_metrics(protocol, metrics, published=instruments is None)
     for note in notes:
         say(note)
     folder = Folder(output)
@@ -86,7 +87,7 @@ def evaluate(
         chosen,
         real,
         protocol.clips,
-        content_sha256(real, protocol.clips),
+        *content(real, protocol.clips),
         _maker(model, protocol, sampling),
         batch=max(1, sampling.batch_size // protocol.samples),
         networks=networks,
@@ -136,7 +137,7 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
     config = json.dumps(config, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(
-        name,
+        printable(name),
         tensors_sha256(weights),
         sampling.solver,
         sampling.steps or default,

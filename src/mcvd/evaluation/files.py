@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from mcvd.errors import McvdError
@@ -26,8 +26,8 @@ def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
     """Reads a safetensors file; McvdError where it is missing or damaged."""
     try:
-        return load_file(path)
+        return load(Path(path).read_bytes())  # by its name, safetensors reads only files whose names are UTF-8
     except FileNotFoundError as error:
         raise McvdError(f"{path} does not exist") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise McvdError(f"{path} cannot be read: {error}") from error

@@ -1,6 +1,6 @@
 """The folder of an evaluation: what was begun in it, the rows so far, the videos, the result.
 
-identity.json      protocol, system, data and metrics, written first: nothing else may go on in this folder
+identity.json      protocol, system, data and metrics, before the first rows: nothing else may go on in this folder
 rows/A-B.safetensors   the rows of clips A .. B - 1, one whole file a batch, whichever process made it
 videos/00012.npz   `real` (T, C, H, W) and `made` (S, T, C, H, W) uint8, written before the rows of that clip
 rows.safetensors   all rows, at the end; then result.md and result.json, and rows/ goes
@@ -8,7 +8,9 @@ rows.safetensors   all rows, at the end; then result.md and result.json, and row
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,28 @@ class Folder:
         self.path = Path(path).expanduser()
         self.rows = self.path / "rows"
 
-    def begin(self, identity: dict[str, Any]) -> None:
-        """Claims the folder, or continues in it; McvdError where it holds anything else."""
+    def check(self, identity: dict[str, Any]) -> None:
+        """Makes the folder; McvdError where it cannot be used for this evaluation because it holds anything else."""
+        self._meet(identity, claim=False)
+
+    def claim(self, identity: dict[str, Any]) -> None:
+        """The folder is this evaluation's from now on; McvdError where another one was first. Only what has read and
+        made its first videos claims: what fails before that leaves no trace."""
+        self._meet(identity, claim=True)
+
+    def _meet(self, identity: dict[str, Any], claim: bool) -> None:
         identity = json.loads(json.dumps(identity))
         file = self.path / IDENTITY
         try:
-            self.rows.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             if not file.is_file():
                 strange = [item.name for item in self.path.iterdir() if not item.name.startswith(IDENTITY)]
                 if strange and not file.is_file():  # another process may have claimed it just now
                     raise McvdError(f"{self.path} holds other files ({strange[0]}); choose another --output")
+                if not claim:
+                    if not os.access(self.path, os.W_OK):  # before hours of sampling, not after
+                        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                    return
                 write_whole(file, json.dumps(identity, indent=1) + "\n")
             old = json.loads(file.read_text())
         except OSError as error:
@@ -54,29 +68,41 @@ class Folder:
                 f"{self.path} holds another evaluation ({'; '.join(differ[:2])}{more}); choose another --output"
             )
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return (self.path / "result.json").is_file()
+
     def result(self) -> Result | None:
         """The finished result, if there is one."""
-        return Result.load(self.path) if (self.path / "result.json").is_file() else None
+        return Result.load(self.path) if self.finished else None
 
     def table(self) -> Table:
-        """All rows so far, of all processes."""
+        """All rows so far, of all processes and starts; of a clip that has several, the first."""
         whole = self.path / "rows.safetensors"
         while True:
             files = ([whole] if whole.is_file() else []) + sorted(self.rows.glob("*.safetensors"))
             try:
-                return Table().merge(*(Table.load(file) for file in files))
+                tables = [Table.load(file) for file in files]
             except McvdError:
                 if all(file.is_file() for file in files):
-                    raise  # else another process has just joined them to one
+                    raise
+                continue  # another process has just joined them to one
+            try:
+                return Table().merge(*tables)
+            except McvdError as error:
+                raise McvdError(
+                    f"{self.path}: {error}; remove one of the files with its rows, or choose another --output"
+                ) from None
 
     def save_rows(self, table: Table, first: int, end: int) -> None:
         """Writes the rows of clips first .. end - 1."""
         table.save(self.rows / f"{first:05d}-{end:05d}.safetensors")
 
     def clips_done(self) -> int:
-        """How many clips have their rows in rows/, by the names of the files."""
-        ranges = [file.stem.split("-") for file in self.rows.glob("*.safetensors")]
-        return sum(int(end) - int(first) for first, end in ranges)
+        """How many different clips have their rows in rows/, by the names of the files."""
+        ranges = [map(int, file.stem.split("-")) for file in self.rows.glob("*.safetensors")]
+        return len({clip for first, end in ranges for clip in range(first, end)})
 
     def save_video(self, clip: int, real: Tensor, made: Tensor) -> None:
         """Writes videos/CLIP.npz: real ``(T, C, H, W)``, made ``(S, T, C, H, W)``, both uint8."""

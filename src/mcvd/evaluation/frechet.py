@@ -118,8 +118,9 @@ def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """KVD: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
 
-    real ``(N, D)``, fake ``(M, D)``, N and M at least 2. Its mean is 0 for two samples of the same videos whatever
-    their number (so it may come out below 0), which is what the Fréchet distance lacks.
+    real ``(N, D)``, fake ``(M, D)``, N and M at least 2, of videos that do not depend on each other: those made for
+    clips are like these, see `statistics.kvd_number`. Its mean is 0 for two samples of the same videos whatever their
+    number (so it may come out below 0), which is what the Fréchet distance lacks.
     """
     if len(real) < 2 or len(fake) < 2:
         raise McvdError(f"KVD needs at least 2 videos on each side, there are {len(real)} and {len(fake)}")

@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcvd.errors import McvdError
+
+SMALLEST = 11
+"""Pixels of a side below which SSIM's window does not fit."""
+
 
 def mse(video: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each frame. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``, float64.
@@ -31,6 +36,8 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
     Gaussian window of 11x11 pixels, sigma 1.5; data range 1; only where the window fits (other borders give other
     numbers: torchmetrics is 0.05 higher on 64x64 frames).
     """
+    if min(video.shape[-2:]) < SMALLEST:
+        raise McvdError(f"SSIM takes frames of at least {SMALLEST} pixels a side, not {tuple(video.shape)}")
     x, y = video.double().flatten(0, -3)[:, None], truth.double().flatten(0, -3)[:, None]
     offset = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
     window = torch.exp(-0.5 * (offset / 1.5) ** 2)

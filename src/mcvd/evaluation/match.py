@@ -104,8 +104,8 @@ def in_words(field: str, value: Any) -> str:
 
 
 def measured(result: Result) -> Protocol:
-    """The protocol as it was carried out: with the clips and samples that were measured."""
-    return dataclasses.replace(result.protocol, clips=result.clips, samples=result.samples)
+    """The protocol as it was carried out: with the clips and samples that were measured, without what did nothing."""
+    return dataclasses.replace(result.protocol.in_force, clips=result.clips, samples=result.samples)
 
 
 def differences(a: Result, b: Result) -> tuple[Difference, ...]:

@@ -95,9 +95,9 @@ class Page:
 
     def markdown(self, files: str) -> str:
         """Markdown whose pictures lie in the folder `files` beside it."""
-        lines = [f"# {_plain(self.title)}", "", _plain(self.lead), ""]
+        lines = [f"# {plain(self.title)}", "", plain(self.lead), ""]
         for section in self.sections:
-            lines += [f"{'#' * section.level} {_plain(section.title)}", ""]
+            lines += [f"{'#' * section.level} {plain(section.title)}", ""]
             for part in section.parts:
                 lines += [_markdown(part, files), ""]
         return "\n".join(lines)
@@ -122,14 +122,14 @@ def _html(part: Text | Grid | Picture) -> str:
 
 def _markdown(part: Text | Grid | Picture, files: str) -> str:
     if isinstance(part, Text):
-        return _plain(part.text)
+        return plain(part.text)
     if isinstance(part, Grid):
         rows = [
-            ["**" + _plain(cell) + "**" if i in part.own and cell else _plain(cell) for cell in row]
+            ["**" + plain(cell) + "**" if i in part.own and cell else plain(cell) for cell in row]
             for i, row in enumerate(part.rows)
         ]
-        return markdown_table([_plain(cell) for cell in part.header], rows)
-    return f"![{_plain(part.alt)}]({files}/{part.name})"
+        return markdown_table([plain(cell) for cell in part.header], rows)
+    return f"![{plain(part.alt)}]({files}/{part.name})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -138,11 +138,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is."""
     for sign in "\\`*_<>[]|":
         text = text.replace(sign, "\\" + sign)
-    return text.replace("\n", " ")
+    return " ".join(text.splitlines())
 
 
 def write_page(page: Page, folder: Path, name: str) -> list[Path]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from mcvd.config import override, parse_assignments
 from mcvd.errors import McvdError
+from mcvd.evaluation import image, lpips
 from mcvd.evaluation.i3d import SHORTEST
 from mcvd.evaluation.protocol import Protocol
 
@@ -68,6 +69,10 @@ _PAPER = {
         [30],
     ),
     "ucf101": _Data("UCF-101, list 3", {"source": "ucf101"}, [(4, 16)], [(4, 4, 4)], [20]),
+}
+_TRAINING_DATA = {  # the words above that say which side of the split they mean
+    "Stochastic Moving MNIST of the first 256 test digits": "Stochastic Moving MNIST of the first 256 training digits",
+    "KTH, persons 21-25": "KTH, persons 1-20",
 }
 _PLAIN: dict[str, Any] = {"pixels": "plain", "binary": False, "lpips_size": None}
 
@@ -122,18 +127,25 @@ def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
         raise McvdError(f"no protocol {name}; {hint}")
     preset = PRESETS[name]
     values = parse_assignments(assignments, "--set")
+    if "name" in values:
+        raise McvdError(f"--set: name cannot be set; an edited preset is called {name}{EDITED}")
     edited = override(preset, values, "--set")
-    return preset if edited == preset else replace(edited, name=values.get("name", f"{name}{EDITED}"))
+    if edited.split == "train" and "data" not in values:
+        edited = replace(edited, data=_TRAINING_DATA.get(edited.data, edited.data))
+    return preset if edited == preset else replace(edited, name=f"{name}{EDITED}")
 
 
 METRICS = ("psnr", "ssim", "lpips", "fvd", "kvd", "calibration")
 """What can be measured; `calibration` is CRPS and spread over skill."""
 
 
-def choose_metrics(protocol: Protocol, asked: Sequence[str] | None = None) -> tuple[tuple[str, ...], list[str]]:
+def choose_metrics(
+    protocol: Protocol, asked: Sequence[str] | None = None, *, published: bool = True
+) -> tuple[tuple[str, ...], list[str]]:
     """What is measured under a protocol -> (metrics, lines on what is left out and why).
 
     asked: names of `METRICS`; None is all that the protocol allows. Raises McvdError for one that it does not.
+    published: LPIPS by its published network, which takes pictures of a certain size.
     """
     paired = protocol.task != "generate"
     reasons: dict[str, str] = {}
@@ -141,13 +153,21 @@ def choose_metrics(protocol: Protocol, asked: Sequence[str] | None = None) -> tu
         reasons |= dict.fromkeys(("psnr", "ssim", "lpips", "calibration"), "generated videos have no true one to meet")
     elif protocol.samples < 2:
         reasons["calibration"] = "it takes 2 or more samples a clip"
+    few = "it takes frames of {} or more pixels a side, this protocol gives it {}"
+    if paired and min(protocol.size) < image.SMALLEST:
+        reasons["ssim"] = few.format(image.SMALLEST, min(protocol.size))
+    if paired and published and protocol.lpips_side < lpips.SMALLEST:
+        reasons["lpips"] = few.format(lpips.SMALLEST, protocol.lpips_side)
     if protocol.fvd == "none":
         reasons |= dict.fromkeys(("fvd", "kvd"), "the protocol has none")
     elif protocol.fvd_frames < SHORTEST:
-        few = f"I3D takes {SHORTEST} or more frames, this protocol gives it {protocol.fvd_frames}"
-        reasons |= dict.fromkeys(("fvd", "kvd"), few)
+        short = f"I3D takes {SHORTEST} or more frames, this protocol gives it {protocol.fvd_frames}"
+        reasons |= dict.fromkeys(("fvd", "kvd"), short)
     if asked is None:
         said = [f"FVD and KVD are left out: {reasons['fvd']}"] if protocol.fvd != "none" and "fvd" in reasons else []
+        said += [
+            f"{name.upper()} is left out: {reasons[name]}" for name in ("ssim", "lpips") if paired and name in reasons
+        ]
         return tuple(name for name in METRICS if name not in reasons), said
     for name in asked:
         if name not in METRICS:

@@ -6,10 +6,13 @@ samples a clip, whether the best or the mean of them counts, which clips, which 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mcvd.errors import McvdError
+from mcvd.text import counted
+
+_MOST_SEED = 2**32 - 1  # of numpy's legacy generator, which draws the published choice
 
 Task = Literal["predict", "backward", "interpolate", "generate"]
 Source = Literal["moving-mnist", "videos", "kth", "bair", "cityscapes", "ucf101"]
@@ -57,9 +60,9 @@ class Protocol:
     """`published`: made frames are measured before they are rounded to 8 bits, SSIM and LPIPS of frames as the authors'
     code sees them (`published_frames.py`); `plain`: everything of 8-bit frames, as they are saved."""
     binary: bool = False
-    """Frames are rounded to black and white before SSIM and LPIPS (published, Moving MNIST)."""
+    """Frames are rounded to black and white before SSIM and LPIPS (`published` pixels, Moving MNIST)."""
     lpips_size: int | None = 128
-    """Side that frames are resized to for LPIPS (`published` pixels); None leaves them."""
+    """Side that frames are resized to for LPIPS (`published` pixels; `plain` ones are left); None leaves them."""
     best: bool = True
     """PSNR, SSIM and LPIPS of a clip: of its best sample by each metric, or the mean over samples."""
     fvd: Literal["context", "made", "none"] = "context"
@@ -73,6 +76,12 @@ class Protocol:
         for name, value in counts.items():
             if value < 1:
                 raise McvdError(f"protocol {self.name}: {name} is {value}; it must be at least 1")
+        if self.lpips_size is not None and self.lpips_size < 1:
+            raise McvdError(f"protocol {self.name}: lpips_size is {self.lpips_size}; it is a number of pixels, or null")
+        if not 0 <= self.choice_seed <= _MOST_SEED:
+            raise McvdError(
+                f"protocol {self.name}: choice_seed is {self.choice_seed}; it must lie in 0 .. {_MOST_SEED}"
+            )
         if self.channels not in (1, 3) or min(self.size) < 1:
             raise McvdError(
                 f"protocol {self.name}: size {self.size} must be positive, channels ({self.channels}) 1 or 3"
@@ -101,25 +110,37 @@ class Protocol:
         return {"context": self.clip_frames, "made": self.frames, "none": 0}[self.fvd]
 
     @property
+    def in_force(self) -> Protocol:
+        """The same without what does nothing: plain frames are neither resized nor rounded to black and white."""
+        return self if self.pixels == "published" else replace(self, binary=False, lpips_size=None)
+
+    @property
+    def lpips_side(self) -> int:
+        """The shorter side of the pictures that LPIPS sees, in pixels."""
+        return self.in_force.lpips_size or min(self.size)
+
+    @property
     def words(self) -> str:
         """All of it in one sentence, for a caption."""
         height, width = self.size
+        made = counted(self.frames, "frame")
         given = {
-            "predict": f"{self.frames} frames predicted from {self.past}",
-            "backward": f"{self.frames} frames made before {self.future} given ones",
-            "interpolate": f"{self.frames} frames between {self.past} and {self.future} given ones",
-            "generate": f"{self.frames} frames generated from nothing",
+            "predict": f"{made} predicted from {self.past}",
+            "backward": f"{made} made before {self.future} given ones",
+            "interpolate": f"{made} between {self.past} and {self.future} given ones",
+            "generate": f"{made} generated from nothing",
         }[self.task]
         parts = [
             f"{self.data} ({self.split})",
             f"{width}x{height} {'grey' if self.channels == 1 else 'RGB'}",
             given + (f", every {self.stride}. frame" if self.stride > 1 else ""),
-            f"{self.clips} clips ({self._clips_words}), {self.samples} sample{'s' * (self.samples > 1)} each",
+            f"{counted(self.clips, 'clip')} ({self._clips_words}), {counted(self.samples, 'sample')} each",
         ]
         if self.task != "generate":
             seen = "as the published code sees frames" if self.pixels == "published" else "of plain 8-bit frames"
-            seen += " (rounded to black and white)" if self.binary and self.pixels == "published" else ""
-            lpips = f"LPIPS at {self.lpips_size} px" if self.lpips_size else "LPIPS at full size"
+            seen += " (rounded to black and white)" if self.in_force.binary else ""
+            size = self.in_force.lpips_size
+            lpips = f"LPIPS at {size} px" if size else "LPIPS at full size"
             counts = ("best" if self.best else "mean") + " of the samples"
             parts.append(f"PSNR, SSIM and {lpips} {seen}, {counts if self.samples > 1 else 'of the one sample'}")
         if self.fvd != "none":

@@ -12,10 +12,11 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published import METRICS, benchmark_of, published
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.shown import draw_clips
-from mcvd.evaluation.summary import order
+from mcvd.evaluation.summary import order, repeated
 from mcvd.evaluation.svg import line_chart
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import direction, heading, in_order, interval, printed, title
+from mcvd.text import counted
 
 PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown
 
@@ -57,16 +58,18 @@ def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
     if not result.complete:
         parts.append(
             Text(
-                f"Not the whole protocol: {result.clips} of {_count(result.protocol.clips, 'clip')},"
-                f" {result.samples} of {_count(result.protocol.samples, 'sample')}. FVD, and PSNR, SSIM and LPIPS of"
+                f"Not the whole protocol: {result.clips} of {counted(result.protocol.clips, 'clip')},"
+                f" {result.samples} of {counted(result.protocol.samples, 'sample')}. FVD, and PSNR, SSIM and LPIPS of"
                 " the best sample, depend on these counts."
             )
         )
+    if repeats := repeated(result):
+        parts.append(Text(f"{repeats[0].upper()}{repeats[1:]}."))
     parts.append(Grid(header, rows))
     if copied and copy is not None:
         parts.append(
             Text(
-                f"{copy_label(result.protocol).capitalize()}: what needs no model, on the {_count(len(copy), 'clip')}"
+                f"{copy_label(result.protocol).capitalize()}: what needs no model, on the {counted(len(copy), 'clip')}"
                 " whose videos were kept. Numbers that are not better are no sign of a model that has learnt motion;"
                 " the best of several samples has an advantage over it, their mean (the curves below) has not.",
                 note=True,
@@ -127,11 +130,11 @@ def _clips(evaluation: Evaluation) -> list[Section]:
         parts.append(Picture(f"{name}.png", shown.sheet, f"all frames of clip {shown.clip}"))
         sections.append(Section(shown.title[0].upper() + shown.title[1:], parts, level=3))
     text = (
-        f"Chosen among the {_count(kept, 'clip')} whose videos were kept. Blue edge: given to the model; orange: made"
+        f"Chosen among the {counted(kept, 'clip')} whose videos were kept. Blue edge: given to the model; orange: made"
         " by it; none (grey in the animation): real and not seen."
     )
     if left_out:
-        text += f" {_count(left_out, 'clip')} more would make the page too large."
+        text += f" {counted(left_out, 'clip')} more would make the page too large."
     return [Section("Clips", [Text(text, note=True)]), *sections]
 
 
@@ -174,7 +177,7 @@ def _system(evaluation: Evaluation) -> Section:
     rows = [["name", system.name], ["sha256 of the weights", system.weights or "not known: videos were scored"]]
     if system.solver:
         rows += [
-            ["solver", f"{system.solver}, {_count(system.steps, 'step')}"],
+            ["solver", f"{system.solver}, {counted(system.steps, 'step')}"],
             ["guidance", f"{system.guidance:g}"],
             ["seed", str(system.seed)],
             ["sampled as the published code did", "yes" if system.reference else "no"],
@@ -188,7 +191,3 @@ def _system(evaluation: Evaluation) -> Section:
 
 def _made(protocol: Protocol) -> str:
     return f"{protocol.made.start} to {protocol.made.stop - 1}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

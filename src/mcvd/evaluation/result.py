@@ -8,13 +8,29 @@ clip, those of `calibration`, and ``seconds``), `result.md` and, for the report,
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mcvd.config import from_dict, to_dict
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
 from mcvd.files import write_whole
+
+
+def json_text(data: Any) -> str:
+    """Data as JSON, which knows no infinite numbers, such as the PSNR of a perfect video: these, and what is not a
+    number, are the texts "inf", "-inf" and "nan", which `Result.load` reads as numbers."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ class Result:
     """By metric: its mean at every made frame, in the order of time."""
     networks: dict[str, str] = field(default_factory=dict)
     """sha256 of the tensors of the networks that measure: i3d, lpips."""
+    different: int | None = None
+    """How many of the clips are different, where data hold fewer than were asked for; None: not known."""
     machine: str = ""
     seconds: float = 0.0
     """Of work in all, summed over processes and restarts."""
@@ -87,7 +105,7 @@ class Result:
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(to_dict(self), indent=1) + "\n")
+            write_whole(path, json_text(to_dict(self)))
         except OSError as error:
             raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mcvd.cache import cache_dir
 from mcvd.config import to_dict
+from mcvd.errors import McvdError
 from mcvd.evaluation.clips import RealClips
 from mcvd.evaluation.files import load_tensors, save_tensors
 from mcvd.evaluation.folder import Folder
@@ -32,6 +33,7 @@ from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.statistics import numbers
 from mcvd.evaluation.summary import markdown
 from mcvd.evaluation.table import Table
+from mcvd.text import counted
 
 LOOK_EVERY = 0.5  # s between looks for the rows of other processes
 
@@ -49,8 +51,14 @@ class Worker:
 
     @staticmethod
     def of_torchrun() -> Worker:
-        """As torchrun says in the environment; one alone without it."""
-        return Worker(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        """As torchrun says in the environment; one alone without it. McvdError where what it says cannot be."""
+        rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
+            raise McvdError(
+                f"RANK={rank} and WORLD_SIZE={count} in the environment (0 and 1 where unset) name no process of a "
+                "number of processes; torchrun sets both: unset them, or start with it"
+            )
+        return Worker(int(rank), int(count))
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Job:
     """At most the protocol's."""
     data: str
     """sha256 of the real clips."""
+    different: int
+    """How many of them are different: data may hold fewer than are asked for."""
     make: Callable[[int, Tensor], Tensor]
     """(number of the first clip, real clips ``(B, T, C, H, W)``) -> made videos ``(B, S, T, C, H, W)``, whole clips."""
     batch: int
@@ -98,13 +108,18 @@ def run(
     device: where it is done, for the record. Raises McvdError where the folder holds another evaluation.
     """
     worker = worker or Worker.of_torchrun()
-    folder.begin(job.identity())
+    folder.check(job.identity())
+    if job.clips < 2 and {"fvd", "kvd"} & set(job.metrics):
+        report("note: FVD and KVD need at least 2 clips, there is 1: they have no number")
+    if job.different < job.clips:
+        report(f"note: {job.different} of {counted(job.clips, 'clip')} are different, the others repeat them")
     finished = folder.result()
     if finished is not None:
         return finished if worker.rank == 0 else None
     table = folder.table()
     if len(table) and worker.rank == 0:
-        report(f"continuing {folder.path}: {len({clip for clip, _ in table})} of {job.clips} clips are done")
+        have = len({clip for clip, _ in table})
+        report(f"continuing {folder.path}: {have} of {counted(job.clips, 'clip')} are done")
     cached = _cached_features(job)
     todo = [part for part in _batches(job, table) if (part[0] // job.batch) % worker.count == worker.rank]
     done, total = 0, sum(end - first for first, end in todo) * job.protocol.samples
@@ -115,6 +130,7 @@ def run(
         made = job.make(first, real).cpu()
         known = None if cached is None else cached[first:end]
         rows = measure(job.protocol, job.metrics, tools, first, real, made, known)
+        folder.claim(job.identity())
         if videos:
             for clip, one, several in zip(range(first, end), real, as_saved(made)):
                 folder.save_video(clip, one, several)
@@ -147,8 +163,8 @@ def _finish(job: Job, folder: Folder, device: torch.device | str, report: Report
     table = folder.table()
     missing = job.clips - len({clip for clip, _ in table})
     if missing:
-        report(f"waiting for the other processes: {missing} of {job.clips} clips to come")
-        while folder.clips_done() < job.clips:
+        report(f"waiting for the other processes: {missing} of {counted(job.clips, 'clip')} to come")
+        while folder.clips_done() < job.clips and not folder.finished:
             time.sleep(LOOK_EVERY)
         table = folder.table()
     report("computing numbers and intervals")
@@ -162,6 +178,7 @@ def _finish(job: Job, folder: Folder, device: torch.device | str, report: Report
         job.data,
         values,
         curves,
+        different=job.different,
         networks=dict(job.networks),
         machine=machine(device),
         seconds=float(table.rows("seconds", sample=0).sum()),
@@ -197,14 +214,19 @@ def _features_file(job: Job) -> Path | None:
 
 
 def _cached_features(job: Job) -> Tensor | None:
-    """Features of the real clips from an earlier evaluation on the same pixels, ``(clips, D)``."""
+    """Features of the real clips from an earlier evaluation on the same pixels, ``(clips, D)``; None where there are
+    none, or a damaged file of them, which is only a cache."""
     file = _features_file(job)
     if file is None or not file.is_file():
         return None
-    return load_tensors(file).get("real")
+    try:
+        real = load_tensors(file).get("real")
+    except McvdError:
+        return None
+    return real if real is not None and real.ndim == 2 and len(real) == job.clips else None
 
 
 def _cache_features(job: Job, table: Table) -> None:
     file = _features_file(job)
-    if file is not None and not file.is_file():
+    if file is not None and _cached_features(job) is None:
         save_tensors({"real": table.rows("real", sample=0)}, file)

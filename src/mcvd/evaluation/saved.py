@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.errors import McvdError
+from mcvd.evaluation.folder import IDENTITY
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
 
@@ -27,6 +28,8 @@ class Evaluation:
     def load(cls, path: Path | str) -> Evaluation:
         """Reads the result of a folder, or of the `result.json` in it; McvdError where there is none."""
         path = Path(path).expanduser()
+        if (path / IDENTITY).is_file() and not (path / "result.json").is_file():
+            raise McvdError(f"{path} holds an evaluation that is not finished; run the same command again: it goes on")
         return cls(path if path.is_dir() else path.parent, Result.load(path))
 
     @cached_property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mcvd import __version__
 from mcvd.errors import McvdError
-from mcvd.evaluation.clips import content_sha256
+from mcvd.evaluation.clips import content
 from mcvd.evaluation.evaluate import network_hashes
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, load_instruments
@@ -20,6 +20,7 @@ from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.evaluation.video_sets import Video, files_sha256, find_videos, pair
 from mcvd.files import stem
+from mcvd.text import counted, printable
 
 _VIDEOS_AT_ONCE = 32
 
@@ -41,7 +42,7 @@ def score(
 ) -> Result | None:
     """Measures videos against real ones -> the result, which is in `output` too; None in all processes but the first.
 
-    real, made: files or folders, see `find_videos`; paired by name, else in sorted order (generation: not at all).
+    real, made: files or folders, see `find_videos`; paired as `pair` says (generation: not at all).
     A real video is a whole clip of the protocol, or longer: then its first frames count. A made one is a whole clip,
     whose given frames are taken as they are, or the made frames alone. Frames count as they are: the protocol's stride
     and resizing are how clips are made, which was done before; other sizes are refused.
@@ -49,27 +50,28 @@ def score(
     """
     worker = worker or Worker.of_torchrun()
     say = report if worker.rank == 0 else nothing
-    chosen, notes = choose_metrics(protocol, metrics)
+    chosen, notes = choose_metrics(protocol, metrics, published=instruments is None)
     for note in notes:
         say(note)
     truth, fakes = find_videos(real, "real"), find_videos(made, "made")
     pairs = _pairs(protocol, truth, fakes, say)
     if len(pairs) > protocol.clips:
         raise McvdError(
-            f"{real} holds {len(pairs)} clips, protocol {protocol.name} takes {protocol.clips}: "
+            f"{real} holds {counted(len(pairs), 'clip')}, protocol {protocol.name} takes {protocol.clips}: "
             f"--set clips={len(pairs)} measures all"
         )
     if len(pairs) < protocol.clips:
-        say(f"note: {len(pairs)} clips of the {protocol.clips} of protocol {protocol.name}: the result is incomplete")
+        clips = counted(len(pairs), "clip")
+        say(f"note: {clips} of the {protocol.clips} of protocol {protocol.name}: the result is incomplete")
     truth = truth[: len(pairs)]
-    clips = _RealVideos(truth, protocol, say)
+    known = _RealVideos(truth, protocol, say)
     job = Job(
         protocol,
-        System(name or stem(made) or str(made), version=__version__),
+        System(printable(name or stem(made) or str(made)), version=__version__),
         chosen,
-        clips,
+        known,
         len(pairs),
-        content_sha256(clips, len(pairs)),
+        *content(known, len(pairs)),
         _reader(fakes, pairs, protocol),
         batch=max(1, _VIDEOS_AT_ONCE // protocol.samples),
         networks=network_hashes(chosen) if instruments is None else dict(instruments.hashes),
@@ -93,7 +95,8 @@ def _pairs(protocol: Protocol, real: list[Video], made: list[Video], report: Rep
     if protocol.task != "generate":
         pairs, named = pair(real, made, samples)
         if not named:
-            report(f"paired in sorted order: {real[0].name} with {made[0].name}, {real[-1].name} with {made[-1].name}")
+            ends = [f"{real[i].name} with {made[i].name}" for i in ([0, -1] if len(made) > 1 else [0])]
+            report(f"paired in sorted order: {', '.join(ends)}")
         return pairs
     count = min(len(real), len(made) // samples)
     if not count:

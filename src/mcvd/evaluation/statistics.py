@@ -15,6 +15,7 @@ from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.table import HIGHER_IS_BETTER, Table, summarize
+from mcvd.text import counted
 
 RESAMPLES, FVD_RESAMPLES = 1000, 200
 
@@ -45,7 +46,7 @@ def numbers(
         if "fvd" in metrics:
             out |= _fvd_numbers(real, fake)
         if "kvd" in metrics and clips > 1:
-            out["kvd"] = kvd_number(real, fake)
+            out["kvd"] = kvd_number(real, fake, conditional=protocol.task != "generate")
     return out, curves
 
 
@@ -62,7 +63,7 @@ def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: in
         values, curve = values.mean(1), frames.mean((0, 1))
     curve = -10 * curve.log10() if metric == "psnr" else curve
     how = "one sample" if samples == 1 else f"{'best' if best else 'mean'} of {samples} samples"
-    return _mean_number(values, f"{how}, mean over {clips} clips"), curve.tolist()
+    return _mean_number(values, f"{how}, mean over {counted(clips, 'clip')}"), curve.tolist()
 
 
 def _mean_number(values: Tensor, of: str) -> Number:
@@ -91,7 +92,7 @@ def _calibration_numbers(table: Table, clips: int, samples: int, curves: dict[st
     curves["spread_skill"] = spread_skill(table, samples).tolist()
     scale = (1 + 1 / samples) ** 0.5
     value = scale * float((variance.mean() / error.mean()).sqrt())
-    of = f"{samples} samples, {clips} clips, all made frames"
+    of = f"{samples} samples, {counted(clips, 'clip')}, all made frames"
     if clips < 2:
         return {"crps": _mean_number(crps.mean(1), of), "spread_skill": Number(value, of=of)}
     counts = resampled_counts(clips)
@@ -109,7 +110,7 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
         return {}
     moments = Moments(real)
     value = frechet_distance(moments, Moments(fake.flatten(0, 1)))
-    of = f"{clips * samples} made videos against {clips} real ones"
+    of = _against(clips, samples)
     resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
     # a resample has fewer different clips, so its distance is larger: the width is kept, the bias is not
     out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64), of, shift=True)}
@@ -121,12 +122,16 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
             summary.mean - summary.conf95,
             summary.mean + summary.conf95,
             f"1.96 standard errors over {samples} trajectories",
-            f"mean of {samples} distances, each {clips} made videos against {clips} real ones",
+            f"mean of {samples} distances, each {_against(clips, 1)}",
         )
     if clips * samples >= 4 * fake.shape[2]:  # then its smallest subset is as large as the features are many
         endless = frechet_infinity(moments, fake.flatten(0, 1))
         out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
     return out
+
+
+def _against(clips: int, samples: int) -> str:
+    return f"{clips * samples} made videos against {clips} real ones"
 
 
 def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
@@ -152,13 +157,19 @@ def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
     return max(0.0, float((mean1 - mean2).square().sum() + spread - 2 * overlap))
 
 
-def kvd_number(real: Tensor, fake: Tensor) -> Number:
-    """KVD of `frechet.kernel_distance`, from sums of the kernel between clips; real ``(N, D)``, fake ``(N, S, D)``."""
+def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
+    """KVD from sums of the kernel between clips; real ``(N, D)``, fake ``(N, S, D)``.
+
+    conditional: the videos made of a clip share given frames with it, so that they are alike whatever the model is
+    worth; then no pair of videos of one clip counts, neither of a made and the real one nor of two made ones. Else
+    (generation) all videos are independent, and it is `frechet.kernel_distance`. Either way its mean over test sets is
+    0 for a perfect model.
+    """
     clips, samples = fake.shape[:2]
     sums = _kernel_sums(real.double(), fake.double())
-    value = float(_kernel_distance(*sums, torch.ones(1, clips, dtype=torch.float64), samples))
-    of = f"{clips * samples} made videos against {clips} real ones"
-    return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples), of)
+    value = float(_kernel_distance(*sums, torch.ones(1, clips, dtype=torch.float64), samples, conditional))
+    of = f"{_against(clips, samples)}{', of other clips' if conditional else ''}"
+    return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples, conditional), of)
 
 
 def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -176,10 +187,11 @@ def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _kernel_distance(
-    real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int
+    real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int, conditional: bool
 ) -> Tensor:
     """The unbiased estimate for each row of counts ``(R, N)``: pairs of a clip with a copy of itself do not count, nor
-    between real and made, where both show one clip: they would make every resample look better than the test set."""
+    between real and made, where both show one clip: they would make every resample look better than the test set.
+    conditional: see `kvd_number`."""
     total = counts.sum(1)
     pairs = total.square() - counts.square().sum(1)
 
@@ -187,6 +199,8 @@ def _kernel_distance(
         return ((counts @ matrix) * counts).sum(1) - counts.square() @ matrix.diagonal()
 
     between_real = off_diagonal(real) / pairs
+    if conditional:
+        return between_real + off_diagonal(made) / (pairs * samples**2) - 2 * off_diagonal(across) / (pairs * samples)
     inside = counts @ (made.diagonal() - itself)
     between_made = (off_diagonal(made) + inside) / (pairs * samples**2 + total * samples * (samples - 1))
     between_both = (off_diagonal(across) + counts @ across.diagonal()) / ((pairs + total) * samples)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from mcvd.evaluation.page import plain
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number, Result
+from mcvd.text import counted
 
 TITLES = {
     "fvd": "FVD",
@@ -28,12 +30,12 @@ def order(protocol: Protocol) -> list[str]:
 
 
 def value_text(metric: str, number: Number) -> str:
-    """``25.31 [24.90, 25.77]``."""
+    """``25.31 [24.90, 25.77]``; 0 has no sign."""
     digits = _DIGITS.get(metric, 1)
-    text = f"{number.value:.{digits}f}"
+    text = f"{number.value:z.{digits}f}"
     if number.low is None or number.high is None or not math.isfinite(number.low + number.high):
         return text
-    return f"{text} [{number.low:.{digits}f}, {number.high:.{digits}f}]"
+    return f"{text} [{number.low:z.{digits}f}, {number.high:z.{digits}f}]"
 
 
 def how_sampled(result: Result) -> str:
@@ -53,6 +55,27 @@ def how_sampled(result: Result) -> str:
     return ", ".join(parts)
 
 
+def shortfalls(result: Result) -> list[str]:
+    """What a reader must know of the counts: less than the protocol was measured, or clips repeat each other."""
+    protocol, notes = result.protocol, []
+    if not result.complete:
+        clips, samples = counted(protocol.clips, "clip"), counted(protocol.samples, "sample")
+        notes.append(f"incomplete: {result.clips} of {clips}, {result.samples} of {samples}")
+    if repeats := repeated(result):
+        notes.append(repeats)
+    return notes
+
+
+def repeated(result: Result) -> str:
+    """That clips repeat each other, because the data hold fewer; empty where they do not."""
+    if result.different is None or result.different >= result.clips:
+        return ""
+    return (
+        f"only {result.different} of {counted(result.clips, 'clip')} are different, as the data hold no more: the"
+        " intervals are too narrow"
+    )
+
+
 def markdown(result: Result) -> str:
     """A table of one row with its protocol below, ready for a paper."""
     names = [name for name in order(result.protocol) if name in result.numbers]
@@ -60,15 +83,13 @@ def markdown(result: Result) -> str:
     cells = " | ".join(value_text(name, result.numbers[name]) for name in names)
     intervals = sorted({number.interval for number in result.numbers.values() if number.interval})
     protocol = result.protocol
-    measured = "" if result.complete else (
-        f" Incomplete: {result.clips} of {protocol.clips} clips, {result.samples} of {protocol.samples} samples."
-    )  # fmt: skip
+    measured = "".join(f" {note[0].upper()}{note[1:]}." for note in shortfalls(result))
     lines = [
         f"| | {head} |",
         "|---" * (len(names) + 1) + "|",
-        f"| {how_sampled(result)} | {cells} |",
+        f"| {plain(how_sampled(result))} | {cells} |",
         "",
-        f"Protocol {protocol.name}: {protocol.words}{measured}"
+        f"Protocol {plain(protocol.name)}: {plain(protocol.words)}{measured}"
         + (f" In brackets 95 % intervals: {'; '.join(intervals)}." if intervals else "")
         + f" Real clips {result.data[:12]}"
         + (f", weights {result.system.weights[:12]}" if result.system.weights else "")
@@ -81,11 +102,7 @@ def markdown(result: Result) -> str:
 def lines(result: Result) -> list[str]:
     """For a terminal."""
     out = [f"{how_sampled(result)}, protocol {result.protocol.name}", result.protocol.words]
-    if not result.complete:
-        out.append(
-            f"incomplete: {result.clips} of {result.protocol.clips} clips, "
-            f"{result.samples} of {result.protocol.samples} samples"
-        )
+    out += shortfalls(result)
     for name in order(result.protocol):
         if name in result.numbers:
             number = result.numbers[name]

@@ -26,8 +26,8 @@ STYLE = """
 def line_chart(metric: str, curves: Sequence[Curve], first: int, x_label: str, title: str, *, alone: bool) -> str:
     """Curves over the frames ``first, first + 1, ...``, as SVG.
 
-    metric: says how the values under the pointer are printed. alone: for a file of its own, with the namespace and size
-    that a page does not need.
+    Values that are not finite have no point. metric: says how the values under the pointer are printed. alone: for a
+    file of its own, with the namespace and size that a page does not need.
     """
     values = [v for c in curves for part in (c.mean, c.low, c.high) if part for v in part if math.isfinite(v)]
     ticks = nice_ticks(min(values, default=0), max(values, default=1))
@@ -55,13 +55,14 @@ def line_chart(metric: str, curves: Sequence[Curve], first: int, x_label: str, t
     ]
     for curve in curves:
         if curve.low and curve.high:
-            edge = [(x(i), y(v)) for i, v in enumerate(curve.high)]
-            edge += [(x(i), y(v)) for i, v in reversed(list(enumerate(curve.low)))]
+            known = [i for i, ends in enumerate(zip(curve.low, curve.high)) if all(map(math.isfinite, ends))]
+            edge = [(x(i), y(curve.high[i])) for i in known] + [(x(i), y(curve.low[i])) for i in reversed(known)]
             parts.append(f'<polygon class="band {curve.role}" points="{_points(edge)}"/>')
     for curve in curves:
-        line = [(x(i), y(v)) for i, v in enumerate(curve.mean)]
+        points = {i: value for i, value in enumerate(curve.mean) if math.isfinite(value)}
+        line = [(x(i), y(value)) for i, value in points.items()]
         parts.append(f'<polyline class="line {curve.role}" points="{_points(line)}"/>')
-        for i, value in enumerate(curve.mean):
+        for i, value in points.items():
             told = f"frame {first + i}, {curve.label}: {printed(metric, value)}"
             if curve.low and curve.high:
                 told += f" [{printed(metric, curve.low[i])}, {printed(metric, curve.high[i])}]"

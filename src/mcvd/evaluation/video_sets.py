@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from mcvd.data.arrays import ARRAY_ERRORS, array_frames
 from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
+from mcvd.text import printable
 
 Role = Literal["real", "made"]
 
@@ -64,7 +66,7 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
             raise McvdError(item.problem or f"{item.name}: HDF5 shards are for mcvd evaluate; write npz or video files")
         if item.files[0] in both and item.key != role:
             continue
-        name = _stem(item, root, item.files[0] in both)
+        name = printable(_stem(item, root, item.files[0] in both))
         if item.kind not in ("npz", "npy"):
             videos.append(Video(name, item))
             continue
@@ -78,23 +80,65 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
 
 def pair(real: Sequence[Video], made: Sequence[Video], samples: int) -> tuple[list[list[int]], bool]:
     """For each real video the `samples` made ones (indices), and whether the names say so: NAME-1, NAME-2 ... (or NAME
-    alone, of one) for NAME. Else in sorted order, the samples of a clip one after another.
+    alone, of one) for NAME. Where no name is met, in sorted order, the samples of a clip one after another.
 
-    Raises McvdError where the counts do not match.
+    Raises McvdError where the counts do not match, or where some names are met and others not: sorted order would then
+    give videos to clips that they were not made for.
     """
+    names = [video.name for video in real]
+    ways = [[video.name for video in made]] if samples == 1 else []
+    ways += [[re.sub(r"-\d+$", "", video.name) for video in made]]
+    for owners in ways:
+        groups: dict[str, list[int]] = {name: [] for name in names}
+        for index, owner in enumerate(owners):
+            groups.setdefault(owner, []).append(index)
+        if len(groups) == len(names) and all(len(group) == samples for group in groups.values()):
+            return [groups[name] for name in names], True
+    owners = max(ways, key=lambda way: len(set(way) & set(names)))
+    many, rest = divmod(len(made), len(real))
     if len(made) != len(real) * samples:
-        fit = len(made) / len(real)
-        hint = f"; --set samples={fit:.0f} would fit" if fit == int(fit) and fit else ""
+        fits = many and not rest and not _unmet(names, made, owners, many)
         raise McvdError(
-            f"{len(real)} real and {len(made)} made videos: the protocol takes {samples} for each real one{hint}"
+            f"{len(real)} real and {len(made)} made videos: the protocol takes {samples} for each real one"
+            + (f"; --set samples={many} would fit" if fits else _unmet(names, made, owners, samples))
         )
-    groups: dict[str, list[int]] = {}
-    for index, video in enumerate(made):
-        name = video.name if samples == 1 else re.sub(r"-\d+$", "", video.name)
-        groups.setdefault(name, []).append(index)
-    if {video.name for video in real} == set(groups) and all(len(group) == samples for group in groups.values()):
-        return [groups[video.name] for video in real], True
+    if wrong := _unmet(names, made, owners, samples):
+        raise McvdError(
+            f"some made videos have the names of real ones, others not{wrong}; name all of them so (NAME-1, NAME-2 ... "
+            "for NAME), or none, for sorted order"
+        )
     return [list(range(i * samples, (i + 1) * samples)) for i in range(len(real))], False
+
+
+def _unmet(real: Sequence[str], made: Sequence[Video], owners: Sequence[str], samples: int) -> str:
+    """What is missing and what is too much where names of real videos are met, by some made ones; empty where none is.
+
+    owners: the real video that each made one belongs to by its name.
+    """
+    groups: dict[str, list[str]] = {name: [] for name in real}
+    if not groups.keys() & set(owners):
+        return ""
+    strange = [video.name for video, owner in zip(made, owners) if owner not in groups]
+    for video, owner in zip(made, owners):
+        if owner in groups:
+            groups[owner].append(video.name)
+    numbers = {
+        name: {int(re.findall(r"\d+$", one)[0]) for one in group if one != name} for name, group in groups.items()
+    }
+    first = min({1}.union(*numbers.values()))  # some count from 0
+    missing = []
+    for name, group in groups.items():
+        if len(group) < samples:
+            absent = [f"{name}-{i}" for i in range(first, first + samples) if i not in numbers[name]]
+            missing += absent[: samples - len(group)] if group else [name]
+        strange += group[samples:]
+    alike = [name for name, count in Counter(real).items() if count > 1]
+    parts = {"missing": missing, "too many": strange, "real ones of one name": alike}
+    return "".join(f"; {what}: {_some(names)}" for what, names in parts.items() if names)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
 def files_sha256(videos: Sequence[Video]) -> str:

