@@ -38,7 +38,7 @@ def exports(monkeypatch):
     ("options", "blocks"),  # all samples share the condition of the first block
     [
         ({"attention": (8,)}, 2),
-        ({"conditioning": "spatin", "spatin_width": 8}, 2),
+        ({"conditioning": "spatin", "spatin_width": 8, "patch": 2}, 2),
         ({"frames": "pseudo3d", "context_noise": 0.5}, 1),
     ],
     ids=["concat", "spatin", "pseudo3d"],
@@ -139,7 +139,9 @@ def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", [{}, {"conditioning": "spatin", "spatin_width": 8}], ids=["concat", "spatin"])
+@pytest.mark.parametrize(
+    "network", [{"patch": 2}, {"conditioning": "spatin", "spatin_width": 8}], ids=["patch", "spatin"]
+)
 def test_a_compiled_network_makes_the_same_frames(network):
     model = tiny.model(attention=(8,), **network)
     with pytest.warns(UserWarning, match="compiling the network, once for 2 at a time"):

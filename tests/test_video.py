@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mcvd.data.prepare.items import find_items
 from mcvd.data.sheet import GIVEN, MADE, contact_sheet
-from mcvd.data.video import IMAGE_SUFFIXES, read_video, video_info, write_video
+from mcvd.data.stills import IMAGE_SUFFIXES
+from mcvd.data.video import read_video, video_info, write_video
 from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
 

@@ -57,7 +57,7 @@ def model_folder(name: str) -> Path | None:
 def must_be_one_clip(path: Path) -> None:
     """McvdError for a folder without images, which is no clip: it names one in it, and what tells of all of them."""
     from mcvd.data.prepare.items import VIDEOS
-    from mcvd.data.video import IMAGE_SUFFIXES
+    from mcvd.data.stills import IMAGE_SUFFIXES
 
     inside = sorted(path.iterdir()) if path.is_dir() else []
     if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):

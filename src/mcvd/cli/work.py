@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mcvd.cli.options import Output, Reading, Sampling
 from mcvd.cli.progress import ProgressBar
-from mcvd.data.video import IMAGE_SUFFIXES, contact_sheet, read_video, video_info, write_video
+from mcvd.data.stills import IMAGE_SUFFIXES
+from mcvd.data.video import contact_sheet, read_video, video_info, write_video
 from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FRAMES, whole

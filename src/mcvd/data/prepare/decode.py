@@ -14,11 +14,13 @@ from PIL import Image
 from torch.nn import functional
 
 from mcvd.data.arrays import ARRAY_ERRORS
+from mcvd.data.frames import Fitter, SourceFrame
 from mcvd.data.hdf5 import video_frames
 from mcvd.data.prepare.bair import record_frames
 from mcvd.data.prepare.items import Item
 from mcvd.data.settings import Settings
-from mcvd.data.video import Fitter, SourceFrame, decoded_frames, decoded_stills, video_info
+from mcvd.data.stills import decoded_stills
+from mcvd.data.video import decoded_frames, video_info
 from mcvd.errors import McvdError
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, shard_videos
-from mcvd.data.video import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
+from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
 from mcvd.errors import McvdError
 from mcvd.files import own_folders
 

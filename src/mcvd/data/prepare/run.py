@@ -34,7 +34,7 @@ from mcvd.data.prepare.workers import make_parts
 from mcvd.data.settings import Settings
 from mcvd.data.shards import FORMAT, MANIFEST, Entry, Manifest, is_prepared, read_manifest, shard_path
 from mcvd.data.splits import assign_splits
-from mcvd.data.video import natural
+from mcvd.data.stills import natural
 from mcvd.errors import McvdError
 from mcvd.lock import locked
 

@@ -1,0 +1,119 @@
+"""Image files: stills, animations (gif, webp, apng, avif, tiff), and folders of them in natural order."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, ImageSequence, features
+
+from mcvd.data.frames import SourceFrame, on_black, short
+from mcvd.errors import McvdError
+
+IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
+if "avif" in features.modules and features.check("avif"):  # Pillow from 11.3 on, as it was built
+    IMAGE_SUFFIXES.add(".avif")
+IMAGE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for a damaged file, or one of another kind."""
+
+
+def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame]:
+    """Frames of an image file; gif, webp, apng and tiff may hold many, composed as a viewer shows them."""
+    done, time = 0, 0.0
+    try:
+        with open_image(path) as image:
+            for page in ImageSequence.Iterator(image):
+                page = ImageOps.exif_transpose(page)
+                grey = page.mode in ("1", "L") and image.format != "GIF"
+                # 16 bit greys of microscopes and radars; "I" are 32 bit, into which Pillow puts pgm's and some png's
+                if page.mode.startswith("I;16") or (page.mode == "I" and image.format in ("PNG", "PPM")):
+                    pixels = (np.asarray(page).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                elif page.mode in ("I", "F"):
+                    kind = "float" if page.mode == "F" else "32 bit or signed"
+                    raise McvdError(f"{path} holds {kind} pixels of unknown range; store it as 8 or 16 bit, or as .npy")
+                elif page.has_transparency_data:
+                    pixels = on_black(np.asarray(page.convert("RGBA")))[..., : 1 if grey else 3]
+                else:
+                    pixels = np.asarray(page.convert("L" if grey else "RGB"))
+                lasts = image.info.get("duration")  # in ms; only animations have it
+                yield SourceFrame(
+                    pixels.reshape(*pixels.shape[:2], -1),
+                    time=None if lasts is None else time,
+                    lasts=None if lasts is None else lasts / 1000,
+                )
+                done, time = done + 1, time + (lasts or 0) / 1000
+                if first_only:
+                    return
+    except IMAGE_ERRORS as error:
+        if not done:
+            raise McvdError(f"{path} is damaged or not an image: {short(error)}") from error
+        raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is whole") from error
+
+
+def still_size(path: Path) -> tuple[int, int]:
+    [first] = decoded_stills(path, first_only=True)
+    return first.size
+
+
+def mean_rate(image: Image.Image) -> float | None:
+    """Frames a second of an animation; of a damaged one, as far as it is whole."""
+    count, duration = 0, 0.0
+    with contextlib.suppress(*IMAGE_ERRORS):
+        for page in ImageSequence.Iterator(image):
+            page.load()  # webp and avif say it only then
+            count, duration = count + 1, duration + page.info.get("duration", 0)
+    return 1000 * count / duration if duration else None
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key by which frame2 comes before frame10; equal keys are told apart by the text itself."""
+    parts: list[tuple[int, str]] = []
+    number = ""
+    for letter in text.lower():
+        if letter.isascii() and letter.isdigit():
+            number += letter
+            continue
+        if number:
+            parts.append((int(number), ""))
+            number = ""
+        parts.append((-1, letter))
+    if number:
+        parts.append((int(number), ""))
+    return [*parts, (-2, text)]
+
+
+def pages(image: Image.Image) -> int:
+    """Pictures in an open image file; 1 where they cannot be counted, which is noticed again when it is decoded."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except IMAGE_ERRORS:
+        return 1
+
+
+def images_in(folder: Path) -> list[Path]:
+    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    if not images:
+        raise McvdError(f"the folder {folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return sorted(images, key=lambda path: natural(path.name))
+
+
+def open_image(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except IMAGE_ERRORS as error:
+        raise McvdError(f"{path} is damaged or not an image: {short(error)}") from error
