@@ -121,6 +121,7 @@ def _encode(path: Path, video: Tensor, fps: float, codec: str, pix_fmt: str, opt
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], pix_fmt
         stream.options = {key: value for key, value in options.items() if key != "movflags"}
         context = stream.codec_context
+        context.thread_count = 1  # with more, x264 does not always write the same bytes on a busy machine
         if pix_fmt == "yuv420p":
             # Said aloud in the file: players guess BT.601 or BT.709 by the size, and shift the colours.
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mcvd.device import default_device, usable_device
+
+SETTLE = 0.2  # s
 
 
 @dataclass
@@ -52,6 +55,9 @@ class Processes:
             raise
         finally:
             if grouped:
+                # Gloo's threads let go of the tensors of the last exchange a moment after it is done, and need the
+                # interpreter for it: were it ending by then, the process would be aborted after all its work.
+                time.sleep(SETTLE)
                 dist.destroy_process_group()
 
     @property
