@@ -146,7 +146,7 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fp
         there = target.resolve()
         if any(there == clip or there in clip.parents for clip in clips):
             raise McvdError(f"{target} is the clip itself, or holds it; write to another file with --out")
-        if there.parent in folders and (target.suffix.lower() in IMAGE_SUFFIXES):
+        if there.parent in folders and target.suffix.lower() in IMAGE_SUFFIXES:
             raise McvdError(f"{target} would be one more frame of the clip {there.parent.name}; name another --out")
         linked = target.is_symlink() and target.is_dir()
         if linked or (target.exists() and not target.is_file() and not target.is_dir()):

@@ -87,8 +87,7 @@ class Fitter:
         scaled = scaled.reshape(*scaled.shape[:2], -1)
         pixels = np.rot90(scaled[::-1] if source.flip else scaled, quarter)
         if self.channels == 1 and pixels.shape[2] == 3:
-            weights = np.array([19595, 38470, 7471])  # 0.299, 0.587, 0.114 in 1/65536, as Pillow's "L"
-            return ((pixels @ weights + 32768) >> 16).astype(np.uint8)[..., None]
+            return luma(pixels)
         return pixels.repeat(3, 2) if self.channels == 3 and pixels.shape[2] == 1 else pixels
 
     def _scaled(self, frame: av.VideoFrame, pix_fmt: str, how: Interpolation, **size: int) -> np.ndarray:
@@ -97,6 +96,11 @@ class Fitter:
 
 def _quarters(turn: int) -> int:
     return round(turn / 90) % 4
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (..., 1), ITU-R 601: 0.299, 0.587, 0.114 in 1/65536, as Pillow's "L"."""
+    return ((rgb @ np.array([19595, 38470, 7471]) + 32768) >> 16).astype(np.uint8)[..., None]
 
 
 def on_black(rgba: np.ndarray) -> np.ndarray:

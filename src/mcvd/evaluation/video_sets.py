@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mcvd.data.arrays import ARRAY_ERRORS, array_frames
+from mcvd.data.frames import luma
 from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
@@ -38,14 +39,10 @@ class Video:
             return read_images(self.item.files, channels=channels)
         if self.item.kind == "video":
             return read_video(self.item.files[0], channels=channels)
-        array = _load(self.item)[self.place]
-        frames = torch.from_numpy(array_frames(array, self.item.name).transpose(0, 3, 1, 2).copy())
-        if frames.shape[1] == channels:
-            return frames
-        if channels == 3:
-            return frames.expand(-1, 3, -1, -1)
-        weights = torch.tensor([19595, 38470, 7471]).view(3, 1, 1)  # Pillow's "L", as everywhere
-        return ((frames.int() * weights).sum(1, keepdim=True) + 32768 >> 16).to(torch.uint8)
+        frames = array_frames(_load(self.item)[self.place], self.item.name)
+        if channels == 1 and frames.shape[3] == 3:
+            frames = luma(frames)
+        return torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()).expand(-1, channels, -1, -1)
 
 
 def find_videos(path: Path | str, role: Role) -> list[Video]:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mcvd.config import to_dict
+from mcvd.config import from_dict, to_dict
+from mcvd.errors import McvdError
 from mcvd.files import write_whole
 from mcvd.training.meter import Meter
 from mcvd.training.recipe import Recipe
@@ -110,3 +111,25 @@ class RunLog:
 def _clock(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def changed_values(recipe: Recipe, output: Path) -> str:
+    """The values of a recipe that the run in this folder had otherwise until now, but for its length and its data."""
+    try:
+        before = _values(to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run")))
+    except (OSError, ValueError, McvdError):  # a folder that somebody moved parts of, or a run of another version
+        return ""
+    now = _values(to_dict(recipe))
+    return ", ".join(
+        f"{key} {now[key]} (was {was})"
+        for key, was in before.items()
+        if now[key] != was and key not in ("steps", "data.kind", "data.path")
+    )
+
+
+def _values(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its path."""
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        out |= _values(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

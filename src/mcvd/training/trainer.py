@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
-from mcvd.training.log import RunLog
+from mcvd.training.log import RunLog, changed_values
 from mcvd.training.muon import optimizer_for, optimizer_name, settings
 from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
@@ -287,34 +286,12 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
             say(f"nothing is left to do: {output} is at step {trainer.step} of {recipe.steps}; --steps asks for more")
         else:
             say(f"continuing {output} at step {trainer.step}")
-            if changed := _changed(recipe, output):
+            if changed := changed_values(recipe, output):
                 say(f"note: from here on {changed}")
             if state.get("data") != _data_name(recipe):
                 say(f"note: until now it was trained on {state.get('data')}, from here on {_data_name(recipe)}")
     if processes.any(processes.largest(trainer.step) != trainer.step):
         raise McvdError(f"the processes found different checkpoints in {output}: all machines must share this folder")
-
-
-def _changed(recipe: Recipe, output: Path) -> str:
-    """The values of a recipe that the run in this folder had otherwise until now, but for its length and its data."""
-    try:
-        before = _values(to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run")))
-    except (OSError, ValueError, McvdError):  # a folder that somebody moved parts of, or a run of another version
-        return ""
-    now = _values(to_dict(recipe))
-    return ", ".join(
-        f"{key} {now[key]} (was {was})"
-        for key, was in before.items()
-        if now[key] != was and key not in ("steps", "data.kind", "data.path")
-    )
-
-
-def _values(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value by its path."""
-    out: dict[str, Any] = {}
-    for key, value in nested.items():
-        out |= _values(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def _loop(

@@ -5,13 +5,4 @@ from mcvd.data.prepare.info import DataInfo, data_sheet, info, open_data
 from mcvd.data.prepare.run import prepare
 from mcvd.data.settings import PRESETS, Settings
 
-__all__ = [
-    "PRESETS",
-    "DataInfo",
-    "Settings",
-    "data_sheet",
-    "info",
-    "open_data",
-    "prepare",
-    "prepared_data",
-]
+__all__ = ["PRESETS", "DataInfo", "Settings", "data_sheet", "info", "open_data", "prepare", "prepared_data"]
