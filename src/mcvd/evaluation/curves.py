@@ -11,7 +11,7 @@ from mcvd.evaluation.image import mse, ssim
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_frames import published_ssim, through_network_range
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
+from mcvd.evaluation.table import Table
 
 SMALLEST_ERROR = 1e-10  # mean squared error of a frame; 100 dB: a frame that is equal would be infinitely good
 COLUMN = {"psnr": "mse", "ssim": "ssim", "lpips": "lpips"}
@@ -27,12 +27,6 @@ class Curve:
     high: list[float] | None = None
     role: str = "system"
     """`system`, `mean` (over its samples) or `copy`."""
-
-
-def best_samples(table: Table, metric: str) -> Tensor:
-    """Position of the best sample of each clip by this very metric, ``(clips,)``."""
-    values = table.per_video(metric)
-    return values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1)
 
 
 def frame_values(table: Table, metric: str) -> Tensor:
@@ -54,7 +48,7 @@ def system_curves(table: Table, metric: str, best: bool) -> list[Curve]:
     if not best or samples == 1:
         label = f"mean over {samples} samples" if samples > 1 else "the sample"
         return [_with_interval(label, mean)]
-    chosen = values[torch.arange(len(values)), best_samples(table, metric)]
+    chosen = values[torch.arange(len(values)), table.best_samples(metric)]
     return [
         _with_interval(f"best of {samples} samples", chosen),
         Curve("mean over samples", mean.mean(0).tolist(), role="mean"),

@@ -12,7 +12,7 @@ from mcvd.evaluation.match import differences
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_counts, resampled_frechet
-from mcvd.evaluation.table import HIGHER_IS_BETTER, Table
+from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import in_order
 
 ENOUGH = 10  # clips; the interval of fewer is too narrow to call anything significant
@@ -73,9 +73,7 @@ def per_clip(table: Table, protocol: Protocol) -> dict[str, Tensor]:
     values = {}
     for name, column in COLUMN.items():
         if column in table.columns:
-            each = table.per_video(name)
-            best = each.amax(1) if name in HIGHER_IS_BETTER else each.amin(1)
-            values[name] = best if protocol.best else each.mean(1)
+            values[name] = table.per_clip(name, protocol.best)
     if "crps" in table.columns:
         values["crps"] = table.rows("crps", sample=0).double().flatten(1).mean(1)
     return values

@@ -16,7 +16,6 @@ from torch import Tensor
 from mcvd.data.sheet import FAINT, GIVEN, INK, MADE, PAPER, contact_sheet
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
-from mcvd.evaluation.curves import best_samples
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.table import HIGHER_IS_BETTER
 from mcvd.evaluation.wording import printed, title
@@ -50,12 +49,9 @@ def choose_clips(evaluation: Evaluation) -> dict[int, list[str]]:
     for name, column in (("psnr", "mse"), ("lpips", "lpips")):
         if table is None or column not in table.columns:
             continue
-        higher = name in HIGHER_IS_BETTER
-        values = table.per_video(name)
-        each = (values.amax(1) if higher else values.amin(1)) if best else values.mean(1)
         clips = sorted({clip for clip, _ in table})
-        ranked = [(value, clip) for value, clip in zip(each.tolist(), clips) if clip in kept]
-        ranked.sort(reverse=higher)
+        ranked = [(value, clip) for value, clip in zip(table.per_clip(name, best).tolist(), clips) if clip in kept]
+        ranked.sort(reverse=name in HIGHER_IS_BETTER)
         for place, words in _places(len(ranked)):
             value, clip = ranked[place]
             chosen.setdefault(clip, []).append(f"{words} by {title(name).partition(',')[0]} ({printed(name, value)})")
@@ -93,7 +89,7 @@ def _best_sample(evaluation: Evaluation, clip: int, samples: int) -> int | None:
     if table is None or "mse" not in table.columns or samples < 2:
         return None
     clips = sorted({key[0] for key in table})
-    best = int(best_samples(table, "psnr")[clips.index(clip)]) if clip in clips else samples
+    best = int(table.best_samples("psnr")[clips.index(clip)]) if clip in clips else samples
     return best if best < samples else None
 
 

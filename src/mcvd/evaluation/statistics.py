@@ -14,7 +14,7 @@ from mcvd.evaluation.calibration import spread_skill
 from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
-from mcvd.evaluation.table import HIGHER_IS_BETTER, Table, summarize
+from mcvd.evaluation.table import Table, summarize
 from mcvd.text import counted
 
 RESAMPLES, FVD_RESAMPLES = 1000, 200
@@ -54,16 +54,11 @@ def numbers(
 
 
 def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: int) -> tuple[Number, list[float]]:
-    values = table.per_video(metric)
     frames = table.grid("mse" if metric == "psnr" else metric).double()
-    if best:
-        which = (values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1))[:, None]
-        values, curve = values.gather(1, which)[:, 0], frames[torch.arange(clips)[:, None], which][:, 0].mean(0)
-    else:
-        values, curve = values.mean(1), frames.mean((0, 1))
+    curve = (frames[torch.arange(clips), table.best_samples(metric)] if best else frames.mean(1)).mean(0)
     curve = -10 * curve.log10() if metric == "psnr" else curve
     how = "one sample" if samples == 1 else f"{'best' if best else 'mean'} of {samples} samples"
-    return _mean_number(values, f"{how}, mean over {counted(clips, 'clip')}"), curve.tolist()
+    return _mean_number(table.per_clip(metric, best), f"{how}, mean over {counted(clips, 'clip')}"), curve.tolist()
 
 
 def _mean_number(values: Tensor, of: str) -> Number:

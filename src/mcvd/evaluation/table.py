@@ -114,13 +114,20 @@ class Table:
             return -10 * self.grid("mse").double().mean(-1).log10()
         return self.grid(metric).double().mean(-1)
 
-    def summary(self, metric: str, over: Literal["best", "mean"] = "best") -> Summary:
-        """``mse``, ``psnr``, ``ssim`` or ``lpips`` over clips: of each clip's best sample by this very metric (as
-        published; depends on the number of samples), or of the mean over its samples."""
+    def best_samples(self, metric: str) -> Tensor:
+        """Position of each clip's best sample by this very metric, ``(clips,)``."""
         values = self.per_video(metric)
-        if over == "mean":
-            return summarize(values.mean(1))
-        return summarize(values.amax(1) if metric in HIGHER_IS_BETTER else values.amin(1))
+        return values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1)
+
+    def per_clip(self, metric: str, best: bool) -> Tensor:
+        """One value a clip, ``(clips,)``: of its best sample by this very metric (as published; depends on the number
+        of samples), or the mean over its samples."""
+        values = self.per_video(metric)
+        return values.gather(1, self.best_samples(metric)[:, None])[:, 0] if best else values.mean(1)
+
+    def summary(self, metric: str, over: Literal["best", "mean"] = "best") -> Summary:
+        """``mse``, ``psnr``, ``ssim`` or ``lpips`` over clips, `per_clip`."""
+        return summarize(self.per_clip(metric, best=over == "best"))
 
     def save(self, path: Path | str) -> None:
         """Writes all rows as safetensors, whole or not at all."""
