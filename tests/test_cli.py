@@ -430,7 +430,7 @@ def test_help_of_every_command(name, capsys):
     said = capsys.readouterr().out
     assert f"usage: mcvd {name}" in said
     units = {"train": "minutes", "import": "bytes each", "fetch": "MB", "info": "pixels"}
-    units |= {"evaluate": "pixels", "score": "pixels", "report": "MB", "compare": "95 %"}
+    units |= {"evaluate": "pixels", "score": "pixels", "report": "MB", "compare": "95 %", "serve": "address"}
     assert units.get(name, "frames a second") in said
     assert "default" in said or name in ("info", "report")
     if name in ("predict", "interpolate", "generate", "fill"):

@@ -44,6 +44,7 @@ COMMANDS = {
     "report": _Entry("report", "of an evaluation, as a page", "mcvd report results/mine"),
     "compare": _Entry("compare", "evaluations side by side", "mcvd compare results/mine results/theirs"),
     "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
+    "serve": _Entry("serve", "all tasks on a page for a browser", "mcvd serve --model runs/mine"),
     "benchmark": _Entry("benchmark", "how fast this machine is at all that", "mcvd benchmark --batch 1 8 --json"),
 }
 

@@ -1,0 +1,215 @@
+"""What the page asks for, over HTTP: the model, clips in and out, orders and how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from json import JSONDecodeError
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mcvd.config import from_dict, to_dict
+from mcvd.data.frames import Fit
+from mcvd.diffusion.solvers import SOLVERS
+from mcvd.errors import McvdError
+from mcvd.given import whole
+from mcvd.model import VideoDiffusion
+from mcvd.web.clips import COLUMNS, FORMATS, MOST_FRAMES, Clip, Shelf, file_name, received
+from mcvd.web.jobs import MOST_SAMPLES, Order, Workshop
+
+MOST_SENT = 2**30
+"""Bytes of one file."""
+_PAGE = {
+    "": ("page.html", "text/html"),
+    "page.css": ("page.css", "text/css"),
+    "page.js": ("page.js", "text/javascript"),
+}
+_POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
+
+
+def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",), **options: str) -> Starlette:
+    """The page of a model, as an ASGI application.
+
+    name: of the model, as people know it. hosts: names that browsers may call this machine by; others are refused, so
+    that no other site can pass itself off as this one (DNS rebinding). options: `precision` and `engine` of
+    `VideoDiffusion.fill`.
+    """
+    page = _Page(model, name, **options)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(page.workshop.close)
+
+    return Starlette(
+        routes=[
+            *[Route(f"/{path}", _static(*what)) for path, what in _PAGE.items()],
+            Route("/model", page.about),
+            Route("/clips", page.receive, methods=["POST"]),
+            Route("/clips/{key}/grid.png", page.grid),
+            Route("/clips/{key}/file.{suffix}", page.file),
+            Route("/orders", page.orders),
+            Route("/orders", page.order, methods=["POST"]),
+            Route("/orders/{key}", page.progress),
+            Route("/orders/{key}", page.cancel, methods=["DELETE"]),
+            Route("/orders/{key}/sheet.png", page.sheet),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_OwnPage)],
+        exception_handlers={McvdError: _said},
+        lifespan=lifespan,
+    )
+
+
+class _Page:
+    """The answers."""
+
+    def __init__(self, model: VideoDiffusion, name: str, **options: str) -> None:
+        self.model, self.name = model, name
+        self.shelf = Shelf()
+        self.workshop = Workshop(model, self.shelf, **options)
+
+    async def about(self, request: Request) -> Response:
+        model = self.model
+        height, width = model.size
+        layout = model.layout
+        return JSONResponse(
+            {
+                "name": self.name,
+                "height": height,
+                "width": width,
+                "channels": model.channels,
+                "past": layout.past,
+                "current": layout.current,
+                "future": layout.future,
+                "tasks": list(model.config.masking.tasks(layout)),
+                "device": str(model.device),
+                "solver": model.solver(),
+                "solvers": {
+                    name: {"steps": solver.steps, "summary": solver.summary} for name, solver in SOLVERS.items()
+                },
+                "columns": COLUMNS,
+                "most_frames": MOST_FRAMES,
+                "most_samples": MOST_SAMPLES,
+                "formats": list(FORMATS),
+            }
+        )
+
+    async def receive(self, request: Request) -> Response:
+        name = request.query_params.get("name", "clip")
+        stride = _whole(request.query_params.get("stride", "1"), "every N-th frame")
+        fit: Fit = "stretch" if request.query_params.get("fit") == "stretch" else "crop"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"clip.{re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'mp4'}"
+            size = 0
+            with path.open("wb") as file:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > MOST_SENT:
+                        raise McvdError(f"{name} has more than {MOST_SENT >> 20} MiB; cut it first")
+                    file.write(part)
+            clip = await asyncio.to_thread(received, path, name, self.model, stride, fit)
+        return JSONResponse({"id": self.shelf.put(clip), **_told(clip)})
+
+    async def grid(self, request: Request) -> Response:
+        clip = self.shelf[request.path_params["key"]]
+        return _kept(await asyncio.to_thread(clip.grid), "image/png")
+
+    async def file(self, request: Request) -> Response:
+        clip, suffix = self.shelf[request.path_params["key"]], request.path_params["suffix"]
+        if suffix not in FORMATS:
+            raise McvdError(f"no format {suffix}; there are {', '.join(FORMATS)}")
+        data = await asyncio.to_thread(clip.written, suffix)
+        return _kept(data, FORMATS[suffix], file_name(clip.name, suffix))
+
+    async def orders(self, request: Request) -> Response:
+        """All that was asked for, for a page that is opened again."""
+        found = []
+        for key, job in self.workshop.jobs.items():
+            named = {cell.clip for cell in job.order.timeline if cell is not None}
+            clips = {name: {"id": name, **_told(self.shelf[name])} for name in named if name in self.shelf}
+            found.append({"id": key, "order": to_dict(job.order), "clips": clips})
+        return JSONResponse(found)
+
+    async def order(self, request: Request) -> Response:
+        try:
+            said = await request.json()
+        except (JSONDecodeError, UnicodeDecodeError):
+            raise McvdError("an order is JSON") from None
+        key = self.workshop.take(from_dict(Order, said, "order"))
+        return JSONResponse({"id": key}, 202)
+
+    async def progress(self, request: Request) -> Response:
+        job = self.workshop[request.path_params["key"]]
+        made = [{"id": key, **_told(self.shelf[key])} for key in job.clips] if job.state == "done" else []
+        return JSONResponse({**job.told(), "clips": made})
+
+    async def cancel(self, request: Request) -> Response:
+        self.workshop[request.path_params["key"]].stop.set()
+        return Response(status_code=204)
+
+    async def sheet(self, request: Request) -> Response:
+        data = await asyncio.to_thread(self.workshop.sheet, request.path_params["key"])
+        return _kept(data, "image/png", "frames.png")
+
+
+def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    text = files("mcvd.web").joinpath(name).read_text("utf-8")
+
+    async def answer(request: Request) -> Response:
+        return Response(
+            text, media_type=kind, headers={"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        )
+
+    return answer
+
+
+def _kept(data: bytes, kind: str, name: str | None = None) -> Response:
+    """A file that never changes under its address; `name`: to be saved under it."""
+    headers = {"Cache-Control": "private, max-age=3600, immutable"}
+    if name is not None:
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _told(clip: Clip) -> dict[str, object]:
+    return {"name": clip.name, "frames": len(clip.video), "fps": clip.fps, "was": clip.was}
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return whole(what, int(text), 1)
+    except ValueError:
+        raise McvdError(f"{what}: {text!r} is not a whole number") from None
+
+
+async def _said(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 400)
+
+
+class _OwnPage:
+    """Refuses what the page of another site sends here: a browser says whose page it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
+            if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+                await JSONResponse({"error": f"{origin} is another site"}, 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

@@ -1,0 +1,110 @@
+"""The clips that a page works with: those that were sent, and those that were made of them."""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from mcvd.data.frames import Fit
+from mcvd.data.video import read_video, video_info
+from mcvd.data.video_write import write_video
+from mcvd.errors import McvdError
+from mcvd.model import VideoDiffusion
+from mcvd.text import counted
+
+MOST_FRAMES = 600
+"""Of one clip; the rest of a longer one is left out, and the page says so."""
+MOST_KEPT = 2**30
+"""Bytes of frames that are kept; beyond it the oldest clips go."""
+COLUMNS = 16
+"""Frames side by side in the picture that a browser gets of a clip; one row of all is wider than browsers show."""
+FORMATS = {
+    "mp4": "video/mp4",
+    "webm": "video/webm",
+    "gif": "image/gif",
+    "png": "image/png",
+    "npz": "application/octet-stream",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip in the size and colours of the model."""
+
+    name: str
+    video: Tensor
+    """``(T, C, H, W)`` uint8."""
+    fps: float
+    was: str
+    """What became of it, or how it was made, in words."""
+
+    def grid(self) -> bytes:
+        """All frames in one PNG, `COLUMNS` a row, without gaps."""
+        frames, channels, height, width = self.video.shape
+        rows = -(-frames // COLUMNS)
+        cells = self.video.new_zeros(rows * COLUMNS, channels, height, width)
+        cells[:frames] = self.video
+        picture = cells.view(rows, COLUMNS, channels, height, width).permute(0, 3, 1, 4, 2)
+        pixels = picture.reshape(rows * height, COLUMNS * width, channels)
+        file = io.BytesIO()
+        Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().numpy()).save(file, "png")
+        return file.getvalue()
+
+    def written(self, suffix: str) -> bytes:
+        """The clip as a file of this format."""
+        with tempfile.TemporaryDirectory() as folder:
+            return write_video(Path(folder) / f"clip.{suffix}", self.video, fps=self.fps).read_bytes()
+
+
+def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit) -> Clip:
+    """Reads a file that was sent under a name; McvdError, with that name, if it is no video."""
+    try:
+        info = video_info(path)
+        most = MOST_FRAMES if -(-info.frames // stride) > MOST_FRAMES else None
+        video = read_video(path, size=model.size, channels=model.channels, stride=stride, fit=fit, frames=most)
+    except McvdError as error:
+        raise McvdError(str(error).replace(str(path), name)) from None
+    fps = info.fps / stride if info.fps else model.config.fps
+    was = f"{info.width}x{info.height}, {counted(info.frames, 'frame')}"
+    was += f" at {info.fps:.4g} fps" if info.fps else ""
+    was += f"; the first {most} are here" if most else ""
+    return Clip(name, video, fps, was)
+
+
+class Shelf:
+    """Clips by their ids; threads may share it."""
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self.most, self._clips, self._lock = most, dict[str, Clip](), threading.Lock()
+
+    def put(self, clip: Clip) -> str:
+        """Keeps a clip; returns its id. The oldest make room."""
+        key = secrets.token_hex(6)
+        with self._lock:
+            self._clips[key] = clip
+            while len(self._clips) > 1 and sum(kept.video.nbytes for kept in self._clips.values()) > self.most:
+                del self._clips[next(iter(self._clips))]
+        return key
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return key in self._clips
+
+    def __getitem__(self, key: str) -> Clip:
+        with self._lock:
+            if key not in self._clips:
+                raise McvdError("that clip is no longer here: the oldest make room for new ones; send it again")
+            return self._clips[key]
+
+
+def file_name(name: str, suffix: str) -> str:
+    """A name for a downloaded file that any system takes."""
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', name).strip('-') or 'clip'}.{suffix}"

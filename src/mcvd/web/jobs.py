@@ -1,0 +1,201 @@
+"""Orders from the page, carried out one after the other in a thread of their own."""
+
+from __future__ import annotations
+
+import io
+import queue
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mcvd.data.sheet import as_uint8, contact_sheet
+from mcvd.diffusion.solvers import solver_table
+from mcvd.errors import McvdError
+from mcvd.given import whole
+from mcvd.model import VideoDiffusion
+from mcvd.plan import plan
+from mcvd.text import counted
+from mcvd.web.clips import MOST_FRAMES, Clip, Shelf
+
+MOST_SAMPLES = 32
+MOST_WAITING = 16
+MOST_REMEMBERED = 200
+"""Orders that are done; what they made is kept as long as the shelf keeps it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A frame of the timeline that a clip has."""
+
+    clip: str
+    frame: int
+    given: bool = True
+    """False: the model does not see it, and makes it anew."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the page asks for; the keys of its JSON."""
+
+    timeline: list[Cell | None]
+    """One entry a frame of the video; None: to be made, and no clip has it."""
+    samples: int = 1
+    solver: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    guidance: float = 1.0
+    name: str = "video"
+
+
+@dataclass
+class Job:
+    """An order and how far it is."""
+
+    order: Order
+    video: Tensor
+    known: list[bool]
+    blocks: list[int]
+    """For each frame the number of the block that makes it, from 1; 0: it is given."""
+    fps: float
+    state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
+    done: int = 0
+    total: int = 0
+    began: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+    clips: list[str] = field(default_factory=list)
+    """Ids of what was made, one a sample."""
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def told(self) -> dict[str, object]:
+        """What the page is told."""
+        running = self.state == "running"
+        seconds = time.monotonic() - self.began if running else self.seconds
+        left = seconds / self.done * (self.total - self.done) if running and self.done else None
+        return {
+            "state": self.state,
+            "done": self.done,
+            "total": self.total,
+            "seconds": seconds,
+            "left": left,
+            "error": self.error,
+            "blocks": self.blocks,
+            "fps": self.fps,
+        }
+
+
+class _Stopped(Exception):
+    pass
+
+
+class Workshop:
+    """Carries out one order at a time; the model is in nobody else's hands."""
+
+    def __init__(self, model: VideoDiffusion, shelf: Shelf, **options: str) -> None:
+        self.model, self.shelf, self.options = model, shelf, options
+        self.jobs: dict[str, Job] = {}
+        self._waiting: queue.Queue[Job | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mcvd-serve", daemon=True)
+        self._thread.start()
+
+    def take(self, order: Order) -> str:
+        """Queues an order; returns its id. McvdError at once for what the model cannot do."""
+        job = self._job(order)
+        if sum(other.state == "waiting" for other in self.jobs.values()) >= MOST_WAITING:
+            raise McvdError(f"{MOST_WAITING} orders are waiting already; come back when one is done")
+        over = [key for key, other in self.jobs.items() if other.state not in ("waiting", "running")]
+        for key in over[: max(len(over) - MOST_REMEMBERED, 0)]:
+            del self.jobs[key]
+        key = secrets.token_hex(6)
+        self.jobs[key] = job
+        self._waiting.put(job)
+        return key
+
+    def __getitem__(self, key: str) -> Job:
+        if key not in self.jobs:
+            raise McvdError("that order is no longer here; make it again")
+        return self.jobs[key]
+
+    def sheet(self, key: str) -> bytes:
+        """The picture of all frames of what an order made, as PNG."""
+        job, file = self[key], io.BytesIO()
+        if not job.clips:
+            raise McvdError("nothing is made of that order yet")
+        rows = [(f"sample {i}", self.shelf[clip].video) for i, clip in enumerate(job.clips, 1)]
+        contact_sheet(rows, [not flag for flag in job.known]).save(file, "png")
+        return file.getvalue()
+
+    def close(self) -> None:
+        """Stops what runs and waits for it."""
+        for job in self.jobs.values():
+            job.stop.set()
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _job(self, order: Order) -> Job:
+        whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
+        whole("samples", order.samples, 1, MOST_SAMPLES)
+        clips = {cell.clip: self.shelf[cell.clip] for cell in order.timeline if cell is not None}
+        known = [cell is not None and cell.given for cell in order.timeline]
+        if all(known):
+            raise McvdError("every frame is given, so there is none to make")
+        video = torch.zeros(len(known), self.model.channels, *self.model.size, dtype=torch.uint8)
+        for i, cell in enumerate(order.timeline):
+            if cell is not None and cell.given:
+                frames = clips[cell.clip].video
+                whole(f"the frame of {clips[cell.clip].name}", cell.frame, 0, len(frames) - 1)
+                video[i] = frames[cell.frame]
+        blocks = [0] * len(known)
+        for number, block in enumerate(plan(known, self.model.layout, self.model.config.masking), 1):
+            for i, made in zip(block.current, block.made):
+                if made:
+                    blocks[i] = number
+        solver_table(order.solver or self.model.solver(), self.model.config.schedule, order.steps)
+        fps = next((clip.fps for clip in clips.values()), self.model.config.fps)
+        return Job(order, video, known, blocks, fps)
+
+    def _work(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            if job.stop.is_set():
+                job.state = "cancelled"
+                continue
+            job.state, job.began = "running", time.monotonic()
+            try:
+                self._make(job)
+                job.state = "done"
+            except _Stopped:
+                job.state = "cancelled"
+            except Exception as error:  # an order that fails must not end the thread that the next one needs
+                first = next(iter(str(error).strip().splitlines()), "no reason given")
+                job.error = str(error) if isinstance(error, McvdError) else f"{type(error).__name__}: {first}"
+                job.state = "failed"
+            finally:
+                job.seconds = time.monotonic() - job.began
+
+    def _make(self, job: Job) -> None:
+        def progress(done: int, total: int) -> None:
+            job.done, job.total = done, total
+            if job.stop.is_set():
+                raise _Stopped
+
+        order = job.order
+        videos = self.model.fill(
+            job.video,
+            job.known,
+            samples=order.samples,
+            solver=order.solver,
+            steps=order.steps,
+            seed=order.seed,
+            guidance=order.guidance,
+            progress=progress,
+            **self.options,  # type: ignore[arg-type]
+        )
+        made, given = counted(job.known.count(False), "frame"), counted(job.known.count(True), "given frame")
+        for i, video in enumerate(videos, 1):
+            name = f"{order.name} {i}" if order.samples > 1 else order.name
+            job.clips.append(self.shelf.put(Clip(name, as_uint8(video), job.fps, f"{made} made from {given}")))

@@ -1,0 +1,315 @@
+// The page: a task lays out a timeline of cells, each given or to be made. What is sent is the timeline, whatever the
+// task.
+"use strict";
+
+const TASKS = {
+  predict: {title: "what happens next", at: "known up to frame"},
+  backward: {title: "what happened before", at: "known from frame"},
+  interpolate: {title: "what happened between", at: "gap behind frame"},
+  generate: {title: "new videos"},
+  fill: {title: "any frames", at: "from frame"},
+};
+const RUNNING_EVERY = 300; // ms between two questions how far an order is
+const $ = (id) => document.getElementById(id);
+const state = {model: null, task: "predict", clips: [null, null], files: [null, null], cells: [], changed: new Map()};
+
+// ------------------------------------------------------------------------------------------------- talking
+
+async function ask(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer; is mcvd serve still running?");
+  }
+  if (answer.status === 204) return null;
+  const said = await answer.json().catch(() => ({error: `the server failed (${answer.status})`}));
+  if (!answer.ok) throw new Error(said.error || `the server failed (${answer.status})`);
+  return said;
+}
+
+function attempt(work) {
+  $("error").textContent = "";
+  return Promise.resolve().then(work).catch((error) => { $("error").textContent = error.message; });
+}
+
+// ------------------------------------------------------------------------------------------------- drawing
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+// Shows frame i of a clip in a div: the clip is one picture of all frames, of which the div shows a part.
+function show(div, clip, i) {
+  const columns = state.model.columns, rows = Math.ceil(clip.frames / columns);
+  div.style.backgroundImage = `url(clips/${clip.id}/grid.png)`;
+  div.style.backgroundSize = `${columns * 100}% ${rows * 100}%`;
+  const x = columns > 1 ? (i % columns) / (columns - 1) : 0, y = rows > 1 ? Math.floor(i / columns) / (rows - 1) : 0;
+  div.style.backgroundPosition = `${x * 100}% ${y * 100}%`;
+}
+
+const frame = (clip, i) => {
+  const div = element("div", {className: "frame"});
+  if (clip) show(div, clip, i);
+  return div;
+};
+
+// All players of the page follow one clock.
+setInterval(() => {
+  for (const div of document.querySelectorAll(".player")) {
+    const {clip, fps} = div.playing;
+    show(div, clip, Math.floor(performance.now() / 1000 * fps) % clip.frames);
+  }
+}, 40);
+
+// ------------------------------------------------------------------------------------------------ timeline
+
+const number = (id) => Math.max(Number($(id).min || 0), Math.floor(Number($(id).value) || 0));
+const run = (clip, from, to, given) =>
+  Array.from({length: Math.max(to - from, 0)}, (_, i) => clip && from + i >= 0 && from + i < clip.frames
+    ? {clip, frame: from + i, given} : {clip: null, given: false});
+
+// The cells of the task, as the fields say; cells that were clicked on stay as they were clicked.
+function lay() {
+  const [a, b] = state.clips, at = number("at"), given = number("given"), make = number("make");
+  const cells = {
+    predict: () => a
+      ? [...run(a, Math.max(at + 1 - given, 0), at + 1, true), ...run(a, at + 1, at + 1 + make, false)] : [],
+    backward: () => a ? [...run(a, at - make, at, false), ...run(a, at, Math.min(at + given, a.frames), true)] : [],
+    interpolate: () => !a ? [] : b
+      ? [...run(a, Math.max(a.frames - given, 0), a.frames, true), ...run(null, 0, make, false),
+         ...run(b, 0, Math.min(given, b.frames), true)]
+      : [...run(a, Math.max(at + 1 - given, 0), at + 1, true), ...run(a, at + 1, at + 1 + make, false),
+         ...run(a, at + 1 + make, Math.min(at + 1 + make + given, a.frames), true)],
+    generate: () => run(null, 0, make, false),
+    fill: () => a ? run(a, at, Math.min(at + make, a.frames), true) : [],
+  }[state.task]();
+  for (const cell of cells) {
+    const changed = cell.clip && state.changed.get(`${cell.clip.id} ${cell.frame}`);
+    if (changed !== undefined && changed !== null) cell.given = changed;
+  }
+  state.cells = cells;
+  $("timeline").replaceChildren(...cells.map((cell, i) => {
+    const kind = cell.given ? "given" : cell.clip ? "" : "blank";
+    const what = `frame ${i}, ${cell.given ? "given" : "to be made"}`;
+    const button = element("button", {type: "button", className: kind, title: what, ariaLabel: what},
+      frame(cell.clip, cell.frame), element("small", {textContent: i}));
+    button.onclick = () => {
+      if (!cell.clip) return;
+      state.changed.set(`${cell.clip.id} ${cell.frame}`, !cell.given);
+      lay();
+      $("timeline").children[i].focus();
+    };
+    return button;
+  }));
+  if (!cells.length) {
+    const textContent = "no clip yet: drop one above, or begin with new videos";
+    $("timeline").append(element("p", {className: "note", textContent}));
+  }
+  $("hint").hidden = !cells.some((cell) => cell.clip);
+  $("at-shown").textContent = at;
+  $("go").disabled = !cells.some((cell) => !cell.given);
+}
+
+// Which fields the task has, and what they can be.
+function choose(task) {
+  state.task = task;
+  state.changed.clear();
+  const {model, clips: [a, b]} = state, between = task === "interpolate", fill = task === "fill";
+  for (const button of $("tasks").children) button.ariaPressed = String(button.value === task);
+  $("source").querySelector(".drops").hidden = task === "generate";
+  $("drop-1").hidden = !between;
+  for (const name of ["stride", "fit"]) $(`field-${name}`).hidden = task === "generate";
+  $("field-given").hidden = task === "generate" || fill;
+  $("field-at").hidden = task === "generate" || !a || (between && Boolean(b));
+  $("field-make").firstChild.data = fill ? "show " : "to make ";
+  $("at-words").textContent = TASKS[task].at || "";
+  $("given").value = Math.max(task === "backward" ? model.future : model.past, 1);
+  $("make").value = fill ? Math.min(model.past + model.current + model.future, a ? a.frames : Infinity) : model.current;
+  $("make").max = model.most_frames;
+  if (a) {
+    $("at").max = a.frames - 1;
+    $("at").value = {predict: a.frames - 1, interpolate: Math.min(number("given"), a.frames) - 1}[task] ?? 0;
+    if (fill) { // the gap that the model was trained for, to begin with
+      const from = model.past, to = Math.min(from + model.current, a.frames);
+      for (let i = from; i < to; i++) state.changed.set(`${a.id} ${i}`, false);
+    }
+  }
+  lay();
+}
+
+// --------------------------------------------------------------------------------------------------- clips
+
+function place(slot, clip) {
+  state.clips[slot] = clip;
+  const drop = $(`drop-${slot}`);
+  drop.classList.add("full");
+  drop.querySelector("b").textContent = clip.name;
+  drop.querySelector("span").textContent = `${clip.was}; ${clip.frames} frames here. Drop another to replace it`;
+  $("without").hidden = !state.clips[1];
+  choose(state.task !== "generate" ? state.task : state.model.tasks.includes("predict") ? "predict" : "fill");
+}
+
+const NO_SECOND = [...$("drop-1").querySelectorAll("b, span")].map((part) => part.textContent);
+
+$("without").addEventListener("click", (event) => {
+  event.preventDefault(); // it lies in a label, which would ask for a file
+  const drop = $("drop-1");
+  state.clips[1] = state.files[1] = null;
+  drop.classList.remove("full");
+  [drop.querySelector("b").textContent, drop.querySelector("span").textContent] = NO_SECOND;
+  $("without").hidden = true;
+  choose(state.task);
+});
+
+async function send(slot, file) {
+  const words = $(`drop-${slot}`).querySelector("span"), before = words.textContent;
+  words.textContent = "reading ...";
+  const query = new URLSearchParams({name: file.name, stride: number("stride"), fit: $("fit").value});
+  try {
+    place(slot, await ask(`clips?${query}`, {method: "POST", body: file}));
+    state.files[slot] = file;
+  } catch (error) {
+    words.textContent = before;
+    throw error;
+  }
+}
+
+for (const slot of [0, 1]) {
+  const drop = $(`drop-${slot}`), input = drop.querySelector("input");
+  const over = (on) => (event) => { event.preventDefault(); drop.classList.toggle("over", on); };
+  drop.addEventListener("dragover", over(true));
+  drop.addEventListener("dragleave", over(false));
+  drop.addEventListener("drop", (event) => {
+    over(false)(event);
+    if (event.dataTransfer.files.length) attempt(() => send(slot, event.dataTransfer.files[0]));
+  });
+  input.addEventListener("change", () => {
+    const file = input.files[0];
+    input.value = ""; // so that the same file can be chosen again
+    if (file) attempt(() => send(slot, file));
+  });
+}
+for (const id of ["stride", "fit"]) {
+  $(id).addEventListener("change", () => attempt(async () => {
+    for (const slot of [0, 1]) if (state.files[slot]) await send(slot, state.files[slot]);
+  }));
+}
+for (const id of ["at", "given", "make"]) $(id).addEventListener("input", lay);
+
+// -------------------------------------------------------------------------------------------------- orders
+
+$("order").addEventListener("submit", (event) => {
+  event.preventDefault();
+  attempt(async () => {
+    const {cells, task, clips: [a]} = state;
+    const order = {
+      timeline: cells.map((cell) => cell.clip && {clip: cell.clip.id, frame: cell.frame, given: cell.given}),
+      samples: number("samples"), seed: number("seed"), solver: $("solver").value,
+      steps: $("steps").value ? number("steps") : null, guidance: Number($("guidance").value),
+      name: task === "generate" ? "new video" : `${a.name.replace(/\.[^.]*$/, "")}, ${task}`,
+    };
+    const {id} = await ask("orders", {method: "POST", body: JSON.stringify(order)});
+    follow(id, order, cells);
+  });
+});
+
+function follow(id, order, cells) {
+  const note = element("span", {className: "note"}), bar = element("progress");
+  const stop = element("button", {type: "button", className: "link", textContent: "stop"});
+  const job = element("article", {className: "job"},
+    element("h2", {}, order.name, note, stop), bar);
+  $("results").prepend(job);
+  stop.onclick = () => attempt(() => ask(`orders/${id}`, {method: "DELETE"}));
+  const how = `${order.solver}, ${order.steps ?? state.model.solvers[order.solver].steps} steps, seed ${order.seed}`
+    + (order.guidance === 1 ? "" : `, guidance ${order.guidance}`);
+
+  const look = async () => {
+    const now = await ask(`orders/${id}`);
+    if (now.state === "waiting" || now.state === "running") {
+      if (now.total) bar.max = now.total, bar.value = now.done;
+      note.textContent = now.state === "waiting" ? "waiting for those before it"
+        : now.left === null ? "begins" : `${Math.ceil(now.left)} s left`;
+      setTimeout(() => look().catch(fail), RUNNING_EVERY);
+      return;
+    }
+    bar.remove();
+    stop.remove();
+    if (now.state === "failed") throw new Error(now.error);
+    if (now.state === "cancelled") note.textContent = "stopped";
+    else finish(job, note, id, order, cells, now, how);
+  };
+  const fail = (error) => { bar.remove(); stop.remove(); note.textContent = error.message; };
+  look().catch(fail);
+}
+
+function finish(job, note, id, order, cells, now, how) {
+  const blocks = Math.max(...now.blocks);
+  note.textContent = `${how}; ${blocks} block${blocks === 1 ? "" : "s"}, ${now.seconds.toFixed(1)} s`;
+  const sheet = {href: `orders/${id}/sheet.png`, target: "_blank", textContent: "picture of all"};
+  job.querySelector("h2").append(element("a", sheet));
+  const rows = element("div", {className: "rows"});
+  if (cells.some((cell) => cell.clip && !cell.given)) {
+    rows.append(row(null, [element("b", {textContent: "real"})], cells.map((cell) => {
+      const div = frame(cell.clip, cell.frame);
+      div.classList.add(cell.given ? "given" : cell.clip ? "unseen" : "absent");
+      return div;
+    })));
+  }
+  now.clips.forEach((clip, i) => {
+    const words = [element("b", {textContent: order.samples > 1 ? `sample ${i + 1}` : "made"}), element("br")];
+    for (const suffix of ["mp4", "gif", "npz"]) {
+      words.push(element("a", {href: `clips/${clip.id}/file.${suffix}`, textContent: suffix}), " ");
+    }
+    const use = element("button", {type: "button", className: "link", textContent: "go on from it"});
+    use.onclick = () => { state.files[0] = null; place(0, clip); window.scrollTo({top: 0, behavior: "smooth"}); };
+    words.push(element("br"), use);
+    rows.append(row(clip, words, now.blocks.map((block, j) => {
+      const div = frame(clip, j);
+      div.classList.add(block ? "made" : "given");
+      div.title = `frame ${j}, ${block ? `made in block ${block}` : "given"}`;
+      return div;
+    })));
+  });
+  job.append(rows);
+
+  function row(clip, words, frames) {
+    const player = element("div", {className: "frame"});
+    if (clip) player.classList.add("player"), player.playing = {clip, fps: Math.min(now.fps, 25)};
+    else player.classList.add("absent");
+    return element("div", {className: "row"},
+      element("div", {className: "head"}, element("div", {className: "words"}, ...words), player), ...frames);
+  }
+}
+
+// --------------------------------------------------------------------------------------------------- begin
+
+attempt(async () => {
+  const model = state.model = await ask("model");
+  document.title = `mcvd: ${model.name}`;
+  $("model").textContent = `${model.name}: ${model.width}x${model.height} ${model.channels === 1 ? "grey" : "RGB"}, `
+    + `${model.past} past, ${model.current} current, ${model.future} future frames, on ${model.device}`;
+  document.documentElement.style.setProperty("--wide", model.width / model.height);
+  $("samples").max = model.most_samples;
+  for (const [name, {summary}] of Object.entries(model.solvers)) {
+    const selected = name === model.solver;
+    $("solver").append(element("option", {value: name, textContent: name, title: summary, selected}));
+  }
+  const steps = () => { $("steps").placeholder = model.solvers[$("solver").value].steps; };
+  $("solver").addEventListener("change", steps);
+  steps();
+  const can = new Set([...model.tasks, "fill"]);
+  for (const [name, {title}] of Object.entries(TASKS)) {
+    const button = element("button", {type: "button", value: name, textContent: title, disabled: !can.has(name)});
+    if (!can.has(name)) button.title = "the model was not trained for this";
+    button.onclick = () => attempt(() => choose(name));
+    $("tasks").append(button);
+  }
+  choose(Object.keys(TASKS).find((name) => can.has(name)));
+  for (const {id, order, clips} of await ask("orders")) { // of an earlier visit
+    follow(id, order, order.timeline.map((cell) => cell && clips[cell.clip]
+      ? {...cell, clip: clips[cell.clip]} : {clip: null, given: Boolean(cell && cell.given)}));
+  }
+});

@@ -1,0 +1,310 @@
+"""`mcvd serve`: the page's questions, asked of a server that runs."""
+
+import io
+import json
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+
+import tiny
+from mcvd.cli.main import main
+from mcvd.data.video import read_video, write_video
+from mcvd.errors import McvdError
+from mcvd.web import jobs
+from mcvd.web.app import application
+from mcvd.web.clips import COLUMNS, Clip, Shelf, file_name
+
+HOST = "127.0.0.1"
+
+
+class Server:
+    """The page of a tiny model, and questions to it."""
+
+    def __init__(self):
+        self.model = tiny.model()
+        listening = socket.create_server((HOST, 0))
+        self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
+        app = application(self.model, "tiny", [HOST])
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self.thread.start()
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def ask(self, path, data=None, method=None, **headers):
+        """(status, body)"""
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def json(self, path, data=None, method=None):
+        status, body = self.ask(path, data, method)
+        assert status in (200, 202), body
+        return json.loads(body)
+
+    def refused(self, path, data=None):
+        status, body = self.ask(path, data)
+        assert status == 400
+        return json.loads(body)["error"]
+
+    def send(self, path, query=""):
+        return self.json(f"clips?name={path.name}{query}", path.read_bytes())
+
+    def order(self, timeline, **more):
+        return self.json("orders", json.dumps({"timeline": timeline, **more}).encode())["id"]
+
+    def finished(self, key):
+        for _ in range(600):
+            if (now := self.json(f"orders/{key}"))["state"] not in ("waiting", "running"):
+                return now
+            time.sleep(0.05)
+        raise AssertionError(now)
+
+    def frames(self, clip, folder):
+        path = folder / f"{clip['id']}.npz"
+        path.write_bytes(self.ask(f"clips/{clip['id']}/file.npz")[1])
+        return read_video(path)
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = Server()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def sent(server, tmp_path):
+    """A clip of six frames that the server has, and its frames."""
+    path = tmp_path / "six.npz"
+    write_video(path, frames := tiny.video(6, 1, 16, 16))
+    return server.send(path), frames
+
+
+def cells(clip, frames, given=True):
+    return [{"clip": clip["id"], "frame": i, "given": given} for i in frames]
+
+
+def test_the_page_asks_nobody_else(server):
+    for path in ("", "page.css", "page.js"):
+        status, body = server.ask(path)
+        assert status == 200
+        assert not re.search(rb"https?://", body)
+    assert b"default-src 'self'" in urllib.request.urlopen(server.url).headers["Content-Security-Policy"].encode()
+
+
+def test_every_name_that_the_page_uses_is_on_it(server):
+    page, script = server.ask("")[1].decode(), server.ask("page.js")[1].decode()
+    used = set(re.findall(r'(?:\$|number)\("([a-z-]+)"\)', script))
+    assert used <= set(re.findall(r'id="([a-z0-9-]+)"', page))
+
+
+def test_the_model_is_told(server):
+    about = server.json("model")
+    assert (about["name"], about["height"], about["channels"]) == ("tiny", 16, 1)
+    assert (about["past"], about["current"], about["future"]) == (2, 3, 1)
+    assert about["tasks"] == ["predict", "backward", "interpolate", "generate"]
+    assert about["solver"] in about["solvers"]
+
+
+def test_a_clip_that_is_sent_comes_back_as_frames(server, sent):
+    clip, frames = sent
+    assert (clip["name"], clip["frames"]) == ("six.npz", 6)
+    picture = Image.open(io.BytesIO(server.ask(f"clips/{clip['id']}/grid.png")[1]))
+    assert picture.size == (COLUMNS * 16, 16)
+    pixels = torch.tensor(list(picture.getdata())).view(16, COLUMNS, 16)
+    assert torch.equal(pixels[:, :6].movedim(1, 0), frames[:, 0].long())
+
+
+def test_a_clip_of_another_kind_is_brought_to_the_model(server, tmp_path):
+    path = tmp_path / "wide.mp4"
+    write_video(path, tiny.video(40, 3, 48, 64), fps=20, scale=1)
+    clip = server.send(path, "&stride=2&fit=stretch")
+    assert (clip["frames"], clip["fps"]) == (20, 10.0)
+    assert clip["was"] == "64x48, 40 frames at 20 fps"
+    picture = Image.open(io.BytesIO(server.ask(f"clips/{clip['id']}/grid.png")[1]))
+    assert picture.size == (COLUMNS * 16, 2 * 16)
+
+
+def test_what_is_made_is_what_fill_makes(server, sent, tmp_path):
+    clip, frames = sent
+    timeline = [None, *cells(clip, [4, 1]), *cells(clip, [2], given=False), None, *cells(clip, [0])]
+    done = server.finished(server.order(timeline, samples=2, steps=3, solver="ddpm", seed=5, name="mine"))
+    assert done["state"] == "done"
+    known = [False, True, True, False, False, True]
+    assert [bool(block) for block in done["blocks"]] == [not flag for flag in known]
+
+    video = torch.zeros(6, 1, 16, 16, dtype=torch.uint8)
+    video[1], video[2], video[5] = frames[4], frames[1], frames[0]
+    expected = server.model.fill(video, known, samples=2, steps=3, solver="ddpm", seed=5)
+    assert [made["name"] for made in done["clips"]] == ["mine 1", "mine 2"]
+    for made, want in zip(done["clips"], expected):
+        got = server.frames(made, tmp_path)
+        assert torch.equal(got[known], video[known])
+        assert torch.equal(got, (want * 255).round().to(torch.uint8))
+
+
+def test_what_is_made_can_be_gone_on_from_and_taken_home(server, tmp_path):
+    [made] = server.finished(server.order([None] * 4, steps=2))["clips"]
+    again = server.finished(server.order([*cells(made, range(4)), None], steps=2))
+    assert torch.equal(server.frames(again["clips"][0], tmp_path)[:4], server.frames(made, tmp_path))
+    for suffix, start in (("mp4", b"ftyp"), ("gif", b"GIF89a"), ("webm", b"\x1aE\xdf\xa3"), ("png", b"\x89PNG")):
+        status, body = server.ask(f"clips/{made['id']}/file.{suffix}")
+        assert status == 200
+        assert start in body[:16]
+
+
+def test_the_picture_of_all(server, sent):
+    key = server.order([*cells(sent[0], range(2)), None], samples=2, steps=2)
+    server.finished(key)
+    assert server.ask(f"orders/{key}/sheet.png")[1].startswith(b"\x89PNG")
+
+
+def test_a_page_that_is_opened_again_finds_what_was_made(server, sent):
+    clip, _ = sent
+    key = server.order([*cells(clip, [0]), None], steps=2)
+    mine = next(found for found in server.json("orders") if found["id"] == key)
+    assert mine["order"]["timeline"] == [*cells(clip, [0]), None]
+    assert mine["clips"] == {clip["id"]: clip}
+    server.finished(key)
+
+
+def test_orders_wait_for_each_other_and_can_be_stopped(server, monkeypatch):
+    began, go = threading.Event(), threading.Event()
+    fill = server.model.fill
+
+    def slow(*args, progress, **options):
+        def step(done, total):
+            began.set()
+            assert go.wait(30)
+            progress(done, total)
+
+        return fill(*args, progress=step, **options)
+
+    monkeypatch.setattr(server.model, "fill", slow)
+    first, second, third = (server.order([None] * 3, steps=4) for _ in range(3))
+    assert began.wait(30)
+    assert [server.json(f"orders/{key}")["state"] for key in (first, second)] == ["running", "waiting"]
+    monkeypatch.setattr(jobs, "MOST_WAITING", 2)
+    assert "2 orders are waiting already" in server.refused("orders", b'{"timeline": [null]}')
+    for key in (first, third):
+        assert server.ask(f"orders/{key}", method="DELETE")[0] == 204
+    go.set()
+    assert [server.finished(key)["state"] for key in (first, second, third)] == ["cancelled", "done", "cancelled"]
+    assert server.json(f"orders/{second}")["done"] == 4
+
+
+def test_an_order_that_fails_says_why_and_the_next_one_works(server, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no luck\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.model, "fill", broken)
+        failed = server.finished(server.order([None]))
+    assert (failed["state"], failed["error"], failed["clips"]) == ("failed", "RuntimeError: no luck", [])
+    assert server.finished(server.order([None], steps=1))["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("order", "says"),
+    [
+        (b"{", "an order is JSON"),
+        (b"[]", "order: expected keys and values"),
+        (b"{}", "timeline is missing"),
+        (b'{"timeline": [null], "sampels": 2}', "did you mean samples?"),
+        (b'{"timeline": []}', "frames in the timeline is 0"),
+        (b'{"timeline": [null], "samples": 1000}', "samples is 1000; it must be at most"),
+        (b'{"timeline": [null], "solver": "dpm"}', "solver is 'dpm'; it is one of"),
+        (b'{"timeline": [null], "steps": 0}', "steps"),
+        (b'{"timeline": [{"clip": "x", "frame": 0}, null]}', "that clip is no longer here"),
+    ],
+)
+def test_orders_that_make_no_sense(server, order, says):
+    assert says in server.refused("orders", order)
+
+
+def test_frames_that_a_clip_does_not_have(server, sent):
+    clip, _ = sent
+    order = {"timeline": [*cells(clip, [6]), None]}
+    assert "the frame of six.npz is 6; it must be at most 5" in server.refused("orders", json.dumps(order).encode())
+    order = {"timeline": cells(clip, range(6))}
+    assert "every frame is given" in server.refused("orders", json.dumps(order).encode())
+
+
+def test_files_that_are_no_videos(server, tmp_path):
+    assert "cannot read notes.mp4 as a video" in server.refused("clips?name=notes.mp4", b"words, not frames")
+    assert "empty" in server.refused("clips?name=none.gif", b"")
+    assert "cannot read" in server.refused(f"clips?name=..%2Fa.%00{'b' * 300}", b"x")
+    assert "'two' is not a whole number" in server.refused("clips?name=a.mp4&stride=two", b"")
+    assert "no format exe" in server.refused(f"clips/{server.send(_gif(tmp_path))['id']}/file.exe")
+    assert "no longer here" in server.refused("orders/gone")
+
+
+def _gif(folder):
+    return write_video(folder / "a.gif", tiny.video(3, 1, 16, 16), scale=1)
+
+
+def test_too_much_at_once(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("mcvd.web.clips.MOST_FRAMES", 2)
+    clip = server.send(_gif(tmp_path))
+    assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; the first 2 are here")
+    monkeypatch.setattr("mcvd.web.app.MOST_SENT", 2**20)
+    assert "more than 1 MiB" in server.refused("clips?name=big.mp4", bytes(2**20 + 1))
+
+
+def test_other_sites_are_refused(server):
+    assert server.ask("", Host="elsewhere.example")[0] == 400
+    assert server.ask("orders", b'{"timeline": [null]}', Origin="http://elsewhere.example")[0] == 403
+
+
+def test_the_oldest_clips_make_room():
+    def clip(name):
+        return Clip(name, torch.zeros(2, 1, 4, 4, dtype=torch.uint8), 10.0, "")
+
+    shelf = Shelf(most=100)  # three of 32 bytes
+    keys = [shelf.put(clip(str(i))) for i in range(5)]
+    assert [key in shelf for key in keys] == [False, False, True, True, True]
+    with pytest.raises(McvdError, match="no longer here"):
+        shelf[keys[0]]
+
+
+def test_names_of_files():
+    assert file_name("my clip: 2, predict 1", "gif") == "my-clip-2-predict-1.gif"
+    assert file_name("../../étc", "mp4") == "tc.mp4"
+    assert file_name("視頻", "mp4") == "clip.mp4"
+
+
+def test_a_port_that_is_taken(capsys):
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), "--device", "cpu"]) == 1
+    assert f"cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
+
+
+def test_the_command_serves_until_it_is_interrupted(monkeypatch, capsys):
+    def run(self, sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["serve", "--port", "0", "--device", "cpu"]) == 0
+    assert re.search(r"digits on cpu: http://127\.0\.0\.1:\d+ ", capsys.readouterr().out)
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    assert main(["serve"]) == 1
+    assert "pip install 'mcvd[serve]'" in capsys.readouterr().err
