@@ -20,7 +20,7 @@ from mcvd.data.video import read_video, write_video
 from mcvd.errors import McvdError
 from mcvd.web import jobs
 from mcvd.web.app import application
-from mcvd.web.clips import COLUMNS, Clip, Shelf, file_name
+from mcvd.web.clips import COLUMNS, Clip, ClipStore, file_name
 
 HOST = "127.0.0.1"
 
@@ -275,11 +275,11 @@ def test_the_oldest_clips_make_room():
     def clip(name):
         return Clip(name, torch.zeros(2, 1, 4, 4, dtype=torch.uint8), 10.0, "")
 
-    shelf = Shelf(most=100)  # three of 32 bytes
-    keys = [shelf.put(clip(str(i))) for i in range(5)]
-    assert [key in shelf for key in keys] == [False, False, True, True, True]
+    store = ClipStore(most=100)  # three of 32 bytes
+    keys = [store.put(clip(str(i))) for i in range(5)]
+    assert [key in store for key in keys] == [False, False, True, True, True]
     with pytest.raises(McvdError, match="no longer here"):
-        shelf[keys[0]]
+        store[keys[0]]
 
 
 def test_names_of_files():

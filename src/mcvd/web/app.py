@@ -27,8 +27,8 @@ from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.given import whole
 from mcvd.model import VideoDiffusion
-from mcvd.web.clips import COLUMNS, FORMATS, MOST_FRAMES, Clip, Shelf, file_name, received
-from mcvd.web.jobs import MOST_SAMPLES, Order, Workshop
+from mcvd.web.clips import COLUMNS, FORMATS, MOST_FRAMES, Clip, ClipStore, file_name, received
+from mcvd.web.jobs import MOST_SAMPLES, JobQueue, Order
 
 MOST_SENT = 2**30
 """Bytes of one file."""
@@ -52,7 +52,7 @@ def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",),
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(page.workshop.close)
+        await asyncio.to_thread(page.queue.close)
 
     return Starlette(
         routes=[
@@ -78,8 +78,8 @@ class _Page:
 
     def __init__(self, model: VideoDiffusion, name: str, **options: str) -> None:
         self.model, self.name = model, name
-        self.shelf = Shelf()
-        self.workshop = Workshop(model, self.shelf, **options)
+        self.store = ClipStore()
+        self.queue = JobQueue(model, self.store, **options)
 
     async def about(self, request: Request) -> Response:
         model = self.model
@@ -121,14 +121,14 @@ class _Page:
                         raise McvdError(f"{name} has more than {MOST_SENT >> 20} MiB; cut it first")
                     file.write(part)
             clip = await asyncio.to_thread(received, path, name, self.model, stride, fit)
-        return JSONResponse({"id": self.shelf.put(clip), **_told(clip)})
+        return JSONResponse({"id": self.store.put(clip), **_told(clip)})
 
     async def grid(self, request: Request) -> Response:
-        clip = self.shelf[request.path_params["key"]]
+        clip = self.store[request.path_params["key"]]
         return _kept(await asyncio.to_thread(clip.grid), "image/png")
 
     async def file(self, request: Request) -> Response:
-        clip, suffix = self.shelf[request.path_params["key"]], request.path_params["suffix"]
+        clip, suffix = self.store[request.path_params["key"]], request.path_params["suffix"]
         if suffix not in FORMATS:
             raise McvdError(f"no format {suffix}; there are {', '.join(FORMATS)}")
         data = await asyncio.to_thread(clip.written, suffix)
@@ -137,9 +137,9 @@ class _Page:
     async def orders(self, request: Request) -> Response:
         """All that was asked for, for a page that is opened again."""
         found = []
-        for key, job in self.workshop.jobs.items():
+        for key, job in self.queue.jobs.items():
             named = {cell.clip for cell in job.order.timeline if cell is not None}
-            clips = {name: {"id": name, **_told(self.shelf[name])} for name in named if name in self.shelf}
+            clips = {name: {"id": name, **_told(self.store[name])} for name in named if name in self.store}
             found.append({"id": key, "order": to_dict(job.order), "clips": clips})
         return JSONResponse(found)
 
@@ -148,20 +148,20 @@ class _Page:
             said = await request.json()
         except (JSONDecodeError, UnicodeDecodeError):
             raise McvdError("an order is JSON") from None
-        key = self.workshop.take(from_dict(Order, said, "order"))
+        key = self.queue.submit(from_dict(Order, said, "order"))
         return JSONResponse({"id": key}, 202)
 
     async def progress(self, request: Request) -> Response:
-        job = self.workshop[request.path_params["key"]]
-        made = [{"id": key, **_told(self.shelf[key])} for key in job.clips] if job.state == "done" else []
-        return JSONResponse({**job.told(), "clips": made})
+        job = self.queue[request.path_params["key"]]
+        made = [{"id": key, **_told(self.store[key])} for key in job.clips] if job.state == "done" else []
+        return JSONResponse({**job.status(), "clips": made})
 
     async def cancel(self, request: Request) -> Response:
-        self.workshop[request.path_params["key"]].stop.set()
+        self.queue[request.path_params["key"]].stop.set()
         return Response(status_code=204)
 
     async def sheet(self, request: Request) -> Response:
-        data = await asyncio.to_thread(self.workshop.sheet, request.path_params["key"])
+        data = await asyncio.to_thread(self.queue.sheet, request.path_params["key"])
         return _kept(data, "image/png", "frames.png")
 
 

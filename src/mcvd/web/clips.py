@@ -79,7 +79,7 @@ def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit
     return Clip(name, video, fps, was)
 
 
-class Shelf:
+class ClipStore:
     """Clips by their ids; threads may share it."""
 
     def __init__(self, most: int = MOST_KEPT) -> None:

@@ -20,12 +20,12 @@ from mcvd.given import whole
 from mcvd.model import VideoDiffusion
 from mcvd.plan import plan
 from mcvd.text import counted
-from mcvd.web.clips import MOST_FRAMES, Clip, Shelf
+from mcvd.web.clips import MOST_FRAMES, Clip, ClipStore
 
 MOST_SAMPLES = 32
 MOST_WAITING = 16
 MOST_REMEMBERED = 200
-"""Orders that are done; what they made is kept as long as the shelf keeps it."""
+"""Orders that are done; what they made is kept as long as the store keeps it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Job:
     """Ids of what was made, one a sample."""
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def told(self) -> dict[str, object]:
+    def status(self) -> dict[str, object]:
         """What the page is told."""
         running = self.state == "running"
         seconds = time.monotonic() - self.began if running else self.seconds
@@ -93,17 +93,17 @@ class _Stopped(Exception):
     pass
 
 
-class Workshop:
+class JobQueue:
     """Carries out one order at a time; the model is in nobody else's hands."""
 
-    def __init__(self, model: VideoDiffusion, shelf: Shelf, **options: str) -> None:
-        self.model, self.shelf, self.options = model, shelf, options
+    def __init__(self, model: VideoDiffusion, store: ClipStore, **options: str) -> None:
+        self.model, self.store, self.options = model, store, options
         self.jobs: dict[str, Job] = {}
         self._waiting: queue.Queue[Job | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mcvd-serve", daemon=True)
         self._thread.start()
 
-    def take(self, order: Order) -> str:
+    def submit(self, order: Order) -> str:
         """Queues an order; returns its id. McvdError at once for what the model cannot do."""
         job = self._job(order)
         if sum(other.state == "waiting" for other in self.jobs.values()) >= MOST_WAITING:
@@ -126,7 +126,7 @@ class Workshop:
         job, file = self[key], io.BytesIO()
         if not job.clips:
             raise McvdError("nothing is made of that order yet")
-        rows = [(f"sample {i}", self.shelf[clip].video) for i, clip in enumerate(job.clips, 1)]
+        rows = [(f"sample {i}", self.store[clip].video) for i, clip in enumerate(job.clips, 1)]
         contact_sheet(rows, [not flag for flag in job.known]).save(file, "png")
         return file.getvalue()
 
@@ -140,7 +140,7 @@ class Workshop:
     def _job(self, order: Order) -> Job:
         whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
         whole("samples", order.samples, 1, MOST_SAMPLES)
-        clips = {cell.clip: self.shelf[cell.clip] for cell in order.timeline if cell is not None}
+        clips = {cell.clip: self.store[cell.clip] for cell in order.timeline if cell is not None}
         known = [cell is not None and cell.given for cell in order.timeline]
         if all(known):
             raise McvdError("every frame is given, so there is none to make")
@@ -198,4 +198,4 @@ class Workshop:
         made, given = counted(job.known.count(False), "frame"), counted(job.known.count(True), "given frame")
         for i, video in enumerate(videos, 1):
             name = f"{order.name} {i}" if order.samples > 1 else order.name
-            job.clips.append(self.shelf.put(Clip(name, as_uint8(video), job.fps, f"{made} made from {given}")))
+            job.clips.append(self.store.put(Clip(name, as_uint8(video), job.fps, f"{made} made from {given}")))
