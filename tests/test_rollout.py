@@ -160,6 +160,17 @@ def test_noisy_conditions_follow_the_seed_and_not_the_batch():
     assert (plain.predict(past, **options) - out).abs().max() > 0.01
 
 
+def test_noisy_conditions_have_the_noise_of_the_level_that_the_network_is_told(monkeypatch):
+    """The published last call tells of a noisy level about frames that are clean; its condition is as noisy."""
+    model, variances = tiny.model(noisy_condition=True), []
+    encode = model.network.encode
+    monkeypatch.setattr(model.network, "encode", lambda past, *rest: variances.append(past.var()) or encode(past, *rest))
+    grey = torch.full((2, 1, 16, 16), 0.5)  # 0 in the network's range: what the network sees is the noise alone
+    model.predict(grey, 3, samples=16, steps=10, reference=True)
+    told = model.config.schedule.alpha_bar[[*range(99, -1, -10), 100 - 10]]
+    torch.testing.assert_close(torch.stack(variances[1:]).double(), 1 - told, rtol=0.1, atol=0)
+
+
 # --- work that is done once -------------------------------------------------------------------------------------------
 
 

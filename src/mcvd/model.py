@@ -222,7 +222,9 @@ class VideoDiffusion(nn.Module):
             time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
-                level, fresh = x.new_full((), alpha_bar), condition_noise and condition_noise()
+                # the level that the network is told: of the published last call it is another than that of x
+                level = x.new_full((), float(self.config.schedule.alpha_bar[int(t)]))
+                fresh = condition_noise and condition_noise()
                 noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for v in views]
                 here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
             outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
