@@ -13,7 +13,8 @@ from mcvd.cli.import_model import default_name
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
 from mcvd.interop import official
-from mcvd.layout import BlockLayout
+from mcvd.interop.official_config import model_config, read_config
+from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.networks.unet import UNet, UNetConfig
 from oracle_cases import tensors
@@ -315,6 +316,34 @@ def test_a_config_as_the_published_code_reads_it(logs):
         path.write_bytes(text.encode(encoding))
         assert load(logs).config == model.config
         assert same(load(logs), model)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("future", "probabilities", "masking"),
+    [
+        (1, (0.5, 0.5), Masking(0.5, 0.5, together=True)),
+        (1, (0.3, 0.7), Masking(0.3, 0.3, together=True)),
+        (1, (0.5, 0.0), Masking(0.5, 0.0)),
+        (1, (0.0, 0.5), Masking(0.0, 0.5)),
+        (0, (0.5, 0.0), Masking(0.5, 0.0)),
+        (0, (0.3, 0.7), Masking(0.3, 0.7)),
+    ],
+)
+def test_one_draw_for_past_and_future_as_published(logs, future, probabilities, masking):
+    """prob_mask_sync: the future follows the past, whatever its own probability, unless that is 0."""
+    past, q = probabilities
+    changes = {"num_frames_future": future, "prob_mask_cond": past, "prob_mask_future": q, "prob_mask_sync": True}
+    edit_config(logs, lambda config: config["data"].update(changes))
+    assert model_config(read_config(logs / "config.yml")).masking == masking
+
+
+@pytest.mark.oracle
+def test_cond_emb_without_a_time_embedding_is_nothing(logs):
+    edit_config(logs, lambda config: config["model"].update(time_conditional=False, cond_emb=True))
+    config = model_config(read_config(logs / "config.yml"))
+    assert not config.network.time_embedding
+    assert not config.network.mask_embedding
 
 
 @pytest.mark.oracle

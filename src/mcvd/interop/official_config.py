@@ -137,7 +137,9 @@ def _typed(value: Any, kind: type) -> Any:
 def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
     """Our configuration for the sections that `read_config` gives."""
     data, model = published["data"], published["model"]
-    together = data["prob_mask_sync"] and data["prob_mask_cond"] > 0
+    past, future = data["prob_mask_cond"], data["prob_mask_future"]
+    # prob_mask_sync has the future follow the draw of the past, with the past's probability, where both may be hidden
+    together = data["prob_mask_sync"] and data["num_frames_future"] > 0 and past > 0 and future > 0
     return ModelConfig(
         network=UNetConfig(
             size=(data["image_size"], data["image_size"]),
@@ -151,11 +153,11 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
             dropout=model["dropout"],
             conditioning="spatin" if model["spade"] else "concat",
             spatin_width=model["spade_dim"],
-            mask_embedding=model["cond_emb"],
+            mask_embedding=model["cond_emb"] and model["time_conditional"],  # part of the time embedding, if there is one
             time_embedding=model["time_conditional"],
             frames=_ARCH[model["arch"]],
         ),
-        masking=Masking(data["prob_mask_cond"], data["prob_mask_future"], together),
+        masking=Masking(past, past if together else future, together),
         schedule=NoiseSchedule(model["sigma_dist"], model["num_classes"], model["sigma_end"], model["sigma_begin"]),
         noisy_condition=model["noise_in_cond"],
         time_from_noise=True,
