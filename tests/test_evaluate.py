@@ -23,7 +23,7 @@ from mcvd.evaluation.evaluate import Sampling, evaluate
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from mcvd.evaluation.image import psnr
-from mcvd.evaluation.measure import Instruments
+from mcvd.evaluation.measure import Instruments, measure
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.report import write_report
@@ -141,6 +141,17 @@ def test_numbers_are_those_of_the_metrics_written_out(model, whole):
     assert np.array_equal(saved["real"], real[3].numpy())
     assert np.array_equal(saved["made"], (made[3] * 255).round().to(torch.uint8).numpy())
     assert np.array_equal(saved["made"][1, :2], saved["real"][:2])  # the given frames are in place
+
+
+def test_digits_are_rounded_to_black_and_white_for_ssim_alone(model):
+    """As published: LPIPS is of the frames as they are."""
+    real = Clips().batch(range(2))
+    made = torch.rand(2, 2, 9, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    protocols = (PROTOCOL, replace(PROTOCOL, binary=False))
+    digits, others = (measure(p, ("ssim", "lpips"), STUBS, 0, real, made) for p in protocols)
+    assert torch.equal(digits.rows("lpips"), others.rows("lpips"))
+    assert not torch.equal(digits.rows("ssim"), others.rows("ssim"))
+    assert "SSIM (rounded to black and white) and LPIPS at 128 px" in PROTOCOL.words
 
 
 def test_the_folder_holds_what_is_promised(whole):

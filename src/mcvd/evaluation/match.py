@@ -26,7 +26,7 @@ FIELDS = {
     "choice": "choice of clips",
     "choice_seed": "seed of the clips",
     "pixels": "frames that SSIM and LPIPS see",
-    "binary": "rounded to black and white",
+    "binary": "rounded to black and white for SSIM",
     "lpips_size": "side of pictures for LPIPS",
     "best": "value of a clip",
     "fvd": "frames in FVD",

@@ -110,5 +110,5 @@ def _lpips(protocol: Protocol, instruments: Instruments, x: Tensor, y: Tensor) -
     network = instruments.lpips
     assert network is not None
     if protocol.pixels == "published":
-        return published_lpips(network, x, y, protocol.binary, protocol.lpips_size).cpu()
+        return published_lpips(network, x, y, protocol.lpips_size).cpu()
     return network(x.flatten(0, 2), y.flatten(0, 2)).view(x.shape[:3]).cpu()

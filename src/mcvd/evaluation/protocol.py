@@ -60,7 +60,7 @@ class Protocol:
     """`published`: made frames are measured before they are rounded to 8 bits, SSIM and LPIPS of frames as the authors'
     code sees them (`published_frames.py`); `plain`: everything of 8-bit frames, as they are saved."""
     binary: bool = False
-    """Frames are rounded to black and white before SSIM and LPIPS (`published` pixels, Moving MNIST)."""
+    """Frames are rounded to black and white before SSIM (`published` pixels, Moving MNIST)."""
     lpips_size: int | None = 128
     """Side that frames are resized to for LPIPS (`published` pixels; `plain` ones are left); None leaves them."""
     best: bool = True
@@ -138,11 +138,11 @@ class Protocol:
         ]
         if self.task != "generate":
             seen = "as the published code sees frames" if self.pixels == "published" else "of plain 8-bit frames"
-            seen += " (rounded to black and white)" if self.in_force.binary else ""
+            ssim = "SSIM (rounded to black and white)" if self.in_force.binary else "SSIM"
             size = self.in_force.lpips_size
             lpips = f"LPIPS at {size} px" if size else "LPIPS at full size"
             counts = ("best" if self.best else "mean") + " of the samples"
-            parts.append(f"PSNR, SSIM and {lpips} {seen}, {counts if self.samples > 1 else 'of the one sample'}")
+            parts.append(f"PSNR, {ssim} and {lpips} {seen}, {counts if self.samples > 1 else 'of the one sample'}")
         if self.fvd != "none":
             frames = f"{self.fvd_frames} frames, " + (
                 "made only" if self.fvd == "made" else "the given ones included" if any(self.known) else "all made"

@@ -1,8 +1,8 @@
 """Frame metrics as the published evaluation computes them, step by step, for comparison with published numbers.
 
 What differs from the plain metrics: frames go through 8 bits by *truncation*, after the network's [-1, 1] and back in
-float32 (which costs 63 of the 256 grey levels of real frames one step); SSIM is that of the grey picture; digits are
-rounded to black and white for SSIM and LPIPS; LPIPS is that of pictures resized to 128 x 128 with Pillow.
+float32 (which costs 63 of the 256 grey levels of real frames one step); SSIM is that of the grey picture, of digits
+rounded to black and white; LPIPS is that of pictures resized to 128 x 128 with Pillow, digits not rounded.
 PSNR is plain: of the mean error over all frames of a video, before any rounding.
 """
 
@@ -51,14 +51,13 @@ def published_lpips(
     network: Callable[[Tensor, Tensor], Tensor],
     video: Tensor,
     truth: Tensor,
-    binary: bool = False,
     size: int | None = 128,
 ) -> Tensor:
     """LPIPS of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``.
 
     size: side of the picture that is compared (None leaves it alone, as published for Cityscapes).
     """
-    x, y = (_resized(to_uint8(frames, binary).flatten(0, -4), size) for frames in (video, truth))
+    x, y = (_resized(to_uint8(frames).flatten(0, -4), size) for frames in (video, truth))
     return network(x, y).view(video.shape[:-3])
 
 
