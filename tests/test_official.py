@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ def test_averaged_and_raw_weights(logs):
     assert torch.equal(load(logs).network.conv_in.weight, states[4][name])
     assert torch.equal(load(logs, ema=False).network.conv_in.weight, states[0][f"module.{name}"])
     edit_states(logs, lambda states: states[:4])
-    refused(logs, "averaged", "ema=False")
+    refused(logs, "averaged", "mcvd import --raw", "ema=False")
     load(logs, ema=False)
     edit_config(logs, lambda config: config["model"].update(ema=False))
     assert same(load(logs), load(logs, ema=False))
@@ -316,6 +317,37 @@ def test_a_config_as_the_published_code_reads_it(logs):
         path.write_bytes(text.encode(encoding))
         assert load(logs).config == model.config
         assert same(load(logs), model)
+
+
+@pytest.mark.oracle
+def test_a_config_of_namespaces(logs):
+    """What the published code makes of a config.yml, dumped: objects of Python, none of which is ever made."""
+    model, path = load(logs), logs / "config.yml"
+    sections = {name: Namespace(**section) for name, section in yaml.safe_load(path.read_text()).items()}
+    path.write_text(yaml.dump(Namespace(**sections, device=torch.device("cuda", 0))))
+    assert "!!python/object:argparse.Namespace" in path.read_text()
+    assert load(logs).config == model.config
+    sections["model"].ngf = print
+    path.write_text(yaml.dump(sections))
+    refused(logs, "model.ngf is '!!python/name:builtins.print'; it must be a whole number")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_files_of_another_precision(logs, dtype):
+    """The tables are rounded like the weights, yet still tell one noise schedule from another."""
+    model = load(logs)
+
+    def convert(states):
+        for state in (states[0], states[4]):
+            state.update({name: value.to(dtype) for name, value in state.items()})
+
+    edit_states(logs, convert)
+    for name, value in load(logs).state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].to(dtype).float())
+    edit_config(logs, lambda config: config["model"].update(sigma_begin=0.03))
+    refused(logs, "noise schedule")
 
 
 @pytest.mark.oracle

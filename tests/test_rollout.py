@@ -164,7 +164,7 @@ def test_noisy_conditions_have_the_noise_of_the_level_that_the_network_is_told(m
     """The published last call tells of a noisy level about frames that are clean; its condition is as noisy."""
     model, variances = tiny.model(noisy_condition=True), []
     encode = model.network.encode
-    monkeypatch.setattr(model.network, "encode", lambda past, *rest: variances.append(past.var()) or encode(past, *rest))
+    monkeypatch.setattr(model.network, "encode", lambda p, *rest: variances.append(p.var()) or encode(p, *rest))
     grey = torch.full((2, 1, 16, 16), 0.5)  # 0 in the network's range: what the network sees is the noise alone
     model.predict(grey, 3, samples=16, steps=10, reference=True)
     told = model.config.schedule.alpha_bar[[*range(99, -1, -10), 100 - 10]]

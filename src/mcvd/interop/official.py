@@ -213,7 +213,10 @@ def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     states = _read(path)
     use_ema = bool(ema and published["model"]["ema"])
     if use_ema and len(states) < 5:
-        raise McvdError(f"{path} has no averaged weights although config.yml says model.ema; load it with ema=False")
+        raise McvdError(
+            f"{path} has no averaged weights although config.yml says model.ema; "
+            "take the raw ones with mcvd import --raw (load_checkpoint: ema=False)"
+        )
     if published["model"]["gamma"]:
         warnings.warn(f"{path.name} was trained with Gamma noise; it is sampled with Gaussian noise here", stacklevel=3)
     model = build(published, states[0], states[4] if use_ema else states[0], str(path), str(config_path))
@@ -277,5 +280,6 @@ def _check_tables(schedule: NoiseSchedule, state: dict[str, Tensor], where: str)
     if stored is None:
         raise McvdError(f"{where} holds no noise schedule (module.alphas); it is not a published checkpoint")
     ours = schedule.alpha_bar.flip(0)  # published tables run from noisy to clean
-    if stored.shape != ours.shape or not torch.allclose(stored.double(), ours, rtol=1e-5, atol=1e-6):
+    exact = max(1e-5, torch.finfo(stored.dtype).eps)  # somebody may have halved the whole file
+    if stored.shape != ours.shape or not torch.allclose(stored.double(), ours, rtol=exact, atol=1e-6):
         raise McvdError(f"{where}: its noise schedule is not the one that config.yml describes")

@@ -92,13 +92,20 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_yaml(data: bytes) -> Any:
-    """YAML in any encoding it may have; of Python's own tags that of tuples alone, which `--config_mod` can leave."""
+    """YAML in any encoding it may have.
+
+    Of Python's own tags: tuples, which `--config_mod` can leave, and namespaces, where somebody dumped what the
+    published code makes of the file. Any other is text: nothing is called, and no key that is read here needs one.
+    """
     import yaml  # only here: benchmarks on a bare GPU machine do without
 
     class Loader(yaml.SafeLoader):
         pass
 
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", Loader.construct_yaml_seq)  # type: ignore[type-var]
+    python = "tag:yaml.org,2002:python/"
+    Loader.add_constructor(f"{python}tuple", Loader.construct_yaml_seq)  # type: ignore[type-var]
+    Loader.add_constructor(f"{python}object:argparse.Namespace", Loader.construct_yaml_map)  # type: ignore[type-var]
+    Loader.add_multi_constructor(python, lambda _, suffix, node: f"!!python/{suffix}")
     return yaml.load(data, Loader)
 
 
@@ -153,7 +160,7 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
             dropout=model["dropout"],
             conditioning="spatin" if model["spade"] else "concat",
             spatin_width=model["spade_dim"],
-            mask_embedding=model["cond_emb"] and model["time_conditional"],  # part of the time embedding, if there is one
+            mask_embedding=model["cond_emb"] and model["time_conditional"],  # it is part of the time embedding
             time_embedding=model["time_conditional"],
             frames=_ARCH[model["arch"]],
         ),
