@@ -283,6 +283,18 @@ def test_every_network_fills_in(network):
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
+def test_the_reference_mode_tells_of_no_hidden_past(monkeypatch):
+    """The published samplers drop the mask of `cond_emb`, also where they generate."""
+    model, told = tiny.model(mask_embedding=True), []
+    encode = model.network.encode
+    monkeypatch.setattr(
+        model.network, "encode", lambda p, f, seen, *rest: told.append(seen) or encode(p, f, seen, *rest)
+    )
+    outs = [model.generate(3, solver="ddpm", steps=3, reference=reference) for reference in (False, True)]
+    assert [bool(seen) for seen in told] == [False, True]
+    assert not torch.equal(*outs)
+
+
 def test_the_reference_mode_makes_the_published_extra_call(model):
     past, calls = tiny.video(2, 1, 16, 16), []
     out = model.predict(past, 3, solver="ddim", steps=10, reference=True, progress=lambda *s: calls.append(s))

@@ -317,6 +317,7 @@ class VideoDiffusion(nn.Module):
                     batch_size=batch_size,
                     first_clip=first_clip,
                     clip_made=not reference,
+                    tell_hidden=not reference,
                     context_noise=context_noise,
                     progress=progress,
                 )

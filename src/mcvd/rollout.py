@@ -56,6 +56,7 @@ def rollout(
     batch_size: int = 32,
     first_clip: int = 0,
     clip_made: bool = True,
+    tell_hidden: bool = True,
     context_noise: float = 0.0,
     noise: Noise | None = None,
     progress: Progress | None = None,
@@ -65,6 +66,7 @@ def rollout(
     Given frames are returned bit for bit. noise: where noise comes from (None: :class:`SeededNoise` of `seed`).
     first_clip: number of the first clip; trajectory (clip number, sample) has noise of its own.
     clip_made: limit made frames to the range of a video before later blocks read them (the published code does not).
+    tell_hidden: tell a network with `mask_embedding` of a hidden past (the published samplers do not).
     context_noise: standard deviation of the noise that a block's past and future get where some of them were made. The
     given ones among them get it too: a network is told one level for all, as it was in training.
     """
@@ -86,7 +88,8 @@ def rollout(
             shared = all(known[i] for i in (*block.past, *block.future) if i is not None)
             sigma = 0.0 if shared else context_noise
             rows = clips if shared else None
-            made = _run_block(model, frames, block, rows, table, chunk, noise, guidance, sigma, step)
+            told = block.past_seen or not tell_hidden
+            made = _run_block(model, frames, block, rows, told, table, chunk, noise, guidance, sigma, step)
             keep = [i for i, makes in enumerate(block.made) if makes]
             frames[:, [block.current[i] for i in keep]] = made[:, keep].clamp(-1, 1) if clip_made else made[:, keep]
             done += len(table.rows)
@@ -99,6 +102,7 @@ def _run_block(
     frames: Tensor,
     block: Block,
     clips: Tensor | None,
+    past_seen: bool,
     table: Table,
     chunk: list[tuple[int, int]],
     noise: Noise,
@@ -109,7 +113,8 @@ def _run_block(
     """Samples the current frames of one block -> ``(B, k, C, H, W)`` in [-1, 1].
 
     clips: which clip each trajectory belongs to, if all frames that the block sees are given ones: then the condition
-    is encoded once a clip. None: every trajectory has a condition of its own. sigma: of the noise that it gets.
+    is encoded once a clip. None: every trajectory has a condition of its own. past_seen: what the network is told of
+    it. sigma: of the noise that it gets.
     """
     if clips is None:
         rows = torch.arange(len(frames), device=frames.device)
@@ -119,14 +124,14 @@ def _run_block(
         rows = torch.as_tensor(inverse, device=frames.device)
         sources = frames[torch.as_tensor(first, device=frames.device)]
     past, future = _gather(sources, block.past), _gather(sources, block.future)
-    past_seen = torch.full((len(sources),), block.past_seen, device=frames.device)
+    told = torch.full((len(sources),), past_seen, device=frames.device)
     condition_shape = (past.shape[1] + future.shape[1], *frames.shape[2:])
     if sigma:  # then every trajectory has a row of its own
         seen = torch.tensor([i is not None for i in (*block.past, *block.future)], device=frames.device)
         kept = torch.tensor(1 - sigma**2, device=frames.device, dtype=frames.dtype)
         noisy = add_noise(torch.cat([past, future], 1), noise(chunk, condition_shape), kept)
         past, future = (noisy * seen.view(-1, 1, 1, 1)).split([past.shape[1], future.shape[1]], 1)
-    denoise = model.denoiser(past, future, past_seen, rows, guidance, lambda: noise(chunk, condition_shape), sigma)
+    denoise = model.denoiser(past, future, told, rows, guidance, lambda: noise(chunk, condition_shape), sigma)
 
     imposed = [i for i, known in enumerate(block.imposed) if known]
     if imposed:
