@@ -380,6 +380,10 @@ def test_unknown_models_are_refused_with_what_there_is(tmp_path, monkeypatch):
         mcvd.load("nothing", device="cpu")
     with pytest.raises(McvdError, match="has no config.json"):
         mcvd.load(tmp_path, device="cpu")
+    for step in (9000, 10000):
+        (tmp_path / f"checkpoint_{step}.pt").touch()
+    with pytest.raises(McvdError, match=r"name one: .*checkpoint_10000\.pt$"):
+        mcvd.load(tmp_path, device="cpu")
     with pytest.raises(McvdError):
         mcvd.load("checkpoint_5.pt", device="cpu")
 

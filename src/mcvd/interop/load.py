@@ -42,7 +42,9 @@ def _find(name: str | Path) -> VideoDiffusion:
         with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
             return VideoDiffusion.from_folder(folder)
     if path.is_dir():
-        raise McvdError(f"{path} is not a model folder: it has no {CONFIG}")
+        published = max(path.glob("checkpoint_*.pt"), key=lambda file: (len(file.name), file.name), default=None)
+        hint = f"; for the published checkpoints in it, name one: {published}" if published else ""
+        raise McvdError(f"{path} is not a model folder: it has no {CONFIG}{hint}")
     bundled = ", ".join(bundled_models()) or "none"
     if path.is_file():
         raise McvdError(
