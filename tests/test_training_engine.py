@@ -1,5 +1,6 @@
 """What large runs need, and what it must not change: sharding, fp16, recomputation, the best model."""
 
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mcvd
 import tiny
@@ -20,12 +22,14 @@ from mcvd.model import VideoDiffusion
 from mcvd.training import precision, trainer
 from mcvd.training.checkpoint import checkpoints, save_checkpoint, save_model
 from mcvd.training.estimate import estimate
+from mcvd.training.log import RunLog
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.timeout(600)  # two processes that wait for each other take their time on a busy machine
 CPU = torch.device("cpu")
+PICTURE = RunLog.picture
 CONCAT = tiny.config(attention=(8, 16), head_channels=8)
 SPATIN = tiny.config(attention=(8,), head_channels=8, conditioning="spatin", spatin_width=8)
 FRAMES_3D = tiny.config(multipliers=(1,), frames="pseudo3d", conditioning="spatin", spatin_width=6)
@@ -264,6 +268,45 @@ def test_a_model_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch
         monkeypatch.setattr(type(model), "save", lambda *a, **k: (_ for _ in ()).throw(error))
     with pytest.raises(McvdError, match=r"cannot write .*model \(.*\); the last good checkpoint is .*000003.pt"):
         save_model(tmp_path, "model", model, {})
+
+
+class FullDisk(io.FileIO):
+    """A file that has room for so many bytes."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 5000:
+            raise OSError(28, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("size", [3000, 50000])  # torch fails as it closes the file, or before
+def test_a_checkpoint_that_finds_the_disk_full_says_so_and_takes_no_room(tmp_path, monkeypatch, size):
+    save_checkpoint(tmp_path, 3, {"step": 3})
+    monkeypatch.setattr("mcvd.training.checkpoint.open", FullDisk, raising=False)
+    with pytest.raises(McvdError, match=r"cannot write .*6.pt \(No space left.*\); the last good .* is .*000003.pt"):
+        save_checkpoint(tmp_path, 6, {str(i): torch.zeros(size // 40) for i in range(10)})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000003.pt"]
+
+
+def test_a_model_that_finds_the_disk_full_takes_no_room(tmp_path, monkeypatch):
+    def fail(weights, path, metadata):
+        path.write_bytes(b"as far as it goes")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(McvdError, match="cannot write .*model"):
+        save_model(tmp_path, "model", tiny.model(), {})
+    assert not list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.parametrize("what", ["trackers.JsonLines.scalars", "samples.contact_sheet", "samples.write_video"])
+def test_a_log_that_finds_the_disk_full_names_the_last_good_checkpoint(tmp_path, monkeypatch, what):
+    monkeypatch.setattr("mcvd.training.log.RunLog.picture", PICTURE)
+    go(recipe(SMALL), tmp_path)
+    error = (McvdError if what.endswith("write_video") else OSError)("28, No space left on device")
+    monkeypatch.setattr(f"mcvd.training.{what}", lambda *a, **k: (_ for _ in ()).throw(error))
+    with pytest.raises(McvdError, match=r"No space left on device.*; the last good checkpoint is .*000004.pt"):
+        go(recipe(SMALL, steps=6, save_every=5, sample_every=5), tmp_path)
 
 
 # --- many processes ---------------------------------------------------------------------------------------------------

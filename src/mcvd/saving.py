@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ def write_model(
     notes: dict | None = None,
 ) -> Path:
     """Writes a model's configuration and weights (as `dtype`) into a folder; returns it."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -35,11 +37,16 @@ def write_model(
         (CONFIG, lambda path: path.write_text(text + "\n")),
     ):
         partial = folder / f".{name}.partial"
-        partial.touch()
-        mode = partial.stat().st_mode
-        write(partial)
-        partial.chmod(mode)  # safetensors makes its files readable by their owner alone
-        os.replace(partial, folder / name)
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode
+            write(partial)
+            partial.chmod(mode)  # safetensors makes its files readable by their owner alone
+            os.replace(partial, folder / name)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                partial.unlink()  # a disk that is full needs the room
+            raise
     return folder
 
 

@@ -27,9 +27,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise _not_written(path, error, folder) from None
+        # torch's writer fails once more as it is closed, and says that instead
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise not_written(path, cause, folder) from None
     os.replace(partial, path)
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink()
@@ -41,7 +45,7 @@ def save_model(folder: Path, name: str, model: VideoDiffusion, notes: dict[str, 
     try:
         return model.save(folder / name, notes=notes)
     except (OSError, SafetensorError) as error:
-        raise _not_written(folder / name, error, folder) from None
+        raise not_written(folder / name, error, folder) from None
 
 
 def last_checkpoint(folder: Path) -> str:
@@ -69,6 +73,7 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None
 
 
-def _not_written(path: Path, error: Exception, folder: Path) -> McvdError:
+def not_written(path: Path, error: Exception, folder: Path) -> McvdError:
+    """The error for a file of a run that cannot be written: the disk is full."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return McvdError(f"cannot write {path} ({reason}); the last good checkpoint is {last_checkpoint(folder)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 from mcvd.config import from_dict, to_dict
 from mcvd.errors import McvdError
 from mcvd.files import write_whole
+from mcvd.training.checkpoint import last_checkpoint, not_written
 from mcvd.training.meter import Meter
 from mcvd.training.recipe import Recipe
 from mcvd.training.trackers import Tracker, open_trackers
@@ -49,9 +51,10 @@ class RunLog:
         self.table: LiveTable | None = None
         self.trackers: list[Tracker] = []
         if enabled:
-            (output / "samples").mkdir(parents=True, exist_ok=True)
-            write_whole(output / "recipe.yaml", json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
-            self.trackers = open_trackers(output, recipe, step)
+            with self._writing():
+                (output / "samples").mkdir(parents=True, exist_ok=True)
+                write_whole(output / "recipe.yaml", json.dumps(to_dict(recipe), indent=2) + "\n")  # JSON is YAML
+                self.trackers = open_trackers(output, recipe, step)
             self.meter = Meter(recipe, device, processes, step)
             if live:
                 from mcvd.training.live import LiveTable
@@ -67,8 +70,9 @@ class RunLog:
         made, seconds = step - self.first_step, time.monotonic() - self.began
         speed = made / seconds
         values |= (rates := self.meter.rates(step))
-        for tracker in self.trackers:
-            tracker.scalars(step, values | {"seconds": round(seconds, 2)})
+        with self._writing():
+            for tracker in self.trackers:
+                tracker.scalars(step, values | {"seconds": round(seconds, 2)})
         left = _clock((self.steps - step) / speed) if speed else "?"
         if self.table is not None:
             self.table.steps = self.steps
@@ -86,9 +90,10 @@ class RunLog:
             from mcvd.training.samples import save_samples
         except ImportError:  # a bare GPU machine without Pillow or PyAV: they can be made from the weights later
             return
-        for name, path in save_samples(model, clips, self.output / "samples" / f"step-{step:09d}").items():
-            for tracker in self.trackers:
-                tracker.picture(step, name, path)
+        with self._writing():
+            for name, path in save_samples(model, clips, self.output / "samples" / f"step-{step:09d}").items():
+                for tracker in self.trackers:
+                    tracker.picture(step, name, path)
         self.meter.restart(step)
 
     def say(self, text: str) -> None:
@@ -104,8 +109,20 @@ class RunLog:
     ) -> None:
         if self.table is not None:
             self.table.close()
-        for tracker in self.trackers:
-            tracker.close()
+        # after another error, that this fails, too, is nothing new
+        with self._writing() if error is None else contextlib.suppress(OSError):
+            for tracker in self.trackers:
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that is full, as the error for people."""
+        try:
+            yield
+        except OSError as error:
+            raise not_written(Path(error.filename or self.output), error, self.output) from None
+        except McvdError as error:
+            raise McvdError(f"{error}; the last good checkpoint is {last_checkpoint(self.output)}") from error
 
 
 def _clock(seconds: float) -> str:

@@ -35,7 +35,7 @@ class JsonLines:
     def __init__(self, path: Path, step: int):
         self.path = path
         if path.exists():  # lines after the checkpoint were of steps that are now made again
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
             write_whole(path, "".join(line + "\n" for line in kept))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
