@@ -198,6 +198,29 @@ def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
         prepare(tmp_path / "data", tmp_path / "data2", SMALL)
 
 
+ODD = ["latin\udce9.npz", "line\u2028end.npz", "line\x85end.npz", "two\nlines.npz", "ü.npz"]
+
+
+def test_names_may_be_anything_that_a_disk_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no UTF-8, and what ends a line for some readers."""
+    for i, name in enumerate(ODD):
+        try:
+            write_video(tmp_path / "raw" / name, clip(5, seed=i))
+        except McvdError:  # this disk takes none but UTF-8
+            pytest.skip(f"the disk takes no {name!r}")
+    (tmp_path / "raw" / "frames\udce9").mkdir()
+    for i in range(3):
+        Image.new("L", (16, 16)).save(tmp_path / "raw" / "frames\udce9" / f"{i}\udce9.png")
+    manifest = prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=2)
+    assert {entry.source for entry in manifest.videos} == {*ODD, "frames\udce9"}
+    assert read_manifest(tmp_path / "data") == manifest
+    assert '"ü.npz"' in (tmp_path / "data" / MANIFEST).read_text(encoding="utf-8")
+    before = contents(tmp_path / "data")
+    monkeypatch.setattr("mcvd.data.prepare.run.make_parts", None)  # nothing is decoded again
+    prepare(tmp_path / "raw", tmp_path / "data", SMALL)
+    assert contents(tmp_path / "data") == before
+
+
 def test_a_full_disk_stops_the_work_and_blames_no_video(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "work").mkdir(parents=True)
     (tmp_path / "data" / "work" / "parts").write_text("a file where the folder should be")

@@ -52,7 +52,9 @@ class Entry:
         """As JSON; what has its default is left away."""
         plain = Entry(self.source, self.bytes, self.mtime_ns)
         kept = {key: value for key, value in asdict(self).items() if value != getattr(plain, key) or key in _ALWAYS}
-        return json.dumps(kept, ensure_ascii=False)
+        text = json.dumps(kept, ensure_ascii=False)
+        # what names may hold beside text: bytes that are no UTF-8, and U+2028, which ends a line for Python
+        return text if text.isprintable() else json.dumps(kept)
 
     @staticmethod
     def parse(data: dict[str, Any]) -> Entry:

@@ -101,4 +101,4 @@ def _grouping(split_by: str) -> Callable[[str], str]:
 
 def _draw(group: str) -> float:
     """Uniform in [0, 1), from the name."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(group.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48

@@ -58,7 +58,7 @@ class Item:
         digest = hashlib.sha256(self.key.encode())
         for file in self.files:
             if len(self.files) > 1:
-                digest.update(Path(file).name.encode() + b"\0")
+                digest.update(Path(file).name.encode(errors="surrogateescape") + b"\0")
             digest.update(_file_sha256(file, Path(file).stat().st_mtime_ns).encode())
         return digest.hexdigest()
 

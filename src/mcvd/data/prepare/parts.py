@@ -32,7 +32,7 @@ class Unwritable(McvdError):
 
 def part_file(parts: Path, name: str, suffix: str) -> Path:
     """Where the part of an item lies."""
-    return parts / (hashlib.sha256(name.encode()).hexdigest()[:24] + suffix)
+    return parts / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:24] + suffix)
 
 
 def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
