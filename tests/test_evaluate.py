@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import tiny
@@ -342,6 +343,22 @@ def test_damaged_features_in_the_cache_are_computed_again(model, tmp_path, whole
     result, _ = go(model, tmp_path / "second")
     same(result, whole[0])
     assert file.read_bytes() == good
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(model, tmp_path, whole):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "features").write_text("as where others own the cache")
+    result, _ = go(model, tmp_path / "first")
+    same(result, whole[0])
+
+
+def test_rows_that_cannot_be_written_are_one_clear_error(model, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("mcvd.evaluation.files.save_file", fail)
+    with pytest.raises(McvdError, match=r"cannot write .*00000-.*\.safetensors: .*No space left on device"):
+        go(model, tmp_path / "first")
 
 
 @pytest.mark.parametrize(("rank", "count"), [("1", None), ("abc", "2"), ("0", "0"), ("-1", "2"), ("2", "2")])

@@ -19,8 +19,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    except OSError as error:
-        raise McvdError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise McvdError(f"cannot write {path}: {reason}") from error
 
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:

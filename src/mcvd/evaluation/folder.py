@@ -117,7 +117,10 @@ class Folder:
     def finish(self, table: Table, result: Result, line: str) -> None:
         """Writes all rows as one file, the Markdown and the result; then drops rows/."""
         table.save(self.path / "rows.safetensors")
-        write_whole(self.path / "result.md", line)
+        try:
+            write_whole(self.path / "result.md", line)
+        except OSError as error:
+            raise McvdError(f"cannot write {self.path / 'result.md'}: {error.strerror or error}") from None
         result.save(self.path / "result.json")
         shutil.rmtree(self.rows, ignore_errors=True)
 
