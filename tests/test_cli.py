@@ -512,6 +512,41 @@ def test_the_process_itself(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_nobody_need_read_what_is_printed(clip, models, closed, tmp_path):
+    words = ["-m", "mcvd", "predict", str(clip), "--model", models["tiny"], "--samples", "2", *QUICK]
+    command = f"{shlex.join([sys.executable, *words, '--out', str(tmp_path / 'made.npz')])} {closed}"
+    src = str(Path(__file__).resolve().parent.parent / "src")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([src, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "made-2.npz").is_file()
+
+
+def test_training_goes_on_where_nobody_reads_what_it_prints(clip, monkeypatch):
+    """As behind `| tee`, which Ctrl-C ends, too."""
+    Path("my.yaml").write_text(TINY_RECIPE)
+    Path("videos").mkdir()
+    write_video("videos/one.npz", moving_strokes(20))
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        words = ["train", "my.yaml", "--data", "videos", "--output", "run", "--device", "cpu", "--steps", "2"]
+        assert main(words) == 0
+    assert Path("run/checkpoint-000000002.pt").is_file()
+
+
+def test_what_a_terminal_has_no_letter_for_is_printed_all_the_same(clip, models, monkeypatch):
+    clip.rename("ü\udce9.npz")
+    for encoding in ("utf-8", "ascii"):
+        with open("printed", "w", encoding=encoding) as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            assert main(["predict", "ü\udce9.npz", "--model", models["tiny"], *QUICK]) == 0
+        letter = "ü" if encoding == "utf-8" else "\\xfc"
+        assert f"{letter}\\udce9.npz: 32x32, 12 frames" in Path("printed").read_text(encoding=encoding)
+
+
 def test_help_imports_nothing_heavy():
     heavy = ["torch", "numpy", "av", "PIL", "rich"]
     for words, also in ((["--help"], ["tyro"]), (["predict", "--help"], []), (["train", "--help"], [])):

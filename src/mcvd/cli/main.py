@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -90,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: something in the input, the files or the options cannot work; 2: the options cannot be read;
     130: interrupted. `--debug`, anywhere, shows where an error came from.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this: `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # names of files may hold what the terminal, or UTF-8, has no letter for
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -102,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone (`mcvd ... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 1
     except Exception as error:
         if debug:
@@ -114,6 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "a smaller --batch-size, or --batch, needs less memory; " if "OutOfMemory" in type(error).__name__ else ""
         )
         return _fail(f"{type(error).__name__}: {reason} ({hint}--debug shows where)", 1)
+
+
+def drop_output() -> None:
+    """Sends what is printed from now on to nobody, where nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -199,7 +213,8 @@ def _overview() -> str:
 
 @contextlib.contextmanager
 def _notes(debug: bool) -> Iterator[None]:
-    """The library's own warnings become a line each on stderr; those of other packages are left to --debug."""
+    """The library's own warnings become a line each on stderr; those of other packages are left to --debug, as is what
+    ends a thread: who waits for it says so."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
@@ -209,7 +224,13 @@ def _notes(debug: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show  # type: ignore[assignment]
-        yield
+        hook = threading.excepthook
+        try:
+            if not debug:
+                threading.excepthook = lambda _: None
+            yield
+        finally:
+            threading.excepthook = hook
 
 
 def _fail(message: str, code: int) -> int:

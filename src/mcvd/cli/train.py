@@ -79,11 +79,10 @@ class Command:
         if first:
             network, layout = recipe.model.network, recipe.model.network.layout
             height, width = network.size
-            print(
+            _say(
                 f"training {self.recipe} into {output}: {width}x{height} {colours(network.channels)}, "
                 f"{layout.past} past, {layout.current} current, {layout.future} future frames; "
-                f"{recipe.steps} steps of {recipe.batch} clips",
-                flush=True,
+                f"{recipe.steps} steps of {recipe.batch} clips"
             )
             if recipe.precision == "auto" and _cpu_has_bf16(self.device):
                 _say("note: this CPU has units for bf16; with --set precision=bf16 steps take less time")
@@ -98,7 +97,7 @@ class Command:
             live=sys.stdout.isatty(),
         )
         if first:
-            print(f"the model is in {model}; look at it with: mcvd generate --model {model}")
+            _say(f"the model is in {model}; look at it with: mcvd generate --model {model}")
 
 
 def _cpu_has_bf16(device: str | None) -> bool:
@@ -136,4 +135,10 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Prints a line. A run does not end because nobody reads it: `mcvd train ... | tee log` loses tee at Ctrl-C."""
+    from mcvd.cli.main import drop_output
+
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        drop_output()
