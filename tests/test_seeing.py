@@ -17,6 +17,7 @@ from mcvd.data.sheet import GIVEN, MADE
 from mcvd.draw import generator_at
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
+from mcvd.model import VideoDiffusion
 from mcvd.training import meter as metering
 from mcvd.training.estimate import estimate
 from mcvd.training.live import LiveTable
@@ -120,6 +121,12 @@ def test_sheets_and_gifs_are_saved_for_each_task_and_tensorboard_shows_them(tmp_
         with Image.open(path) as opened:
             assert (image.width, image.height) == opened.size
             assert (opened.format, getattr(opened, "n_frames", 1)) == (("PNG", 1) if name == "samples" else ("GIF", 6))
+
+
+def test_sheets_are_made_of_any_model(tmp_path):
+    """Of few noise levels, and of more frames a second than a GIF can show."""
+    model = VideoDiffusion(dataclasses.replace(tiny.config(steps=5), fps=240.0)).eval()
+    assert all(path.is_file() for path in save_samples(model, CLIPS, tmp_path / "step-1").values())
 
 
 # --- trackers ---------------------------------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         training.Trainer(RECIPE, training.Processes(0, 3, CPU), Clips())
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_and_leaves(tmp_path, name):
     before = signal.getsignal(getattr(signal, name))
     lines = []
@@ -543,10 +543,14 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("model: {network: {width: 2}}", "width is 2; it must be at least 4"),
         ("model: {network: {multipliers: []}}", "multipliers is (); it must be at least 1"),
         ("model: {network: {head_channels: 0}}", "head_channels is 0; it must be at least 1, or -1 for one head"),
+        ("model: {fps: .nan}", "fps is nan; it must be a number from 0.001 to 1000"),
+        ("batch: 8\nsteps: 5\nbatch: 16", "batch is there twice"),
+        ("optimizer: {lr: 1, eps: 1, lr: 2}", "lr is there twice"),
+        (b"# Gr\xf6\xdfe\nsteps: 5", "r.yaml cannot be read as YAML: unacceptable character"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, says):
-    (tmp_path / "r.yaml").write_text(text)
+    (tmp_path / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(McvdError) as caught:
         read_recipe(tmp_path / "r.yaml")
     assert says in str(caught.value)
@@ -558,6 +562,20 @@ def test_yaml_numbers_are_read_as_people_mean_them(tmp_path):
     recipe = read_recipe(tmp_path / "r.yaml")
     assert (recipe.optimizer.lr, recipe.optimizer.eps) == (1e-4, 1.0)  # YAML 1.1 reads 1e-4 as text
     assert recipe.model.network.size == (32, 32)
+
+
+def test_a_key_that_replaces_an_inherited_one_is_not_there_twice(tmp_path):
+    text = "optimizer: &usual {lr: 1.0, eps: 1.0}\ndata: {stride: 3}\n"
+    (tmp_path / "r.yaml").write_text(text.replace("{lr: 1.0", "{<<: {lr: 5.0, betas: [0, 0]}, lr: 1.0"))
+    assert read_recipe(tmp_path / "r.yaml").optimizer == OptimizerConfig(lr=1.0, eps=1.0, betas=(0.0, 0.0))
+
+
+def test_any_seed_will_do(tmp_path):
+    """Such as the time: torch's own generators take 64 bits, and steps are numbered in them, too."""
+    for seed in (20261127170631, 2**64, 10**30):
+        go(replace(RECIPE, seed=seed, steps=2), tmp_path / str(seed))
+    first, *others = [losses(tmp_path / str(seed)) for seed in (20261127170631, 2**64, 10**30)]
+    assert first not in others
 
 
 def test_an_empty_recipe_is_the_default_one(tmp_path):

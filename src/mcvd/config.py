@@ -54,10 +54,28 @@ def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
         if not (key and equals):
             raise McvdError(f"{where}: {word!r} is not KEY=VALUE, e.g. optimizer.lr=1e-4")
         try:
-            out[key.strip()] = yaml.safe_load(value)
+            out[key.strip()] = read_yaml(value)
         except yaml.YAMLError:
             raise McvdError(f"{where}: the value of {word!r} cannot be read as YAML") from None
     return out
+
+
+def read_yaml(text: str | bytes) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError; also for a key that is there twice, of which PyYAML would take the
+    last without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value} is there twice", key.start_mark)
+                seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+            return node
+
+    return yaml.load(text, Loader)
 
 
 def override(config: T, values: Mapping[str, Any], where: str) -> T:

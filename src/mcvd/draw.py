@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SEEDS = (1 << 63) - 1
+"""Bits of a seed that PyTorch's generators take."""
+
 
 class Draw(NamedTuple):
     """The random part of the loss of B clips."""
@@ -37,4 +40,4 @@ class Draw(NamedTuple):
 
 def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
     """A generator that depends on (seed, step, stream) alone."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & (1 << 63) - 1)
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + stream) * 0x9E3779B1 + step & SEEDS)

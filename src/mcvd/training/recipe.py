@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mcvd.config import from_dict
+from mcvd.config import from_dict, read_yaml
 from mcvd.data.settings import Layout
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
@@ -144,11 +144,12 @@ def read_recipe(name: str | Path) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise McvdError(f"{path} is not there")
-        text = path.read_text()
     else:
-        text = _bundled(str(name)).read_text()
+        path = _bundled(str(name))
     try:
-        data = yaml.safe_load(text) or {}
+        data = read_yaml(path.read_bytes()) or {}
+    except OSError as error:
+        raise McvdError(f"cannot read {path}: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         raise McvdError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     return from_dict(Recipe, data, str(path))

@@ -13,6 +13,8 @@ from mcvd.data.sheet import GIVEN, MADE, contact_sheet
 from mcvd.data.video_write import write_video
 from mcvd.model import VideoDiffusion
 
+FASTEST_SHOWN = 50  # frames a second: viewers show no faster GIF
+
 
 class Sample(NamedTuple):
     """What was made for one task."""
@@ -24,9 +26,12 @@ class Sample(NamedTuple):
 
 
 def sample_tasks(
-    model: VideoDiffusion, clips: Tensor, solver: str = "dpm++", steps: int = 20, guidance: float = 1.0
+    model: VideoDiffusion, clips: Tensor, solver: str = "dpm++", steps: int | None = None, guidance: float = 1.0
 ) -> dict[str, Sample]:
-    """Fills in clips ``(B, p + k + f, C, H, W)`` uint8 for each task that the model was trained for, by its name."""
+    """Fills in clips ``(B, p + k + f, C, H, W)`` uint8 for each task that the model was trained for, by its name.
+
+    steps: None is as many as the solver has by default.
+    """
     p, k, f = model.layout.past, model.layout.current, model.layout.future
     made = {}
     for task, (past, future) in model.config.masking.tasks(model.layout).items():
@@ -37,7 +42,12 @@ def sample_tasks(
 
 
 def sample_sheet(
-    model: VideoDiffusion, clips: Tensor, rows: int = 2, solver: str = "dpm++", steps: int = 20, guidance: float = 1.0
+    model: VideoDiffusion,
+    clips: Tensor,
+    rows: int = 2,
+    solver: str = "dpm++",
+    steps: int | None = None,
+    guidance: float = 1.0,
 ) -> Image.Image:
     """Truth, prediction, backward prediction, interpolation and generation of the first `rows` clips.
 
@@ -54,7 +64,7 @@ def save_samples(model: VideoDiffusion, clips: Tensor, path: Path, rows: int = 2
     _sheet(clips, made).save(files["samples"])
     for task, sample in made.items():
         files[f"samples/{task}"] = file = path.with_name(f"{path.name}-{task}.gif")
-        write_video(file, side_by_side(clips, sample), fps=model.config.fps)
+        write_video(file, side_by_side(clips, sample), fps=min(model.config.fps, FASTEST_SHOWN))
     return files
 
 

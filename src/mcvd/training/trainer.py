@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mcvd.config import from_dict, to_dict
 from mcvd.diffusion.loss import min_snr_weight
-from mcvd.draw import generator_at
+from mcvd.draw import SEEDS, generator_at
 from mcvd.errors import McvdError
 from mcvd.lock import locked
 from mcvd.model import ModelConfig, VideoDiffusion
@@ -60,7 +60,7 @@ class Trainer:
         self.recipe, self.processes, self.source = recipe, processes, source
         device = processes.device
         self.precision = Precision(recipe.precision, device)
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed & SEEDS)
         self.model = VideoDiffusion(recipe.model).to(device)
         self.network = wrap(self.model, recipe, processes)
         self.optimizer = optimizer_for(self.model, recipe.optimizer, fused=device.type == "cuda")
@@ -76,7 +76,7 @@ class Trainer:
         size = recipe.batch // (count * parts)
         first = self.step * recipe.batch
         draw = self.model.draw(recipe.batch, generator_at(recipe.seed, self.step, device))
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step * count + rank)  # dropout
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step * count + rank & SEEDS)  # dropout
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, recipe.optimizer, recipe.steps)
@@ -149,7 +149,7 @@ class Trainer:
 
     def start_from(self, source: VideoDiffusion) -> list[str]:
         """Takes over the weights of another model where they fit; returns the names of the others."""
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(self.recipe.seed & SEEDS)
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)  # as this one began, but not sharded
         new = initialise_from(model, source)
         self.model.load_state_dict(sharded_as(model.state_dict(), self.model.state_dict()))
