@@ -261,6 +261,33 @@ def test_missing_empty_and_nonsense(tmp_path: Path, suffix: str) -> None:
         video_info(path)
 
 
+def trim(source: Path, target: Path, first: int) -> None:
+    """Leaves frames out at the start without encoding again, as phones and `ffmpeg -ss 2 -c copy` do."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "+faststart"}) as new:
+        [stream] = old.streams.video
+        copy = new.add_stream_from_template(stream)
+        packets = [packet for packet in old.demux(stream) if packet.dts is not None]
+        start = sorted(packet.pts for packet in packets)[first]
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copy
+            new.mux(packet)
+
+
+def test_a_video_that_was_trimmed_is_whole_and_begins_where_it_was_cut(tmp_path: Path) -> None:
+    video = torch.randint(0, 256, (40, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "all.mp4", video, fps=25)
+    trim(tmp_path / "all.mp4", tmp_path / "trimmed.mp4", 30)
+    with av.open(str(tmp_path / "trimmed.mp4")) as container:
+        assert container.streams.video[0].frames == 40  # it counts what it hides
+    assert torch.equal(read_video(tmp_path / "trimmed.mp4"), read_video(tmp_path / "all.mp4")[30:])
+    assert video_info(tmp_path / "trimmed.mp4").frames == 10
+    assert video_info(tmp_path / "trimmed.mp4").fps == 25
+    data = (tmp_path / "trimmed.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 9 // 10])
+    with pytest.raises(McvdError, match="is damaged after frame|is cut short"):
+        read_video(tmp_path / "cut.mp4")
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".gif", ".npz"])
 def test_cut_files_are_never_short_in_silence(tmp_path: Path, suffix: str) -> None:
     path = write_video(tmp_path / f"a{suffix}", numbered(60), fps=10, scale=1)

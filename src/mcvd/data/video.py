@@ -130,15 +130,16 @@ def video_info(path: Path | str) -> VideoInfo:
     try:
         with _open_video(path) as container:
             stream = _video_stream(container, path)
+            declared = 0 if _is_trimmed(stream) else stream.frames
             packets, first = 0, None
             for packet in container.demux(stream):
-                packets += packet.size > 0
+                packets += packet.size > 0 and not packet.is_discard
                 first = first or next(iter(packet.decode()), None)
-                if first is not None and stream.frames:
+                if first is not None and declared:
                     break
             if first is None:
                 raise McvdError(f"{path} holds no frame")
-            count = stream.frames or packets
+            count = declared or packets
             rate = stream.average_rate or stream.guessed_rate
             if count == 1 and container.metadata.get("major_brand") in _STILL_BRANDS:
                 rate = None
@@ -176,6 +177,8 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
                 done += 1
                 end = max(end, frame.time or 0.0)
             declared, duration = stream.frames, None
+            if _is_trimmed(stream) and end > 0.95 * stream.duration * stream.time_base - 2 / stream.average_rate:
+                declared = done
             if not declared and container.duration and len(container.streams) == 1:
                 duration = container.duration / av.time_base
     except (FFmpegError, OSError, UnicodeDecodeError) as error:
@@ -209,6 +212,14 @@ def _video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise McvdError(f"{path} has no video in it (only {container.format.long_name})")
     return container.streams.video[0]
+
+
+def _is_trimmed(stream: Any) -> bool:
+    """Whether a container counts frames that it does not show: cut without encoding again, an mp4 begins at the key
+    frame before the cut, and its edit list hides what lies between."""
+    if not (stream.frames and stream.duration and stream.average_rate and "mov" in stream.container.format.name):
+        return False
+    return bool(stream.duration * stream.time_base * stream.average_rate < stream.frames - 0.5)
 
 
 def _must_exist(path: Path) -> None:
