@@ -535,6 +535,21 @@ def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "person01_boxing" in capsys.readouterr().err
 
 
+def test_prepared_data_that_a_recipe_would_have_otherwise_are_taken_with_a_note(tmp_path: Path) -> None:
+    write_video(tmp_path / "raw" / "a.npz", clip(9))
+    prepare(tmp_path / "raw", tmp_path / "data", replace(SMALL, fps=10))
+
+    def said(settings: Settings) -> list[str]:
+        lines: list[str] = []
+        assert prepared_data(tmp_path / "data", settings, lines.append) == tmp_path / "data"
+        return lines
+
+    assert said(SMALL) == said(replace(SMALL, fps=10)) == []  # a recipe need not name a rate
+    note = f"note: {tmp_path / 'data'} was prepared with"
+    assert said(replace(SMALL, fps=5)) == [f"{note} fps 10, not 5, and is taken as it is"]
+    assert said(PRESETS["kth"]) == [f"{note} layout videos, not kth, and is taken as it is"]
+
+
 def test_training_prepares_raw_videos_once_in_the_cache(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from mcvd.config import to_dict
 from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
 from mcvd.data.settings import Settings
-from mcvd.data.shards import is_prepared
+from mcvd.data.shards import is_prepared, read_manifest
 
 LINE_EVERY = 20.0  # s between lines while videos are prepared
 
@@ -22,7 +22,14 @@ def prepared_data(path: Path, settings: Settings, report: Callable[[str], None])
     """`path` itself where clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache that
     its videos are prepared in, now or before. Sources that have changed since are decoded again.
     """
-    if is_prepared(path) or (path.exists() and hdf5_shards(path)):
+    if is_prepared(path):
+        was = read_manifest(path).settings
+        asked = {"fps": settings.fps} | ({"layout": settings.layout} if settings.layout != "videos" else {})
+        for key, value in asked.items():
+            if value is not None and was.get(key) != value:
+                report(f"note: {path} was prepared with {key} {was.get(key)}, not {value}, and is taken as it is")
+        return path
+    if path.exists() and hdf5_shards(path):
         return path
     key = json.dumps([str(path.resolve()), to_dict(settings)])  # runs with another split get a folder of their own
     folder = cache_dir() / "prepared" / f"{path.resolve().stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
