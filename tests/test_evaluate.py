@@ -361,6 +361,19 @@ def test_rows_that_cannot_be_written_are_one_clear_error(model, tmp_path, monkey
         go(model, tmp_path / "first")
 
 
+def test_rows_that_somebody_removes_are_not_waited_for(model, tmp_path, monkeypatch):
+    table = Folder.table
+
+    def removed(folder):
+        for file in list(folder.rows.glob("*.safetensors"))[:1]:
+            file.unlink()
+        return table(folder)
+
+    monkeypatch.setattr(Folder, "table", removed)
+    with pytest.raises(McvdError, match=r"the rows of \d clips? are gone from .*first; run the same again"):
+        go(model, tmp_path / "first")
+
+
 @pytest.mark.parametrize(("rank", "count"), [("1", None), ("abc", "2"), ("0", "0"), ("-1", "2"), ("2", "2")])
 def test_processes_that_cannot_be_are_refused(monkeypatch, rank, count):
     monkeypatch.setenv("RANK", rank)

@@ -304,6 +304,8 @@ def test_a_log_that_finds_the_disk_full_names_the_last_good_checkpoint(tmp_path,
     monkeypatch.setattr("mcvd.training.log.RunLog.picture", PICTURE)
     go(recipe(SMALL), tmp_path)
     error = (McvdError if what.endswith("write_video") else OSError)("28, No space left on device")
+    if what.endswith("scalars"):
+        error = OSError(28, "No space left on device", b"log.jsonl")  # TensorBoard's names are bytes
     monkeypatch.setattr(f"mcvd.training.{what}", lambda *a, **k: (_ for _ in ()).throw(error))
     with pytest.raises(McvdError, match=r"No space left on device.*; the last good checkpoint is .*000004.pt"):
         go(recipe(SMALL, steps=6, save_every=5, sample_every=5), tmp_path)

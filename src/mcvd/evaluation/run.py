@@ -143,7 +143,7 @@ def run(
             progress(done, total)
     if worker.rank != 0:
         return None
-    return _finish(job, folder, device, report)
+    return _finish(job, folder, worker, device, report)
 
 
 def _batches(job: Job, table: Table) -> list[tuple[int, int]]:
@@ -160,9 +160,11 @@ def _batches(job: Job, table: Table) -> list[tuple[int, int]]:
     return out
 
 
-def _finish(job: Job, folder: Folder, device: torch.device | str, report: Report) -> Result:
+def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str, report: Report) -> Result:
     table = folder.table()
     missing = job.clips - len({clip for clip, _ in table})
+    if missing and worker.count == 1:  # nobody else will bring them
+        raise McvdError(f"the rows of {counted(missing, 'clip')} are gone from {folder.path}; run the same again")
     if missing:
         report(f"waiting for the other processes: {missing} of {counted(job.clips, 'clip')} to come")
         while folder.clips_done() < job.clips and not folder.finished:

@@ -27,6 +27,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         # torch's writer fails once more as it is closed, and says that instead
@@ -34,7 +35,6 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         if not isinstance(cause, OSError):
             raise
         raise not_written(path, cause, folder) from None
-    os.replace(partial, path)
     for old in checkpoints(folder)[:-KEEP]:
         old.unlink()
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,7 +121,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise not_written(Path(error.filename or self.output), error, self.output) from None
+            raise not_written(Path(os.fsdecode(error.filename or self.output)), error, self.output) from None
         except McvdError as error:
             raise McvdError(f"{error}; the last good checkpoint is {last_checkpoint(self.output)}") from error
 
