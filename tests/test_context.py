@@ -11,7 +11,7 @@ from mcvd.draw import Draw, generator_at
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.model import VideoDiffusion
-from mcvd.plan import _Planner, plan
+from mcvd.planner import _Planner, plan
 
 CPU = torch.device("cpu")
 IN_PART = Masking(0.5, 0.5, frames=0.4)

@@ -36,7 +36,7 @@ def test_a_gpu_fills_in_what_a_cpu_does(network, guidance):
 
     def filled(model):
         from mcvd.diffusion.solvers import solver_table
-        from mcvd.plan import plan
+        from mcvd.planner import plan
         from mcvd.rollout import rollout
 
         home, left = next(model.parameters()).device, iter(noises)

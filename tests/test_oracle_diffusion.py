@@ -13,7 +13,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import gains, published_table
 from mcvd.interop import official
 from mcvd.model import Draw
-from mcvd.plan import plan
+from mcvd.planner import plan
 from mcvd.rollout import rollout
 from mcvd.saving import load_weights
 from mcvd.training import trainer as training

@@ -9,7 +9,7 @@ import mcvd.rollout
 import tiny
 from mcvd.diffusion.solvers import SOLVERS, solver_table
 from mcvd.layout import BlockLayout
-from mcvd.plan import plan
+from mcvd.planner import plan
 from mcvd.rollout import SeededNoise, rollout
 
 FAST = {"solver": "ddpm", "steps": 3}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mcvd.interop.load import load
     from mcvd.layout import BlockLayout, Masking
     from mcvd.model import ModelConfig, VideoDiffusion
-    from mcvd.plan import draw_plan, plan
+    from mcvd.planner import draw_plan, plan
 
 __version__ = "0.1.0"
 
@@ -27,9 +27,9 @@ _HOME = {
     "ModelConfig": "mcvd.model",
     "VideoDiffusion": "mcvd.model",
     "contact_sheet": "mcvd.data.video",
-    "draw_plan": "mcvd.plan",
+    "draw_plan": "mcvd.planner",
     "load": "mcvd.interop.load",
-    "plan": "mcvd.plan",
+    "plan": "mcvd.planner",
     "read_video": "mcvd.data.video",
     "video_info": "mcvd.data.video",
     "write_video": "mcvd.data.video",

@@ -25,7 +25,7 @@ from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
-from mcvd.plan import plan
+from mcvd.planner import plan
 from mcvd.rollout import Progress, rollout
 from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model
 

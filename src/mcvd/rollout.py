@@ -12,7 +12,7 @@ from torch import Tensor
 from mcvd.diffusion.gaussian import add_noise
 from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table
-from mcvd.plan import Block
+from mcvd.planner import Block
 
 if TYPE_CHECKING:
     from mcvd.model import VideoDiffusion

@@ -104,7 +104,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
 
 def tasks(model: VideoDiffusion) -> list[str]:
     """The commands that the model was trained for: those whose known-mask can be planned."""
-    from mcvd.plan import plan
+    from mcvd.planner import plan
 
     past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future
     masks = {

@@ -21,7 +21,7 @@ from mcvd.errors import McvdError
 from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
-from mcvd.plan import draw_plan, plan
+from mcvd.planner import draw_plan, plan
 from mcvd.text import counted
 
 

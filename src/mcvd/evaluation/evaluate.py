@@ -24,7 +24,7 @@ from mcvd.evaluation.published_weights import PUBLISHED
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import VideoDiffusion
-from mcvd.plan import plan
+from mcvd.planner import plan
 from mcvd.text import printable
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
-from mcvd.plan import Block, _Planner, draw_plan, plan
+from mcvd.planner import Block, _Planner, draw_plan, plan
 
 FREE = Masking(0.5, 0.5)  # the paper's: every combination was trained
 FIVE = BlockLayout(5, 5, 5)
