@@ -188,6 +188,20 @@ def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model):
     assert not model.network.middle.training
 
 
+def test_threads_leave_the_mode_of_the_model_as_it_was():
+    model = tiny.model().train()
+    second = threading.Thread(target=lambda: model.predict(GOOD, 3, **FAST))
+
+    def meet(done: int, total: int) -> None:
+        if done == 1:
+            second.start()
+            second.join(0.5)  # until it waits for this one
+
+    model.predict(GOOD, 3, progress=meet, **FAST)
+    second.join()
+    assert all(part.training for part in model.modules())
+
+
 def test_other_weights_than_float32_are_refused():
     with pytest.raises(McvdError, match=r"the weights are torch.float64; sample with model.float\(\)"):
         tiny.model().double().predict(GOOD, 3)

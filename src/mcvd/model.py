@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,21 @@ class ModelConfig:
             raise McvdError("context_noise is of past and future frames, and this layout has none; leave it at 0")
         if self.context_noise and self.noisy_condition:
             raise McvdError("noisy_condition adds noise of its own to past and future; leave context_noise at 0")
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout within it, also between two training steps; then every part is in its mode again.
+
+    One thread at a time, or one would put back what another has changed: so inside of `calls_by`.
+    """
+    training = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training:
+            part.training = mode
 
 
 class _View(NamedTuple):
@@ -303,29 +319,23 @@ class VideoDiffusion(nn.Module):
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:
             table = solver_table(solver, schedule, steps)
-        training = [(part, part.training) for part in self.modules()]
-        self.eval()  # no dropout, also between two training steps
-        try:
-            with half, calls_by(self.network, engine):
-                return rollout(
-                    self,
-                    given,
-                    known,
-                    blocks,
-                    table,
-                    samples=samples,
-                    seed=seed,
-                    guidance=guidance,
-                    batch_size=batch_size,
-                    first_clip=first_clip,
-                    clip_made=not reference,
-                    tell_hidden=not reference,
-                    context_noise=context_noise,
-                    progress=progress,
-                )
-        finally:
-            for part, mode in training:
-                part.training = mode
+        with half, calls_by(self.network, engine), _evaluating(self):
+            return rollout(
+                self,
+                given,
+                known,
+                blocks,
+                table,
+                samples=samples,
+                seed=seed,
+                guidance=guidance,
+                batch_size=batch_size,
+                first_clip=first_clip,
+                clip_made=not reference,
+                tell_hidden=not reference,
+                context_noise=context_noise,
+                progress=progress,
+            )
 
     def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: object) -> Tensor:
         """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
