@@ -26,6 +26,18 @@ def test_black_and_white_are_as_far_apart_as_published(network, frames, expected
     assert (black - white).square().sum().item() == pytest.approx(expected, abs=tolerance)
 
 
+def test_features_do_not_depend_on_the_type_of_the_numbers_or_on_autocast(network):
+    clips = torch.rand(1, 9, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = network.features(clips)
+    assert torch.allclose(network.features(clips.double()), expected, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network.features(clips), expected)
+    with pytest.raises(McvdError, match=r"must lie in \[0, 1\]"):
+        network.features(255 * clips)
+    with pytest.raises(McvdError, match=r"\(B, T, C, H, W\), not \(9, 1, 32, 32\)"):
+        network.features(clips[0])
+
+
 @pytest.mark.parametrize(("frames", "size", "stride"), [(5, 3, 1), (2, 3, 1), (1, 3, 1), (10, 7, 2), (11, 7, 2)])
 @pytest.mark.parametrize("height", [14, 15])
 def test_convolution_and_pooling_equal_3d_operators(frames, size, stride, height):

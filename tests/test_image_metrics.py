@@ -28,6 +28,29 @@ def test_ssim_of_equal_frames_is_one_and_of_noise_is_small():
     assert ssim(frame, frame.roll(1, 0)).max() < 0.2
 
 
+@pytest.mark.parametrize("metric", [mse, psnr, ssim])
+def test_uint8_and_float_are_compared_as_what_they_show(metric):
+    x, y = torch.randint(0, 256, (2, 2, 3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = metric(x / 255, y / 255)
+    for a, b in ((x, y), (x, y / 255), (x / 255, y), (x.double() / 255, y)):
+        assert torch.allclose(metric(a, b), expected, atol=1e-6)
+    for wrong in (x.float(), x / 127.5 - 1, x.long(), x.numpy()):
+        with pytest.raises(McvdError, match="a video is|must lie in"):
+            metric(wrong, y)
+    assert metric(y / 255 * torch.nan, x).isnan().all()  # a model that makes no numbers has a value: none
+
+
+def test_samples_are_compared_with_one_truth_but_no_shapes_are_guessed():
+    x, y = torch.rand(4, 3, 1, 16, 16), torch.rand(3, 1, 16, 16)
+    for metric in (mse, psnr, ssim):
+        assert torch.allclose(metric(x, y)[1], metric(x[1], y))
+        for wrong in (y[..., :1], y.expand(3, 3, 16, 16), x[:2], y[0, 0]):
+            with pytest.raises(McvdError, match="of one shape are compared, not"):
+                metric(x, wrong)
+    with pytest.raises(McvdError, match="T, C, H, W"):
+        psnr(x, y[:1])
+
+
 def test_ssim_equals_scikit_image():
     skimage = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
     x, y = torch.rand(2, 2, 3, 40, 24, generator=torch.Generator().manual_seed(1))

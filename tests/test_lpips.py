@@ -42,6 +42,17 @@ def test_chunks_and_grey_change_nothing(network):
     assert network(a, a).tolist() == [0.0] * 5
 
 
+def test_bytes_beside_floats_and_all_float_types_mean_the_same(network):
+    a, b = torch.randint(0, 256, (2, 2, 3, 40, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    expected = network(a, b)
+    for x, y in ((a, b / 255), (a / 255, b), (a.double() / 255, b.double() / 255)):
+        assert torch.allclose(network(x, y), expected, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(network(a, b), expected)
+    with pytest.raises(McvdError, match=r"must lie in \[0, 1\]; this has values from 0 to 255"):
+        network(a.float(), b.float())
+
+
 def test_wrong_shapes_are_named(network):
     for a, b in ((torch.rand(2, 3, 16, 16),) * 2, (torch.rand(2, 2, 64, 64),) * 2, (torch.rand(2, 3, 64, 64),) * 2):
         with pytest.raises(McvdError, match=r"\(B, 3, H, W\)"):

@@ -1,7 +1,8 @@
-"""What a caller gives: videos, flags and counts, checked and brought to one form."""
+"""What a caller gives: videos, flags and numbers, checked and brought to one form."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -22,9 +23,7 @@ def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tens
     size: (height, width) that the frames must have; channels: 1 or 3, which they are brought to. known: ``(T,)`` bool,
     the frames that count; the others are black then, whatever they were. Raises McvdError for anything else.
     """
-    if not isinstance(video, Tensor):
-        raise McvdError(f"a video is a tensor, not {type(video).__name__}; torch.as_tensor makes one of an array")
-    if video.dim() not in (4, 5):
+    if tensor(video).dim() not in (4, 5):
         raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
     if not video.numel():
         raise McvdError(f"the video is empty: its shape is {tuple(video.shape)}")
@@ -37,15 +36,16 @@ def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tens
     if video.dtype == torch.uint8:
         video = video.float() / 255
     elif video.is_floating_point():
+        video = video.float()
         low, high = float(video.min()), float(video.max())
         if not (low >= -1e-4 and high <= 1 + 1e-4):
             raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
-        video = video.float()
+        video = video.clamp(0, 1)
     else:
         raise McvdError(f"a video is uint8 or float, not {video.dtype}")
     if video.shape[2] != channels:
         if {video.shape[2], channels} != {1, 3}:
-            raise McvdError(f"the video has {video.shape[2]} channels, the model {channels}")
+            raise McvdError(f"the video has {video.shape[2]} channels, the model {channels}; it is (T, C, H, W)")
         if channels == 3:
             video = video.expand(-1, -1, 3, -1, -1)
         else:
@@ -58,6 +58,29 @@ def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tens
     return video
 
 
+def tensor(video: Tensor) -> Tensor:
+    """The video itself; McvdError where it is no tensor."""
+    if not isinstance(video, Tensor):
+        raise McvdError(f"a video is a tensor, not {type(video).__name__}; torch.as_tensor makes one of an array")
+    return video
+
+
+def unit_range(video: Tensor) -> Tensor:
+    """uint8, or float in [0, 1], of any shape -> float in [0, 1]; McvdError for other types, and floats beyond.
+
+    A hundredth beyond is taken for what filters leave; nan, which a model may have made, passes.
+    """
+    if tensor(video).dtype == torch.uint8:
+        return video.float() / 255
+    if not video.is_floating_point():
+        raise McvdError(f"a video is uint8 or float, not {video.dtype}")
+    if video.numel():
+        low, high = (float(end) for end in video.detach().float().aminmax())
+        if low < -0.01 or high > 1.01:
+            raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
+    return video
+
+
 def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
     """One flag a frame as a bool tensor on the CPU; 0 and 1 are flags, too. Raises McvdError for anything else."""
     try:
@@ -67,6 +90,17 @@ def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
     if ((flags != 0) & (flags != 1)).any():
         raise McvdError("known takes one flag, True or False, for each frame, not the numbers of frames")
     return flags.bool()
+
+
+def finite(name: str, value: float) -> float:
+    """The value of an argument that is a finite number; McvdError that names it where it is none."""
+    try:
+        good = math.isfinite(value)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise McvdError(f"{name} is {value!r}; it must be a finite number")
+    return float(value)
 
 
 def whole(name: str, value: int, least: int, most: int | None = None) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mcvd.errors import McvdError
 from mcvd.evaluation.table import Table
+from mcvd.given import unit_range
 
 
 def crps(samples: Tensor, truth: Tensor) -> Tensor:
@@ -27,9 +28,9 @@ def calibration(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
     """Columns for a `Table`, one row a clip, one number a frame, averaged over pixels: ``crps``, ``variance`` of the
     samples (unbiased) and ``error``, the squared error of their mean.
 
-    samples ``(B, S, T, C, H, W)``, truth ``(B, T, C, H, W)``, both in [0, 1] -> each ``(B, T)``, float64.
+    samples ``(B, S, T, C, H, W)``, truth ``(B, T, C, H, W)``, uint8 or in [0, 1] -> each ``(B, T)``, float64.
     """
-    samples, truth = samples.double().transpose(0, 1), truth.double()
+    samples, truth = unit_range(samples).double().transpose(0, 1), unit_range(truth).double()
     _count(samples, truth)
     columns = {
         "crps": crps(samples, truth),

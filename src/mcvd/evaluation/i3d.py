@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from mcvd.errors import McvdError
 from mcvd.evaluation.weights import load_weights
+from mcvd.given import tensor, unit_range
 from mcvd.networks import winograd
+from mcvd.networks.precision import autocast
 
 SIZE = 224
 SHORTEST = 9
@@ -43,7 +45,7 @@ def load(weights: Path | str | None = None, device: torch.device | str | None = 
 def resize(videos: Tensor) -> Tensor:
     """Brings videos to what I3D sees: shorter side 224 by bilinear interpolation without antialiasing, centre crop
     224 x 224, grey repeated to three colours. ``(B, T, C, H, W)`` in [0, 1] or uint8 -> ``(B, T, 3, 224, 224)``."""
-    videos = _in_unit_range(videos)
+    videos = unit_range(videos).float()
     height, width = videos.shape[-2:]
     scale = SIZE / min(height, width)
     shape = (SIZE, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), SIZE)
@@ -69,18 +71,25 @@ class I3D(nn.Module):
 
     def forward(self, clips: Tensor, chunk: int = 8) -> Tensor:
         """Logits before the softmax, averaged over time: clips ``(B, T, 3, 224, 224)`` in [0, 1] or uint8, T >= 9 ->
-        ``(B, 400)``. chunk: clips computed at once; it bounds memory and changes no number beyond rounding."""
-        if clips.ndim != 5 or tuple(clips.shape[2:]) != (3, SIZE, SIZE):
+        ``(B, 400)`` float32, without gradients. chunk: clips computed at once; it bounds memory and changes no number
+        beyond rounding."""
+        if tensor(clips).ndim != 5 or tuple(clips.shape[2:]) != (3, SIZE, SIZE):
             raise McvdError(f"I3D takes clips of shape (B, T, 3, 224, 224), not {tuple(clips.shape)}; see i3d.resize")
         if clips.shape[1] < SHORTEST:
             raise McvdError(f"I3D needs clips of at least {SHORTEST} frames, these have {clips.shape[1]}")
         device = self.logits.weight.device
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            parts = [self._logits(_in_unit_range(part.to(device))) for part in clips.split(chunk)]
+        with (
+            torch.inference_mode(),
+            autocast("fp32", device),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            parts = [self._logits(unit_range(part.to(device)).float()) for part in clips.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)  # outside: an ordinary tensor
 
     def features(self, videos: Tensor, chunk: int = 8) -> Tensor:
         """Logits of videos of any size, grey or colour, resized chunk by chunk: ``(B, T, C, H, W)`` -> ``(B, 400)``."""
+        if tensor(videos).ndim != 5:
+            raise McvdError(f"I3D takes videos of shape (B, T, C, H, W), not {tuple(videos.shape)}")
         device = self.logits.weight.device
         parts = [self(resize(part.to(device)), chunk) for part in videos.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)
@@ -256,7 +265,3 @@ def fold_batch_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         put(f"mixed_{stage}.branch_2", f"{stage}.2b")
         put(f"mixed_{stage}.branch_3", f"{stage}.3")
     return state
-
-
-def _in_unit_range(videos: Tensor) -> Tensor:
-    return videos.float() / 255 if videos.dtype == torch.uint8 else videos

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from mcvd.errors import McvdError
 from mcvd.evaluation.weights import load_weights
+from mcvd.given import unit_range
+from mcvd.networks.precision import autocast
 
 SMALLEST = 31
 """Pixels of a side below which AlexNet's second pooling has nothing left."""
@@ -47,22 +49,28 @@ class LPIPS(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, chunk: int = 64) -> Tensor:
         """Distances of image pairs: a, b ``(B, 3, H, W)`` (or grey, ``(B, 1, H, W)``) in [0, 1] or uint8, sides of at
-        least 31 pixels -> ``(B,)``. chunk: pairs computed at once; it bounds memory and changes no number."""
+        least 31 pixels -> ``(B,)`` float32, without gradients. chunk: pairs computed at once; it bounds memory and
+        changes no number."""
+        a, b = unit_range(a), unit_range(b)
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] not in (1, 3) or min(a.shape[2:]) < SMALLEST:
             raise McvdError(
                 f"LPIPS takes two batches of images (B, 3, H, W) of at least {SMALLEST} pixels a side, not"
                 f" {tuple(a.shape)} and {tuple(b.shape)}"
             )
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        device = self.shift.device
+        with (
+            torch.inference_mode(),
+            autocast("fp32", device),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             parts = [self._distance(x, y) for x, y in zip(a.split(chunk), b.split(chunk))]
-        return torch.cat(parts) if parts else torch.zeros(0, device=self.shift.device)  # outside: an ordinary tensor
+        return torch.cat(parts) if parts else torch.zeros(0, device=device)  # outside: an ordinary tensor
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        images = torch.cat([a, b]).to(self.shift.device)
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        images = torch.cat([a, b]).to(self.shift.device, torch.float32)
         images = (2 * images - 1).expand(-1, 3, -1, -1)
         x = ((images - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
-        total = torch.zeros(len(a), device=x.device)
+        total = torch.zeros(len(a), device=x.device, dtype=x.dtype)
         for depth, conv in enumerate((self.conv1, self.conv2, self.conv3, self.conv4, self.conv5), 1):
             if depth in (2, 3):
                 x = F.max_pool2d(x, 3, 2)

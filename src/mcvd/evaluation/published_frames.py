@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mcvd.evaluation.image import ssim
+from mcvd.given import unit_range
 
 
 def through_network_range(video: Tensor) -> Tensor:
@@ -23,13 +24,12 @@ def through_network_range(video: Tensor) -> Tensor:
 
     What a model returns has come from [-1, 1] already and is left as it is: doing it twice changes nothing.
     """
-    video = video.float() / 255 if video.dtype == torch.uint8 else video.float()
-    return (2 * video - 1 + 1) / 2
+    return (2 * unit_range(video).float() - 1 + 1) / 2
 
 
 def to_uint8(video: Tensor, binary: bool = False) -> Tensor:
-    """8-bit frames by truncation; binary: rounded to black and white first (Moving MNIST). [0, 1] -> uint8."""
-    video = video.float()
+    """8-bit frames by truncation; binary: rounded to black and white first (Moving MNIST). [0, 1] or uint8 -> uint8."""
+    video = video.float() / 255 if video.dtype == torch.uint8 else video.float()
     return (255 * (video.round() if binary else video).clamp(0, 1)).to(torch.uint8)
 
 
