@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import threading
 import warnings
 
 import pytest
@@ -110,6 +111,11 @@ def test_colour_video_for_a_grey_model_becomes_luma(model):
         torch.testing.assert_close(out, torch.full((1, 2, 1, 16, 16), luma))
 
 
+def test_rounding_beyond_the_range_does_not_come_back(model):
+    video = torch.cat([torch.full((1, 1, 16, 16), -5e-5), torch.full((1, 1, 16, 16), 1 + 5e-5)])
+    assert model.fill(video, [True, True]).aminmax() == (0.0, 1.0)
+
+
 def test_the_input_is_left_alone(model):
     video = torch.rand(5, 1, 16, 16)
     before = video.clone()
@@ -150,6 +156,10 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD, 2.0), "frames is 2.0; it must be a whole number"),
         (lambda m: m.predict(GOOD, 10**11), "frames is 100000000000; it must be at most 1000000"),
         (lambda m: m.predict(GOOD, 3, guidance=float("nan")), "guidance is nan; it must be a finite number"),
+        (lambda m: m.predict(GOOD, 3, guidance="2"), "guidance is '2'; it must be a finite number"),
+        (lambda m: m.predict(GOOD, 3, context_noise=None), "context_noise is None; it must be a finite number"),
+        (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"a float tensor with values in \[-1, 1\], not torch.uint8"),
+        (lambda m: m.predict(GOOD.permute(0, 2, 3, 1), 3), r"16 channels, the model 1; it is \(T, C, H, W\)"),
         (lambda m: m.predict(GOOD.numpy(), 3), "a video is a tensor, not ndarray; torch.as_tensor"),
         (lambda m: m.fill(GOOD, [0, 3]), "not the numbers of frames"),
         (lambda m: m.fill(GOOD, "yes"), "known is yes; it takes one flag"),

@@ -3,6 +3,7 @@
 import contextlib
 import struct
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -353,9 +354,12 @@ def test_no_video_in_it(tmp_path: Path) -> None:
 
 def test_bad_options(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.npz", numbered(3))
-    for options in ({"start": -1}, {"stride": 0}, {"frames": 0}, {"channels": 2}, {"fit": "pad"}, {"size": 0}):
+    wrong = ({"start": -1}, {"stride": 0}, {"frames": 0}, {"channels": 2}, {"fit": "pad"}, {"size": 0})
+    no_numbers = ({"start": 1.5}, {"stride": "2"}, {"frames": 2.0}, {"size": 8.0}, {"size": (8,)}, {"size": (8, 8, 3)})
+    for options in (*wrong, *no_numbers):
         with pytest.raises(McvdError, match=next(iter(options))):
             read_video(path, **options)  # type: ignore[arg-type]
+    assert read_video(path, size=np.int64(4), frames=np.int64(2)).shape == (2, 3, 4, 4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +373,11 @@ def test_bad_options(tmp_path: Path) -> None:
         (torch.zeros(3, 1, 8, 8), {"fps": 0}, "fps"),
         (torch.zeros(3, 1, 8, 8), {"fps": 1e-4}, "fps"),
         (torch.zeros(3, 1, 8, 8), {"fps": float("inf")}, "fps"),
+        (torch.zeros(3, 1, 8, 8), {"fps": None}, "fps is None"),
+        (torch.zeros(3, 1, 8, 8), {"fps": "fast"}, "fps is fast"),
         (torch.zeros(3, 1, 8, 8), {"scale": 0}, "scale"),
+        (torch.zeros(3, 1, 8, 8), {"scale": 1.5}, "scale is 1.5; it must be a whole number"),
+        (torch.zeros(3, 1, 8, 8).numpy(), {}, "a video is a tensor, not ndarray"),
         (torch.zeros(3, 1, 8, 8), {"name": "a.xyz"}, r"\.mp4"),
         (torch.zeros(3, 1, 8, 8), {"name": "file/a.mp4"}, "cannot write"),
     ],
@@ -606,6 +614,11 @@ def test_what_can_be_refused_before_there_are_frames(tmp_path: Path, name: str, 
         with pytest.raises(McvdError, match=reason):
             refuse(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_rate_may_be_any_kind_of_number(tmp_path: Path) -> None:
+    for rate in (np.float32(25), torch.tensor(25.0), Fraction(25)):
+        assert video_info(write_video(tmp_path / "a.mp4", numbered(2), fps=rate)).fps == 25.0  # type: ignore[arg-type]
 
 
 def test_rates_at_the_edges(tmp_path: Path) -> None:

@@ -125,8 +125,11 @@ class Masking:
 def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts one training clip (B, T, C, H, W), T == layout.frames, into past, current and future frames (views).
 
-    Raises McvdError when the shape is another.
+    Raises McvdError when the shape is another, or the clip is no float tensor.
     """
+    if not (isinstance(video, Tensor) and video.is_floating_point()):
+        have = video.dtype if isinstance(video, Tensor) else type(video).__name__
+        raise McvdError(f"a training clip is a float tensor with values in [-1, 1], not {have}")
     if video.ndim != 5 or video.shape[1] != layout.frames:
         raise McvdError(
             f"a clip of {layout.past} past, {layout.current} current and {layout.future} future frames has shape "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
-from mcvd.given import MOST_FRAMES, frame_flags, given_video, whole
+from mcvd.given import MOST_FRAMES, finite, frame_flags, given_video, whole
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
@@ -305,8 +304,7 @@ class VideoDiffusion(nn.Module):
         samples, batch_size = whole("samples", samples, 1), whole("batch_size", batch_size, 1)
         first_clip, seed = whole("first_clip", first_clip, 0), whole("seed", seed, 0)
         steps = None if steps is None else whole("steps", steps, 1)
-        if not math.isfinite(guidance):
-            raise McvdError(f"guidance is {guidance}; it must be a finite number")
+        guidance, context_noise = finite("guidance", guidance), finite("context_noise", context_noise)
         if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
             raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
         if not 0.0 <= context_noise <= self.config.context_noise:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mcvd.errors import McvdError
 from mcvd.files import whole_file
+from mcvd.given import tensor, whole
 
 GIVEN, MADE = (44, 110, 187), (226, 120, 20)  # blue and orange: told apart by colour-blind readers too
 PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (130, 130, 130)
@@ -18,7 +19,7 @@ PAPER, INK, FAINT = (255, 255, 255), (40, 40, 40), (130, 130, 130)
 
 def as_uint8(video: Tensor) -> Tensor:
     """(T, C, H, W), C 1 or 3, uint8 or float in [0, 1] -> the same as uint8 on the CPU; else McvdError."""
-    if video.ndim != 4 or video.shape[1] not in (1, 3) or 0 in video.shape:
+    if tensor(video).ndim != 4 or video.shape[1] not in (1, 3) or 0 in video.shape:
         raise McvdError(f"a video is (T, C, H, W) with C 1 or 3, not {tuple(video.shape)}")
     if video.dtype == torch.uint8:
         return video.detach().cpu()
@@ -61,14 +62,15 @@ def contact_sheet(
             raise McvdError(f"made must be ({longest},) or ({len(rows)}, {longest}), not {tuple(marks.shape)}")
         marks = marks.expand(len(rows), longest)
 
-    scale = scale or max(1, -(-64 // min(height, width)))
+    scale = max(1, -(-64 // min(height, width))) if scale is None else whole("scale", scale, 1)
     height, width = height * scale, width * scale
     text = max(11, min(18, height // 7))
     font = ImageFont.load_default(text)
     edge = max(2, height // 40) if marks is not None else 0
     gap = max(2, height // 40)
     cell_h, cell_w = height + 2 * edge + gap, width + 2 * edge + gap
-    columns = min(columns or max(4, min(20, 1600 // cell_w)), longest)
+    columns = max(4, min(20, 1600 // cell_w)) if columns is None else whole("columns", columns, 1)
+    columns = min(columns, longest)
     groups = -(-longest // columns)
     head = text + 6
     left = int(max(font.getlength(label) for label, _ in rows)) + (10 if any(label for label, _ in rows) else 0) + gap

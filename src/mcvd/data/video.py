@@ -27,6 +27,7 @@ from mcvd.data.sheet import contact_sheet
 from mcvd.data.stills import IMAGE_SUFFIXES, decoded_stills, images_in, mean_rate, open_image, pages, still_size
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
+from mcvd.given import whole
 
 __all__ = ["VideoInfo", "contact_sheet", "read_images", "read_video", "video_info", "write_video"]
 
@@ -71,15 +72,13 @@ def read_video(
     than likely: a warning). Raises McvdError with one line: what is wrong, where, what to do.
     """
     path = Path(path).expanduser()
-    if start < 0 or stride < 1 or (frames is not None and frames < 1):
-        raise McvdError(f"start ({start}) must be >= 0, stride ({stride}) and frames ({frames}) >= 1")
+    start, stride = whole("start", start, 0), whole("stride", stride, 1)
+    frames = None if frames is None else whole("frames", frames, 1)
     if channels not in (None, 1, 3):
         raise McvdError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
     if fit not in ("crop", "stretch"):
         raise McvdError(f"fit is {fit!r}; it must be 'crop' or 'stretch'")
-    target = (size, size) if isinstance(size, int) else size
-    if target is not None and min(target) < 1:
-        raise McvdError(f"size is {size}; it must be one positive number or (height, width)")
+    target = None if size is None else _sides(size)
 
     stop = None if frames is None else start + (frames - 1) * stride + 1
     wanted = islice(decoded_frames(path), start, stop, stride)
@@ -99,6 +98,14 @@ def read_images(files: Sequence[Path | str], *, channels: int | None = None) -> 
     fitter = Fitter(None, channels, "crop")
     frames = (frame for file in files for frame in decoded_stills(Path(file), first_only=True))
     return _stacked([fitter(frame) for frame in frames], Path(files[0]).parent)
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = (whole("size", side, 1) for side in (size if isinstance(size, Sequence) else (size, size)))
+    except (McvdError, ValueError):
+        raise McvdError(f"size is {size!r}; it must be one positive whole number or (height, width)") from None
+    return height, width
 
 
 def _stacked(frames: list[np.ndarray], path: Path) -> Tensor:

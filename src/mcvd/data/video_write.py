@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.errors import McvdError
+from mcvd.given import whole
 
 # suffix -> codec, pixel format, options. Quality: hardly to be told from the original; the sizes are small anyway.
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -51,8 +52,7 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
     path = Path(path).expanduser()
     frames = as_uint8(video)
     check_target(path, fps)
-    if scale is not None and scale < 1:
-        raise McvdError(f"scale is {scale}; it must be a whole number >= 1")
+    scale = None if scale is None else whole("scale", scale, 1)
     suffix = path.suffix.lower()
     temporary = None
     try:
@@ -94,8 +94,13 @@ def check_target(path: Path | str, fps: float) -> None:
         raise McvdError(f"cannot write {path}: it is a folder; choose another name")
     if not suffix:
         _check_folder(path)
-    if suffix in CODECS and not _SLOWEST <= fps <= _FASTEST:
-        raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {_FASTEST}")
+    if suffix in CODECS:
+        try:
+            good = _SLOWEST <= float(fps) <= _FASTEST
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {_FASTEST}")
     if suffix == ".gif" and fps > _FASTEST_GIF:
         raise McvdError(
             f"cannot write {path} at {fps:g} fps: a gif holds at most {_FASTEST_GIF} frames a second, and viewers show "
@@ -116,7 +121,7 @@ def _encode(path: Path, video: Tensor, fps: float, codec: str, pix_fmt: str, opt
     container_options = {"movflags": options["movflags"]} if "movflags" in options else {}
     # An absolute path: FFmpeg takes what stands before a colon for a protocol.
     with av.open(str(path.absolute()), "w", options=container_options) as container:
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = Fraction(float(fps)).limit_denominator(1001)
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = pictures.shape[1], pictures.shape[2], pix_fmt
         stream.options = {key: value for key, value in options.items() if key != "movflags"}
