@@ -1,10 +1,13 @@
 """Every bundled recipe builds the network that it says; the published ones have the published number of weights."""
 
+import re
+
 import pytest
 import torch
 
 from mcvd.errors import McvdError
 from mcvd.networks.unet import UNet
+from mcvd.training.estimate import BYTES_PER_WEIGHT
 from mcvd.training.recipe import RECIPES, read_recipe, recipe_names
 
 PARAMETERS = {  # of the networks in the paper's experiments, counted in the published code
@@ -73,6 +76,14 @@ def test_the_header_states_what_to_expect_and_what_it_costs(path):
     assert "Expected:" in text
     assert "Cost:" in text
     assert all(len(line) <= 120 for line in header)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_the_header_counts_weights_and_their_memory_as_a_dry_run_does(name):
+    text = (RECIPES / "paper" / f"{name}.yaml").read_text()
+    millions, gigabytes = re.search(r"Cost: ([\d.]+) M weights \(([\d.]+) GB with gradients, Adam and EMA", text).groups()
+    assert millions == f"{count(name) / 1e6:.1f}"
+    assert gigabytes == f"{BYTES_PER_WEIGHT * count(name) / 1e9:.2g}"
 
 
 def test_an_unknown_recipe_names_the_nearest():
