@@ -26,10 +26,15 @@ def test_black_and_white_are_as_far_apart_as_published(network, frames, expected
     assert (black - white).square().sum().item() == pytest.approx(expected, abs=tolerance)
 
 
-def test_features_do_not_depend_on_the_type_of_the_numbers_or_on_autocast(network):
+def test_features_do_not_depend_on_types_or_on_autocast(network, assets_dir):
     clips = torch.rand(1, 9, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = network.features(clips)
     assert torch.allclose(network.features(clips.double()), expected, atol=1e-5)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(i3d.load(assets_dir).features(clips), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(network.features(clips), expected)
     with pytest.raises(McvdError, match=r"must lie in \[0, 1\]"):

@@ -42,11 +42,16 @@ def test_chunks_and_grey_change_nothing(network):
     assert network(a, a).tolist() == [0.0] * 5
 
 
-def test_bytes_beside_floats_and_all_float_types_mean_the_same(network):
+def test_bytes_beside_floats_and_all_float_types_mean_the_same(network, assets_dir):
     a, b = torch.randint(0, 256, (2, 2, 3, 40, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     expected = network(a, b)
     for x, y in ((a, b / 255), (a / 255, b), (a.double() / 255, b.double() / 255)):
         assert torch.allclose(network(x, y), expected, atol=1e-6)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(lpips.load(assets_dir)(a, b), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(network(a, b), expected)
     with pytest.raises(McvdError, match=r"must lie in \[0, 1\]; this has values from 0 to 255"):

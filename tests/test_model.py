@@ -184,7 +184,7 @@ def test_what_stands_where_nothing_is_known_does_not_matter(model):
     assert torch.equal(model.fill(video, known, **FAST), model.fill(strange, known, **FAST))
 
 
-def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model):
+def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model, tmp_path):
     before = model.predict(GOOD, 3, context_noise=0.0, **FAST)
     model.train()
     model.network.middle.eval()
@@ -192,8 +192,11 @@ def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model):
     try:
         assert torch.equal(model.predict(GOOD, 3, **FAST), before)
         assert torch.isfinite(model.loss(torch.zeros(2, 6, 1, 16, 16, dtype=torch.float32))).all()
+        assert torch.equal(VideoDiffusion.from_folder(model.save(tmp_path)).predict(GOOD, 3, **FAST), before)
+        drawn = model.draw(4, torch.Generator().manual_seed(0))
     finally:
         torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:4], model.draw(4, torch.Generator().manual_seed(0))))
     assert model.network.down.training
     assert not model.network.middle.training
 

@@ -81,7 +81,8 @@ def test_the_header_states_what_to_expect_and_what_it_costs(path):
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_the_header_counts_weights_and_their_memory_as_a_dry_run_does(name):
     text = (RECIPES / "paper" / f"{name}.yaml").read_text()
-    millions, gigabytes = re.search(r"Cost: ([\d.]+) M weights \(([\d.]+) GB with gradients, Adam and EMA", text).groups()
+    cost = re.search(r"Cost: ([\d.]+) M weights \(([\d.]+) GB with gradients, Adam and EMA", text)
+    millions, gigabytes = cost.groups()
     assert millions == f"{count(name) / 1e6:.1f}"
     assert gigabytes == f"{BYTES_PER_WEIGHT * count(name) / 1e9:.2g}"
 

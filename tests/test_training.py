@@ -206,6 +206,23 @@ def test_a_run_leaves_what_people_look_for(tmp_path, monkeypatch):
     assert model.predict(tiny.video(2, 1, 16, 16), 3, steps=2).shape == (1, 3, 1, 16, 16)
 
 
+def test_what_a_caller_has_switched_changes_no_run(tmp_path):
+    recipe = replace(RECIPE, steps=2)
+    go(recipe, tmp_path / "plain")
+    with torch.no_grad():
+        train(recipe, str(tmp_path / "no_grad"), device="cpu", clips=clips, report=lambda line: None)
+    with torch.inference_mode():
+        go(recipe, tmp_path / "inference")
+    for name in ("no_grad", "inference"):
+        assert losses(tmp_path / name) == losses(tmp_path / "plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        go(recipe, tmp_path / "double")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert mcvd.load(tmp_path / "double").network.conv_in.weight.dtype == torch.float32
+
+
 def test_only_the_two_newest_checkpoints_stay(tmp_path):
     for step in (1, 2, 3, 1_000_000_000):
         save_checkpoint(tmp_path, step, {"step": step})

@@ -96,7 +96,8 @@ class Masking:
         if self.frames == 0.0:
             return None
         home = None if generator is None else generator.device
-        return torch.rand(batch, layout.condition_frames, generator=generator, device=home) >= self.frames
+        shape = batch, layout.condition_frames
+        return torch.rand(shape, generator=generator, device=home, dtype=torch.float32) >= self.frames
 
     def draw(
         self,
@@ -113,7 +114,7 @@ class Masking:
         """
         if uniforms is None:
             home = None if generator is None else generator.device
-            uniforms = torch.rand(2, batch, generator=generator, device=home)
+            uniforms = torch.rand(2, batch, generator=generator, device=home, dtype=torch.float32)
         if uniforms.shape != (2, batch):
             raise McvdError(f"uniforms must have shape (2, {batch}), not {tuple(uniforms.shape)}")
         past_seen = (uniforms[0] > self.past) | (self.past == 0.0)

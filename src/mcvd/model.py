@@ -106,7 +106,7 @@ class VideoDiffusion(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.network = UNet(config.network, tell_sigma=config.context_noise > 0)
+        self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default is
         for weight in self.network.parameters():
             if weight.dim() == 4:  # the layout that convolutions are fastest in, on CPUs and GPUs; same values
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)

@@ -36,7 +36,7 @@ def load(weights: Path | str | None = None, device: torch.device | str | None = 
     weights: a file or folder that holds them; default: the cache of ``mcvd fetch i3d``, or a local folder of assets.
     Raises McvdError where they are not there or not the published ones.
     """
-    network = I3D()
+    network = I3D().float()  # whatever the default is
     network.load_state_dict(fold_batch_norm(load_weights("i3d", weights)))
     network = network.to(device or "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)

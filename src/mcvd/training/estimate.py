@@ -45,12 +45,12 @@ def estimate(recipe: Recipe) -> Estimate:
     with torch.device("meta"):
         model = VideoDiffusion(recipe.model).train()
         layout, network = model.layout, recipe.model.network
-        video = torch.empty(1, layout.frames, network.channels, *network.size)
+        video = torch.empty(1, layout.frames, network.channels, *network.size, dtype=torch.float32)
         draw = Draw(
             torch.ones(1, dtype=torch.bool),
             torch.ones(1, dtype=torch.bool),
             torch.zeros(1, dtype=torch.long),
-            torch.empty(1, layout.current, network.channels, *network.size),
+            torch.empty(1, layout.current, network.channels, *network.size, dtype=torch.float32),
         )
     # alpha_bar has contents, which a meta tensor cannot index: one level stands for all
     model.config.schedule.__dict__["alpha_bar"] = torch.empty(recipe.model.schedule.steps, device="meta")

@@ -172,7 +172,7 @@ def _data_name(recipe: Recipe) -> str:
 
 def train(
     recipe: Recipe,
-    output: Path,
+    output: str | Path,
     *,
     device: str | None = None,
     minutes: float | None = None,
@@ -200,9 +200,11 @@ def train(
     """
     if finish and minutes is None:
         raise McvdError("finish chooses the steps that fit into some minutes: say how many minutes")
-    if _data_name(recipe) == str(output.expanduser().resolve()):
+    output = Path(output).expanduser()
+    if _data_name(recipe) == str(output.resolve()):
         raise McvdError(f"{output} is the folder of the data; choose another --output")
-    with Processes.join(device) as processes:
+    # gradients, also for a caller who has switched them off
+    with torch.inference_mode(False), torch.enable_grad(), Processes.join(device) as processes:
         # all of it in a call: when it returns, nothing is left of the network, which has to go before the group does
         _train(recipe, output, processes, minutes, finish, init_from, clips, report, live)
     return output / "model"
