@@ -143,7 +143,7 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD[None][:0], 3), "video is empty"),
         (lambda m: m.fill(GOOD[:0], []), "video is empty"),
         (lambda m: m.interpolate(GOOD[:0], GOOD), "video is empty"),
-        (lambda m: m.interpolate(GOOD[None], GOOD[None].expand(2, -1, -1, -1, -1)), "1 clips before the gap, but 2"),
+        (lambda m: m.interpolate(GOOD[None], GOOD[None].expand(2, -1, -1, -1, -1)), "1 clip before the gap, but 2"),
         (lambda m: m.fill(GOOD, [True]), r"known has shape \(1,\); it takes one flag for each of 2 frames"),
         (lambda m: m.fill(GOOD, torch.zeros(2, 2)), r"known has shape \(2, 2\)"),
         (lambda m: m.predict(GOOD, 0), "frames is 0"),

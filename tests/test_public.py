@@ -2,8 +2,10 @@
 
 import inspect
 import pkgutil
+import typing
 
 import mcvd
+from mcvd.model import FillOptions
 
 
 def test_no_module_takes_the_place_of_a_public_name():
@@ -15,3 +17,12 @@ def test_every_public_name_is_there_and_explained():
     for name in mcvd.__all__:
         assert inspect.getdoc(getattr(mcvd, name)), name
     assert set(mcvd.__all__) <= set(dir(mcvd))
+
+
+def test_editors_and_type_checkers_know_the_options_of_every_task():
+    parameters = inspect.signature(mcvd.VideoDiffusion.fill).parameters.values()
+    options = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    hints = typing.get_type_hints(mcvd.VideoDiffusion.fill)
+    assert typing.get_type_hints(FillOptions) == {name: hints[name] for name in options}
+    for task in ("predict", "interpolate", "generate"):
+        assert typing.get_type_hints(getattr(mcvd.VideoDiffusion, task))["options"] == typing.Unpack[FillOptions]

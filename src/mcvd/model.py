@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.planner import plan
 from mcvd.rollout import Progress, rollout
 from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model
+from mcvd.text import counted
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in training:
             part.training = mode
+
+
+class FillOptions(TypedDict, total=False):
+    """The options of `VideoDiffusion.fill`, which has their meaning and defaults; all tasks take them."""
+
+    samples: int
+    solver: str | None
+    steps: int | None
+    seed: int
+    guidance: float
+    batch_size: int
+    first_clip: int
+    reference: bool
+    context_noise: float
+    precision: str
+    engine: str
+    progress: Progress | None
 
 
 class _View(NamedTuple):
@@ -335,7 +353,7 @@ class VideoDiffusion(nn.Module):
                 progress=progress,
             )
 
-    def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: object) -> Tensor:
+    def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: Unpack[FillOptions]) -> Tensor:
         """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
 
         Returns the new frames only, in time order, ``(B * samples, frames, C, H, W)``.
@@ -344,10 +362,12 @@ class VideoDiffusion(nn.Module):
         blank = past.new_zeros(len(past), n, *past.shape[2:])
         context = [True] * past.shape[1]
         if backward:
-            return self.fill(torch.cat([blank, past], 1), [False] * n + context, **options)[:, :n]  # type: ignore
-        return self.fill(torch.cat([past, blank], 1), context + [False] * n, **options)[:, -n:]  # type: ignore
+            return self.fill(torch.cat([blank, past], 1), [False] * n + context, **options)[:, :n]
+        return self.fill(torch.cat([past, blank], 1), context + [False] * n, **options)[:, -n:]
 
-    def interpolate(self, past: Tensor, future: Tensor, *, frames: int | None = None, **options: object) -> Tensor:
+    def interpolate(
+        self, past: Tensor, future: Tensor, *, frames: int | None = None, **options: Unpack[FillOptions]
+    ) -> Tensor:
         """What happened between: `frames` new frames (None: a block's) between past and future; options as in `fill`.
 
         Returns the new frames only, ``(B * samples, frames, C, H, W)``.
@@ -355,15 +375,15 @@ class VideoDiffusion(nn.Module):
         past, future = self._given(past), self._given(future)
         n = self.layout.current if frames is None else whole("frames", frames, 1, MOST_FRAMES)
         if len(past) != len(future):
-            raise McvdError(f"{len(past)} clips before the gap, but {len(future)} after it")
+            raise McvdError(f"{counted(len(past), 'clip')} before the gap, but {len(future)} after it")
         video = torch.cat([past, past.new_zeros(len(past), n, *past.shape[2:]), future], 1)
         known = [True] * past.shape[1] + [False] * n + [True] * future.shape[1]
-        return self.fill(video, known, **options)[:, past.shape[1] : past.shape[1] + n]  # type: ignore
+        return self.fill(video, known, **options)[:, past.shape[1] : past.shape[1] + n]
 
-    def generate(self, frames: int, *, samples: int = 1, **options: object) -> Tensor:
+    def generate(self, frames: int, **options: Unpack[FillOptions]) -> Tensor:
         """New videos from nothing, ``(samples, frames, C, H, W)``; options as in `fill`."""
         n = whole("frames", frames, 1, MOST_FRAMES)
-        return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, samples=samples, **options)  # type: ignore
+        return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, **options)
 
     def _given(self, video: Tensor, known: Tensor | None = None) -> Tensor:
         """A public video as `given_video` makes it for this model."""
