@@ -1,6 +1,7 @@
 """Fréchet and kernel distances against published values, scipy and their own theory; calibration of samples."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -121,3 +122,13 @@ def test_spread_skill_is_one_for_honest_samples_and_small_for_sure_ones():
     assert spread_skill(table, 4).tolist() == pytest.approx([1.0, 1.0], abs=0.05)
     assert max(spread_skill(sure, 4).tolist()) < 0.2
     assert table.rows("crps").mean() < sure.rows("crps").mean()
+
+
+def test_features_that_cannot_be_compared_are_named_and_those_that_are_no_numbers_are_nan():
+    good = torch.rand(4, 3)
+    for real, fake in ((good, good[:, :2]), (good[..., None], good[..., None])):
+        with pytest.raises(McvdError, match="features"):
+            kernel_distance(real, fake)
+    with pytest.raises(McvdError, match=r"\(B, D\), not \(4, 3, 1\)"):
+        Moments(good[..., None])
+    assert math.isnan(frechet_distance(Moments(good), Moments(good * torch.nan)))

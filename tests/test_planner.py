@@ -297,3 +297,9 @@ def test_backward_is_the_mirror_image_of_forward(unknown, prefix, p, k, f):
         Block(mirrored(b.future), mirrored(b.current), mirrored(b.past), b.made[::-1], b.imposed[::-1])
         for b in backward
     ] == list(forward)
+
+
+@pytest.mark.parametrize("known", [[0, 5], "110", None, 3, [[True, False]]])
+def test_what_is_no_list_of_flags_is_refused(known):
+    with pytest.raises(McvdError, match="known"):
+        plan(known, BlockLayout(2, 3), Masking(0.5))

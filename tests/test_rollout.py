@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import mcvd.rollout
 import tiny
 from mcvd.diffusion.solvers import SOLVERS, solver_table
+from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout
 from mcvd.planner import plan
 from mcvd.rollout import SeededNoise, rollout
@@ -300,3 +301,11 @@ def test_the_reference_mode_makes_the_published_extra_call(model):
     out = model.predict(past, 3, solver="ddim", steps=10, reference=True, progress=lambda *s: calls.append(s))
     assert len(calls) == 11
     assert not torch.equal(out, model.predict(past, 3, solver="ddim", steps=10))
+
+
+def test_a_model_that_makes_no_numbers_is_an_error_and_no_black_video():
+    model = tiny.model()
+    with torch.no_grad():
+        model.network.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(McvdError, match="values that are no numbers: its weights are damaged"):
+        model.predict(tiny.video(2, 1, 16, 16), 3, steps=2)

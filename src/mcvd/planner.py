@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from mcvd.errors import McvdError
+from mcvd.given import frame_flags
 from mcvd.layout import BlockLayout, Masking
 from mcvd.text import counted
 
@@ -180,7 +181,11 @@ def plan(
 
     Raises McvdError when the model was never trained for what is asked, or an argument makes no sense.
     """
-    if not len(known):
+    flags = frame_flags(known)
+    if flags.dim() != 1:
+        raise McvdError(f"known has shape {tuple(flags.shape)}; it takes one flag for each frame")
+    known = flags.tolist()
+    if not known:
         raise McvdError("the video to plan has no frames")
     if advance is not None and not 1 <= advance <= layout.current:
         raise McvdError(f"advance={advance} must be between 1 and the {layout.current} frames that a block makes")

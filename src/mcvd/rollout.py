@@ -12,6 +12,7 @@ from torch import Tensor
 from mcvd.diffusion.gaussian import add_noise
 from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table
+from mcvd.errors import McvdError
 from mcvd.planner import Block
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def rollout(
     tell_hidden: tell a network with `mask_embedding` of a hidden past (the published samplers do not).
     context_noise: standard deviation of the noise that a block's past and future get where some of them were made. The
     given ones among them get it too: a network is told one level for all, as it was in training.
+
+    Raises McvdError where the model makes values that are not finite.
     """
     noise = SeededNoise(seed, video.device) if noise is None else noise
     trajectories = [(first_clip + clip, i) for clip in range(len(video)) for i in range(samples)]
@@ -93,6 +96,11 @@ def rollout(
             keep = [i for i, makes in enumerate(block.made) if makes]
             frames[:, [block.current[i] for i in keep]] = made[:, keep].clamp(-1, 1) if clip_made else made[:, keep]
             done += len(table.rows)
+        if not frames.isfinite().all():
+            raise McvdError(
+                "the model made values that are no numbers: its weights are damaged, its training came apart, or half "
+                "precision is too narrow for it (precision fp32)"
+            )
         out.append(torch.where(given.view(-1, 1, 1, 1), video[clips], ((frames + 1) / 2).clamp(0, 1)))
     return torch.cat(out)
 

@@ -24,12 +24,20 @@ def write_model(
     dtype: torch.dtype = torch.float32,
     notes: dict | None = None,
 ) -> Path:
-    """Writes a model's configuration and weights (as `dtype`) into a folder; returns it."""
+    """Writes a model's configuration and weights (as `dtype`) into a folder; returns it.
+
+    Raises McvdError where `dtype` is of whole numbers, or the folder is a file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder).expanduser()
+    if not dtype.is_floating_point:
+        raise McvdError(f"weights cannot be stored as {dtype}; choose a floating-point type")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise McvdError(f"cannot write a model into {folder}: it is a file, or below one") from None
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     text = json.dumps({"format": FORMAT, **config} | ({"notes": notes} if notes else {}), indent=2)
     for name, write in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ class Moments:
 
     def add(self, features: Tensor) -> Moments:
         """Takes a batch of features ``(B, D)`` in; returns itself."""
+        if features.ndim != 2:
+            raise McvdError(f"features have shape (B, D), not {tuple(features.shape)}")
         batch = Moments()
         if len(features):
             features = features.detach().cpu().double()
@@ -86,10 +89,13 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
 
     With S1 = F1 F1^T and S2 = F2 F2^T, tr (S1 S2)^1/2 is the sum of the singular values of F1^T F2. Unlike the root of
     a matrix product, this is exact to rounding also where there are fewer videos than features, and real.
-    The value depends on both counts: compare only values with the same numbers of real and fake videos.
+    The value depends on both counts: compare only values with the same numbers of real and fake videos. It is nan for
+    features that are not finite, those of a model that makes no numbers.
     """
     if real.mean.shape != fake.mean.shape:
         raise McvdError(f"features of {len(real.mean)} and {len(fake.mean)} numbers cannot be compared")
+    if not all(part.isfinite().all() for part in (real.mean, real.scatter, fake.mean, fake.scatter)):
+        return math.nan
     overlap = torch.linalg.svdvals(real.factor().T @ fake.factor()).sum()
     spread = real.covariance().trace() + fake.covariance().trace() - 2 * overlap
     return max(0.0, float((real.mean - fake.mean).square().sum() + spread))
@@ -122,6 +128,8 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     clips are like these, see `statistics.kvd_number`. Its mean is 0 for two samples of the same videos whatever their
     number (so it may come out below 0), which is what the Fréchet distance lacks.
     """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise McvdError(f"features have shape (N, D), one D for both, not {tuple(real.shape)} and {tuple(fake.shape)}")
     if len(real) < 2 or len(fake) < 2:
         raise McvdError(f"KVD needs at least 2 videos on each side, there are {len(real)} and {len(fake)}")
     real, fake = real.cpu().double(), fake.cpu().double()
