@@ -79,7 +79,7 @@ def main() -> None:
     network = replace(recipe.model.network, dropout=0.0)  # every process has dropout of its own
     recipe = replace(recipe, model=replace(recipe.model, network=network))
     real = nn.Module.compile
-    nn.Module.compile = lambda self: real(self, backend=options.backend)  # type: ignore
+    nn.Module.compile = lambda self, **how: real(self, backend=options.backend, **how)  # type: ignore
     with Processes.join(None) as processes:
         for sharding, checkpointing, compiled in itertools.product(("none", "full"), (False, True), (False, True)):
             line = measure(replace(recipe, sharding=sharding, checkpointing=checkpointing, compile=compiled), processes)
