@@ -149,6 +149,10 @@ class VideoDiffusion(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def extra_repr(self) -> str:
+        """What stands first where the model is printed."""
+        return f"size={self.size}, channels={self.channels}, layout={self.layout}, solver={self.config.solver!r}"
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def draw(self, clips: int, generator: torch.Generator | None = None) -> Draw:
@@ -315,7 +319,7 @@ class VideoDiffusion(nn.Module):
         progress: called with (steps done, steps in all).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
-        or a task that it was not trained for.
+        a task that it was not trained for, or a model that makes values that are not finite.
         """
         flags = frame_flags(known)
         given, known = self._given(video, flags), flags.tolist()

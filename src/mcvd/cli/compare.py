@@ -21,7 +21,7 @@ class Command:
     """
 
     folders: Annotated[tuple[Path, ...], Positional, arg(metavar="FOLDER...", help_behavior_hint="")]
-    """Folders written by mcvd evaluate, or their result.json; the others are compared with the first."""
+    """Folders written by mcvd evaluate or score, or their result.json; the others are compared with the first."""
     mixed: Flag = False
     """Let numbers under different protocols share a column; what differs is marked, and nothing is called best."""
     published: Flag = False

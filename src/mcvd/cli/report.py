@@ -18,7 +18,7 @@ class Command:
     """
 
     folder: Annotated[Path, Positional, arg(metavar="FOLDER")]
-    """Folder written by mcvd evaluate. Earlier reports in it are replaced."""
+    """Folder written by mcvd evaluate or score. Earlier reports in it are replaced."""
 
     def run(self) -> None:
         """Does it."""
