@@ -303,8 +303,8 @@ class VideoDiffusion(nn.Module):
         known: ``(T,)`` bool, the frames that are given; they come back bit for bit (as float in [0, 1]).
         samples: how many different fillings of each clip.
         solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None is the model's solver, and the solver's steps.
-        seed: same seed, same result, however the work is split into batches. Sample j of the
-            clip at place i is always the same trajectory.
+        seed: same seed, same result (to float rounding) however the work is split into batches. Sample j of the clip at
+            place i is always the same trajectory.
         first_clip: place of the first clip here among all that are filled in with this seed, in several calls.
         guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
         batch_size: trajectories in one network call.
