@@ -115,6 +115,12 @@ def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: 
             Settings(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("wrong", [{"fit": "pad"}, {"resample": "cubic"}, {"layout": "KTH"}, {"size": 64}])
+def test_settings_that_there_are_not_are_refused(wrong: dict) -> None:
+    with pytest.raises(McvdError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))!r}; it is "):
+        Settings(**wrong)
+
+
 def test_raw_shards_beside_other_videos_are_counted(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     write_video(tmp_path / "a.npz", clip(5))

@@ -120,6 +120,12 @@ def test_a_clip_is_a_function_of_seed_and_position(data: Path) -> None:
     assert not torch.equal(Shards(data, 4, seed=2, flip=True).batch(range(12)), clips)
 
 
+@pytest.mark.parametrize("wrong", [{"frames": 2.5}, {"stride": 0}, {"stride": 1.5}, {"fixed": 0}, {"seed": None}])
+def test_counts_that_are_none_are_refused(data: Path, wrong: dict) -> None:
+    with pytest.raises(McvdError, match=f"{next(iter(wrong))} is {next(iter(wrong.values()))}; it must be"):
+        Shards(data, **{"frames": 3, **wrong})
+
+
 def test_flip_mirrors_half_of_the_clips_as_a_whole(data: Path) -> None:
     plain, flipped = Shards(data, 4).batch(range(200)), Shards(data, 4, flip=True).batch(range(200))
     mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(plain, flipped)]

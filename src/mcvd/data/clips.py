@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mcvd.errors import McvdError
+from mcvd.given import whole
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Clips:
         seed: int = 0,
         where: str = "the data",
     ):
-        if frames < 1 or stride < 1 or (fixed is not None and fixed < 1):
-            raise McvdError(f"frames ({frames}), stride ({stride}) and fixed ({fixed}) must be at least 1")
+        frames, stride, seed = whole("frames", frames, 1), whole("stride", stride, 1), whole("seed", seed, 0)
+        fixed = None if fixed is None else whole("fixed", fixed, 1)
         size = size or stored[:2]
         if channels not in (None, stored[2]) or size[0] > stored[0] or size[1] > stored[1]:
             raise McvdError(

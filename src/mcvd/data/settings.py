@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from mcvd.config import to_dict
 from mcvd.data.splits import check_splitting
@@ -42,6 +43,12 @@ class Settings:
     """Share of the groups that is held out for validation."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Settings)
+        for name in ("fit", "resample", "layout"):
+            if getattr(self, name) not in (known := get_args(hints[name])):
+                raise McvdError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(known)}")
+        if not isinstance(self.size, Sequence) or len(self.size) != 2:
+            raise McvdError(f"size is {self.size!r}; it is (height, width) in pixels")
         if min(self.size) < 1 or self.channels not in (1, 3):
             raise McvdError(f"size {self.size} must be positive, and channels ({self.channels}) 1 or 3")
         if self.fps is not None and not 0 < self.fps <= MAX_FPS:
