@@ -44,6 +44,7 @@ def test_best_is_bold_in_its_own_direction(a: Path, b: Path) -> None:
     lines = to_markdown(compare([a, b])).splitlines()
     assert lines[0] == "| system | PSNR, dB ↑ | SSIM ↑ | LPIPS ↓ |"
     ours, theirs = lines[2], lines[3]
+    assert any(line.endswith("Bold: best.") for line in lines)
     assert ours.startswith("| ours | **")
     assert ours.count("**") == 6  # better by every metric
     assert "**" not in theirs
@@ -220,6 +221,7 @@ def test_published_rows(a: Path) -> None:
     assert "| system | FVD, mean of trajectories ↓ |" in text  # what the protocol counts
     assert "| 87.9 |" in text
     assert "verified; BAIR table of the authors' talk" in text
+    assert "Bold" not in text  # of one evaluation nothing is
 
 
 def test_csv_and_json(a: Path, b: Path) -> None:

@@ -164,10 +164,11 @@ def to_markdown(comparison: Comparison) -> str:
     lines = [markdown_table(["system", *(heading(name) for name in names)], rows), ""]
     lines += [f"[{i}] {plain(mark)}  " for i, mark in enumerate(marks, 1)]
     first = comparison.evaluations[0].result
+    bold = " Bold: best." if any(best.values()) else ""  # nothing is, of one evaluation beside published values
     lines.append(
         f"Protocol {plain(first.protocol.name)}, {counted(first.clips, 'clip')} x {counted(first.samples, 'sample')};"
         " brackets: 95 % intervals."
-        + (" Measured in different ways, so nothing is called best." if comparison.mixed else " Bold: best.")
+        + (" Measured in different ways, so nothing is called best." if comparison.mixed else bold)
     )
     if comparison.paired:
         lines += ["", _paired_table(comparison.paired), "", _paired_note(comparison.paired)]
