@@ -186,11 +186,13 @@ def test_what_stands_where_nothing_is_known_does_not_matter(model):
 
 def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model, tmp_path):
     before = model.predict(GOOD, 3, context_noise=0.0, **FAST)
+    published = model.predict(GOOD, 3, steps=100, reference=True)
     model.train()
     model.network.middle.eval()
     torch.set_default_dtype(torch.float64)
     try:
         assert torch.equal(model.predict(GOOD, 3, **FAST), before)
+        assert torch.equal(model.predict(GOOD, 3, steps=100, reference=True), published)
         assert torch.isfinite(model.loss(torch.zeros(2, 6, 1, 16, 16, dtype=torch.float32))).all()
         assert torch.equal(VideoDiffusion.from_folder(model.save(tmp_path)).predict(GOOD, 3, **FAST), before)
         drawn = model.draw(4, torch.Generator().manual_seed(0))
@@ -199,6 +201,19 @@ def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(drawn[:4], model.draw(4, torch.Generator().manual_seed(0))))
     assert model.network.down.training
     assert not model.network.middle.training
+
+
+def test_the_default_device_does_not_matter():
+    """It is often a GPU; here the one that cannot compute, so that anything left on it shows."""
+    made = {}
+    for device in ("cpu", "meta"):
+        model = tiny.model(dropout=0.5)
+        with torch.device(device):
+            options = {"steps": 100, "reference": True}
+            made[device] = model.predict(GOOD, 3, **options), model.generate(3, **FAST)
+            clip = torch.zeros(2, 6, 1, 16, 16, device="cpu")
+            model.train().loss(clip, model.draw(2, torch.Generator("cpu"))).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(made["cpu"], made["meta"]))
 
 
 def test_threads_leave_the_mode_of_the_model_as_it_was():

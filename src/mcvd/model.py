@@ -387,7 +387,7 @@ class VideoDiffusion(nn.Module):
     def generate(self, frames: int, **options: Unpack[FillOptions]) -> Tensor:
         """New videos from nothing, ``(samples, frames, C, H, W)``; options as in `fill`."""
         n = whole("frames", frames, 1, MOST_FRAMES)
-        return self.fill(torch.zeros(n, self.channels, *self.size), [False] * n, **options)
+        return self.fill(torch.zeros(n, self.channels, *self.size, device="cpu"), [False] * n, **options)
 
     def _given(self, video: Tensor, known: Tensor | None = None) -> Tensor:
         """A public video as `given_video` makes it for this model."""

@@ -40,12 +40,12 @@ class NoiseSchedule:
 
     @cached_property
     def alpha_bar(self) -> Tensor:
-        """``(T,)`` float64, descending; alpha_bar of "before t = 0" is 1."""
+        """``(T,)`` float64 on the CPU, descending; alpha_bar of "before t = 0" is 1."""
         if self.kind == "linear":
-            beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64)
+            beta = torch.linspace(self.beta_first, self.beta_last, self.steps, dtype=torch.float64, device="cpu")
             alpha_bar = torch.cumprod(1 - beta, dim=0)
         else:
-            u = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
+            u = torch.arange(1, self.steps + 1, dtype=torch.float64, device="cpu") / self.steps
             alpha_bar = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
         if self.zero_terminal:  # arXiv 2305.08891, algorithm 1: shift and scale the roots, keep the first
             root = alpha_bar.sqrt()
@@ -54,8 +54,8 @@ class NoiseSchedule:
 
     @cached_property
     def beta(self) -> Tensor:
-        """``(T,)`` float64: beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        """``(T,)`` float64 on the CPU: beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}."""
+        before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         return 1 - self.alpha_bar / before
 
     def at(self, t: Tensor, like: Tensor) -> Tensor:

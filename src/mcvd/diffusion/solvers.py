@@ -288,9 +288,10 @@ def _ddpm_rows_in_float32(schedule: NoiseSchedule) -> list[Row]:
     (1 - alpha_bar loses digits near the clean end; the last step returns 0.99983 x0_hat. With fewer steps the published
     code takes beta from alpha_bar, and the rows of `ddpm` fit.)
     """
-    betas = torch.linspace(schedule.beta_last, schedule.beta_first, schedule.steps).flip(0)
+    ends = schedule.beta_last, schedule.beta_first
+    betas = torch.linspace(*ends, schedule.steps, dtype=torch.float32, device="cpu").flip(0)
     alpha_bar = torch.cumprod(1 - betas, dim=0)
-    before = torch.cat([torch.ones(1), alpha_bar[:-1]])
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     var, var_to, beta, a, b = (x.tolist() for x in (1 - alpha_bar, 1 - before, betas, alpha_bar, before))
     return [
         Row(

@@ -16,7 +16,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.native_dropout(x, rate, True)[0]
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None).view(torch.int16)
     keep = torch.empty_like(x, dtype=torch.bool)
     torch.ge(draws.as_strided(keep.shape, keep.stride()), round(rate * _LEVELS) - _LEVELS // 2, out=keep)
     return torch.where(keep, x, 0.0) * (1 / (1 - rate))
