@@ -26,7 +26,7 @@ def write_model(
 ) -> Path:
     """Writes a model's configuration and weights (as `dtype`) into a folder; returns it.
 
-    Raises McvdError where `dtype` is of whole numbers, or the folder is a file.
+    Raises McvdError where `dtype` is of whole numbers, OSError where nothing can be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -34,10 +34,7 @@ def write_model(
     folder = Path(folder).expanduser()
     if not dtype.is_floating_point:
         raise McvdError(f"weights cannot be stored as {dtype}; choose a floating-point type")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise McvdError(f"cannot write a model into {folder}: it is a file, or below one") from None
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     text = json.dumps({"format": FORMAT, **config} | ({"notes": notes} if notes else {}), indent=2)
     for name, write in (
