@@ -18,7 +18,7 @@ from mcvd.diffusion.solvers import solver_table
 from mcvd.errors import McvdError
 from mcvd.given import whole
 from mcvd.model import VideoDiffusion
-from mcvd.plan import plan
+from mcvd.planner import plan
 from mcvd.text import counted
 from mcvd.web.clips import MOST_FRAMES, Clip, ClipStore
 
