@@ -7,7 +7,7 @@ CONSTRAINT := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constrain
 export OMP_WAIT_POLICY := PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check install
+.PHONY: demo test check docs install
 
 demo: $(VENV)/.installed
 	$(BIN)/mcvd predict examples/digits.mp4 --frames 10 --samples 2 --out output/predict.mp4
@@ -23,6 +23,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-test
+	$(BIN)/sphinx-build -q -W --keep-going docs output/docs
+	@echo "open output/docs/index.html"
 
 install: $(VENV)/.installed
 

@@ -85,7 +85,7 @@ class Moments:
 
 
 def frechet_distance(real: Moments, fake: Moments) -> float:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), the squared Fréchet distance of two Gaussians.
+    """``|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)``, the squared Fréchet distance of two Gaussians.
 
     With S1 = F1 F1^T and S2 = F2 F2^T, tr (S1 S2)^1/2 is the sum of the singular values of F1^T F2. Unlike the root of
     a matrix product, this is exact to rounding also where there are fewer videos than features, and real.
