@@ -466,6 +466,12 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
     assert go(replace(RECIPE, steps=2), tmp_path)[0].endswith("at step 1")
 
 
+def test_a_file_of_others_with_the_name_of_a_checkpoint(tmp_path):
+    torch.save({"model": {}}, tmp_path / "checkpoint-000000001.pt")
+    with pytest.raises(McvdError, match=r"checkpoint-000000001.pt is no checkpoint of mcvd train; move it away"):
+        go(RECIPE, tmp_path)
+
+
 @pytest.mark.parametrize(("log_every", "noticed"), [(1, 8), (50, 10)])
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path, monkeypatch, log_every, noticed):
     calls, make = [], training.to_model_range

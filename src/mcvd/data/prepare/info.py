@@ -19,6 +19,7 @@ from mcvd.data.sheet import contact_sheet
 from mcvd.data.splits import assign_splits
 from mcvd.data.video import video_info
 from mcvd.errors import McvdError
+from mcvd.text import counted
 
 _ORDER = {"train": 0, "val": 1, "test": 2}
 
@@ -76,7 +77,8 @@ class DataInfo:
         for name in sorted(self.splits, key=lambda name: (_ORDER.get(name, 9), name)):
             part = self.splits[name]
             out.append(
-                f"{name:<7}{part.videos} videos in {len(part.groups)} groups, {part.frames} frames "
+                f"{name:<7}{counted(part.videos, 'video')} in {counted(len(part.groups), 'group')}, "
+                f"{counted(part.frames, 'frame')} "
                 f"({part.shortest} to {part.longest} a video)"
             )
         if self.sizes:
