@@ -39,6 +39,8 @@ def array_in(path: Path) -> np.ndarray:
     except ARRAY_ERRORS as error:
         # (numpy takes anything unknown for a pickle, and says so; that would mislead)
         raise McvdError(f"{path} is damaged, or not a numpy file of plain numbers") from error
+    except MemoryError as error:  # before a number is read: the header of a damaged file may say anything
+        raise McvdError(f"{path} says that it holds more numbers than memory does") from error
     return array_frames(loaded, str(path))
 
 

@@ -7,8 +7,10 @@ frame would be a silent error. Writing is in `video_write`, the sheet of frames 
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -31,6 +33,7 @@ from mcvd.given import whole
 
 __all__ = ["VideoInfo", "contact_sheet", "read_images", "read_video", "video_info", "write_video"]
 
+_LAST = sys.maxsize  # that can be counted to
 _STILL_BRANDS = ("avif", "heic", "heix", "mif1")  # to FFmpeg a film of one frame, at one a second
 
 
@@ -59,9 +62,9 @@ def read_video(
 ) -> Tensor:
     """The frames ``start, start + stride, ...`` of a video, (T, C, H, W) uint8, as many as ``frames`` (default: all).
 
-    path: a video file; a gif, webp, apng, tiff or single image; a folder of images (in natural order: 2 before 10); or
-    an ``.npz``/``.npy`` array, (T, H, W), (T, H, W, C) or (T, C, H, W), uint8 or float in [0, 1] (in an npz: the one
-    named ``video``, or the only one).
+    path: a video file (playlists are none: what they name is not followed); a gif, webp, apng, tiff or single image; a
+    folder of images (in natural order: 2 before 10); or an ``.npz``/``.npy`` array, (T, H, W), (T, H, W, C) or
+    (T, C, H, W), uint8 or float in [0, 1] (in an npz: the one named ``video``, or the only one).
     size: side of a square, or (height, width). fit="crop" keeps the middle of the picture at its displayed proportions,
     "stretch" all of it. Shrinking averages areas, growing is bicubic.
     channels: 1 (grey, ITU-R 601 luma), 3 (RGB), or None: 1 where the stored frames are grey images or arrays, else 3.
@@ -72,15 +75,15 @@ def read_video(
     than likely: a warning). Raises McvdError with one line: what is wrong, where, what to do.
     """
     path = Path(path).expanduser()
-    start, stride = whole("start", start, 0), whole("stride", stride, 1)
-    frames = None if frames is None else whole("frames", frames, 1)
+    start, stride = whole("start", start, 0, _LAST), whole("stride", stride, 1, _LAST)
+    frames = None if frames is None else whole("frames", frames, 1, _LAST)
     if channels not in (None, 1, 3):
         raise McvdError(f"channels is {channels}; it must be 1 (grey) or 3 (RGB)")
     if fit not in ("crop", "stretch"):
         raise McvdError(f"fit is {fit!r}; it must be 'crop' or 'stretch'")
     target = None if size is None else _sides(size)
 
-    stop = None if frames is None else start + (frames - 1) * stride + 1
+    stop = None if frames is None else min(start + (frames - 1) * stride + 1, _LAST)
     wanted = islice(decoded_frames(path), start, stop, stride)
     fitter = Fitter(target, channels, fit)
     out = [fitter(frame) for frame in wanted]
@@ -211,8 +214,11 @@ def _is_mirrored(frame: Any) -> bool:
     return xx * yy < xy * yx
 
 
-def _open_video(path: Path) -> Any:
-    return av.open(str(path.absolute()))  # absolute: FFmpeg takes what stands before a colon for a protocol
+@contextmanager
+def _open_video(path: Path) -> Iterator[Any]:
+    """The file's bytes, and nothing that it names: a playlist of strangers could name any video that is here."""
+    with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
+        yield container
 
 
 def _video_stream(container: Any, path: Path) -> Any:
