@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 import torch
 import uvicorn
@@ -183,6 +184,22 @@ def test_a_page_that_is_opened_again_finds_what_was_made(server, sent):
     server.finished(key)
 
 
+def test_an_order_is_told_to_other_pages_as_it_was_carried_out(server):
+    asked = {"timeline": [None], "steps": 1, "name": "half a letter: \ud800"}
+    key = server.json("orders", json.dumps(asked).encode())["id"]
+    assert [made["name"] for made in server.finished(key)["clips"]] == ["half a letter: ?"]
+    order = next(found["order"] for found in server.json("orders") if found["id"] == key)
+    assert order == {**asked, "samples": 1, "solver": "ddpm", "seed": 0, "guidance": 1.0, "name": "half a letter: ?"}
+
+
+def test_an_order_outlives_what_it_made(server, monkeypatch):
+    key = server.order([None], steps=1)
+    server.finished(key)
+    monkeypatch.setattr(ClipStore, "get", lambda self, key: None)
+    now = server.json(f"orders/{key}")
+    assert (now["state"], now["clips"]) == ("done", [])
+
+
 def test_orders_wait_for_each_other_and_can_be_stopped(server, monkeypatch):
     began, go = threading.Event(), threading.Event()
     fill = server.model.fill
@@ -203,6 +220,7 @@ def test_orders_wait_for_each_other_and_can_be_stopped(server, monkeypatch):
     assert "2 orders are waiting already" in server.refused("orders", b'{"timeline": [null]}')
     for key in (first, third):
         assert server.ask(f"orders/{key}", method="DELETE")[0] == 204
+    assert server.json(f"orders/{third}")["state"] == "cancelled"  # at once, though the first is not done
     go.set()
     assert [server.finished(key)["state"] for key in (first, second, third)] == ["cancelled", "done", "cancelled"]
     assert server.json(f"orders/{second}")["done"] == 4
@@ -231,6 +249,12 @@ def test_an_order_that_fails_says_why_and_the_next_one_works(server, monkeypatch
         (b'{"timeline": [null], "solver": "dpm"}', "solver is 'dpm'; it is one of"),
         (b'{"timeline": [null], "steps": 0}', "steps"),
         (b'{"timeline": [{"clip": "x", "frame": 0}, null]}', "that clip is no longer here"),
+        (b'{"timeline": [null], "seed": -1}', "seed is -1; it must be at least 0"),
+        (b'{"timeline": [null], "guidance": NaN}', "guidance is nan; it must be a finite number"),
+        (b'{"timeline": [null], "\\ud800": 1}', "unknown key ?"),
+        (b'{"timeline": [null], "seed": ' + b"9" * 5000 + b"}", "an order is JSON"),
+        (b"[" * 100_000, "an order is JSON"),
+        (b'"' + bytes(2**20), "the order has more than 1 MiB"),
     ],
 )
 def test_orders_that_make_no_sense(server, order, says):
@@ -250,8 +274,25 @@ def test_files_that_are_no_videos(server, tmp_path):
     assert "empty" in server.refused("clips?name=none.gif", b"")
     assert "cannot read" in server.refused(f"clips?name=..%2Fa.%00{'b' * 300}", b"x")
     assert "'two' is not a whole number" in server.refused("clips?name=a.mp4&stride=two", b"")
+    assert "stride is 1" in server.refused(f"clips?name=a.gif&stride=1{'0' * 20}", _gif(tmp_path).read_bytes())
+    assert "fit is 'pad'" in server.refused("clips?name=a.gif&fit=pad", _gif(tmp_path).read_bytes())
     assert "no format exe" in server.refused(f"clips/{server.send(_gif(tmp_path))['id']}/file.exe")
     assert "no longer here" in server.refused("orders/gone")
+
+
+def test_files_that_would_fill_the_memory(server, monkeypatch):
+    header = {"descr": "|u1", "fortran_order": False, "shape": (3 * 10**12, 16, 16)}
+    np.lib.format.write_array_header_1_0(file := io.BytesIO(), header)
+    assert "more numbers than memory does" in server.refused("clips?name=a.npy", file.getvalue())
+    monkeypatch.setattr("mcvd.web.clips.MOST_KEPT", 2**20)
+    np.savez_compressed(file := io.BytesIO(), video=np.zeros((2**13, 16, 16), np.uint8))
+    assert "b.npz has more than 1 MiB of frames" in server.refused("clips?name=b.npz", file.getvalue())
+
+
+def test_files_that_name_others(server, tmp_path):
+    write_video(tmp_path / "secret.mp4", tiny.video(3, 1, 16, 16))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n"
+    assert "cannot read list.m3u8" in server.refused("clips?name=list.m3u8", playlist.encode())
 
 
 def _gif(folder):
@@ -277,7 +318,7 @@ def test_the_oldest_clips_make_room():
 
     store = ClipStore(most=100)  # three of 32 bytes
     keys = [store.put(clip(str(i))) for i in range(5)]
-    assert [key in store for key in keys] == [False, False, True, True, True]
+    assert [store.get(key) is not None for key in keys] == [False, False, True, True, True]
     with pytest.raises(McvdError, match="no longer here"):
         store[keys[0]]
 
@@ -286,6 +327,7 @@ def test_names_of_files():
     assert file_name("my clip: 2, predict 1", "gif") == "my-clip-2-predict-1.gif"
     assert file_name("../../étc", "mp4") == "tc.mp4"
     assert file_name("視頻", "mp4") == "clip.mp4"
+    assert file_name("a" * 1000, "mp4") == f"{'a' * 100}.mp4"
 
 
 def test_a_port_that_is_taken(capsys):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from json import JSONDecodeError
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -27,11 +28,14 @@ from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.given import whole
 from mcvd.model import VideoDiffusion
+from mcvd.text import printable
 from mcvd.web.clips import COLUMNS, FORMATS, MOST_FRAMES, Clip, ClipStore, file_name, received
 from mcvd.web.jobs import MOST_SAMPLES, JobQueue, Order
 
 MOST_SENT = 2**30
 """Bytes of one file."""
+MOST_ASKED = 2**20
+"""Bytes of one order."""
 _PAGE = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -98,7 +102,8 @@ class _Page:
                 "device": str(model.device),
                 "solver": model.solver(),
                 "solvers": {
-                    name: {"steps": solver.steps, "summary": solver.summary} for name, solver in SOLVERS.items()
+                    name: {"steps": min(solver.steps, model.config.schedule.steps), "summary": solver.summary}
+                    for name, solver in SOLVERS.items()
                 },
                 "columns": COLUMNS,
                 "most_frames": MOST_FRAMES,
@@ -110,15 +115,11 @@ class _Page:
     async def receive(self, request: Request) -> Response:
         name = request.query_params.get("name", "clip")
         stride = _whole(request.query_params.get("stride", "1"), "every N-th frame")
-        fit: Fit = "stretch" if request.query_params.get("fit") == "stretch" else "crop"
+        fit = cast(Fit, request.query_params.get("fit", "crop"))  # others are refused where it is read
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"clip.{re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'mp4'}"
-            size = 0
             with path.open("wb") as file:
-                async for part in request.stream():
-                    size += len(part)
-                    if size > MOST_SENT:
-                        raise McvdError(f"{name} has more than {MOST_SENT >> 20} MiB; cut it first")
+                async for part in _parts(request, MOST_SENT, name):
                     file.write(part)
             clip = await asyncio.to_thread(received, path, name, self.model, stride, fit)
         return JSONResponse({"id": self.store.put(clip), **_told(clip)})
@@ -139,30 +140,34 @@ class _Page:
         found = []
         for key, job in self.queue.jobs.items():
             named = {cell.clip for cell in job.order.timeline if cell is not None}
-            clips = {name: {"id": name, **_told(self.store[name])} for name in named if name in self.store}
+            clips = {clip["id"]: clip for clip in self._here(named)}
             found.append({"id": key, "order": to_dict(job.order), "clips": clips})
         return JSONResponse(found)
 
     async def order(self, request: Request) -> Response:
+        text = b"".join([part async for part in _parts(request, MOST_ASKED, "the order")])
         try:
-            said = await request.json()
-        except (JSONDecodeError, UnicodeDecodeError):
+            said = json.loads(text)
+        except (ValueError, RecursionError):  # no JSON, no text, a number of 5000 digits; too deep
             raise McvdError("an order is JSON") from None
         key = self.queue.submit(from_dict(Order, said, "order"))
         return JSONResponse({"id": key}, 202)
 
     async def progress(self, request: Request) -> Response:
         job = self.queue[request.path_params["key"]]
-        made = [{"id": key, **_told(self.store[key])} for key in job.clips] if job.state == "done" else []
-        return JSONResponse({**job.status(), "clips": made})
+        return JSONResponse({**job.status(), "clips": self._here(job.clips) if job.state == "done" else []})
 
     async def cancel(self, request: Request) -> Response:
-        self.queue[request.path_params["key"]].stop.set()
+        self.queue.cancel(request.path_params["key"])
         return Response(status_code=204)
 
     async def sheet(self, request: Request) -> Response:
         data = await asyncio.to_thread(self.queue.sheet, request.path_params["key"])
         return _kept(data, "image/png", "frames.png")
+
+    def _here(self, keys: Iterable[str]) -> list[dict[str, object]]:
+        """What is told of those clips that have not made room."""
+        return [{"id": key, **_told(clip)} for key in keys if (clip := self.store.get(key)) is not None]
 
 
 def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -184,6 +189,16 @@ def _kept(data: bytes, kind: str, name: str | None = None) -> Response:
     return Response(data, media_type=kind, headers=headers)
 
 
+async def _parts(request: Request, most: int, name: str) -> AsyncIterator[bytes]:
+    """The body, as it comes; McvdError where it has too many bytes."""
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise McvdError(f"{name} has more than {most >> 20} MiB; cut it first")
+        yield part
+
+
 def _told(clip: Clip) -> dict[str, object]:
     return {"name": clip.name, "frames": len(clip.video), "fps": clip.fps, "was": clip.was}
 
@@ -196,7 +211,7 @@ def _whole(text: str, what: str) -> int:
 
 
 async def _said(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse({"error": printable(str(error))}, 400)
 
 
 class _OwnPage:

@@ -7,12 +7,14 @@ import re
 import secrets
 import tempfile
 import threading
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.frames import Fit
 from mcvd.data.video import read_video, video_info
 from mcvd.data.video_write import write_video
@@ -67,6 +69,8 @@ class Clip:
 def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit) -> Clip:
     """Reads a file that was sent under a name; McvdError, with that name, if it is no video."""
     try:
+        if path.suffix == ".npz" and _unpacked(path) > MOST_KEPT:  # zeros pack to a thousandth
+            raise McvdError(f"{name} has more than {MOST_KEPT >> 20} MiB of frames; cut it first")
         info = video_info(path)
         most = MOST_FRAMES if -(-info.frames // stride) > MOST_FRAMES else None
         video = read_video(path, size=model.size, channels=model.channels, stride=stride, fit=fit, frames=most)
@@ -77,6 +81,15 @@ def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit
     was += f" at {info.fps:.4g} fps" if info.fps else ""
     was += f"; the first {most} are here" if most else ""
     return Clip(name, video, fps, was)
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of what a zip holds; 0 of what is none, which is noticed again when it is read."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            return sum(part.file_size for part in packed.infolist())
+    except ARRAY_ERRORS:
+        return 0
 
 
 class ClipStore:
@@ -94,17 +107,17 @@ class ClipStore:
                 del self._clips[next(iter(self._clips))]
         return key
 
-    def __contains__(self, key: str) -> bool:
+    def get(self, key: str) -> Clip | None:
+        """The clip, or None if it has made room."""
         with self._lock:
-            return key in self._clips
+            return self._clips.get(key)
 
     def __getitem__(self, key: str) -> Clip:
-        with self._lock:
-            if key not in self._clips:
-                raise McvdError("that clip is no longer here: the oldest make room for new ones; send it again")
-            return self._clips[key]
+        if (clip := self.get(key)) is None:
+            raise McvdError("that clip is no longer here: the oldest make room for new ones; send it again")
+        return clip
 
 
 def file_name(name: str, suffix: str) -> str:
     """A name for a downloaded file that any system takes."""
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', name).strip('-') or 'clip'}.{suffix}"
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)[:100].strip('-') or 'clip'}.{suffix}"

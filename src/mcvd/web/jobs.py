@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor
 from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.diffusion.solvers import solver_table
 from mcvd.errors import McvdError
-from mcvd.given import whole
+from mcvd.given import finite, whole
 from mcvd.model import VideoDiffusion
 from mcvd.planner import plan
-from mcvd.text import counted
+from mcvd.text import counted, printable
 from mcvd.web.clips import MOST_FRAMES, Clip, ClipStore
 
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
 MOST_SAMPLES = 32
 MOST_WAITING = 16
 MOST_REMEMBERED = 200
@@ -57,12 +58,11 @@ class Job:
     """An order and how far it is."""
 
     order: Order
-    video: Tensor
     known: list[bool]
     blocks: list[int]
     """For each frame the number of the block that makes it, from 1; 0: it is given."""
     fps: float
-    state: Literal["waiting", "running", "done", "failed", "cancelled"] = "waiting"
+    state: State = "waiting"
     done: int = 0
     total: int = 0
     began: float = 0.0
@@ -99,27 +99,34 @@ class JobQueue:
     def __init__(self, model: VideoDiffusion, store: ClipStore, **options: str) -> None:
         self.model, self.store, self.options = model, store, options
         self.jobs: dict[str, Job] = {}
-        self._waiting: queue.Queue[Job | None] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Job, Tensor] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mcvd-serve", daemon=True)
         self._thread.start()
 
     def submit(self, order: Order) -> str:
         """Queues an order; returns its id. McvdError at once for what the model cannot do."""
-        job = self._job(order)
-        if sum(other.state == "waiting" for other in self.jobs.values()) >= MOST_WAITING:
+        job, video = self._job(order)
+        if self._waiting.qsize() >= MOST_WAITING:
             raise McvdError(f"{MOST_WAITING} orders are waiting already; come back when one is done")
         over = [key for key, other in self.jobs.items() if other.state not in ("waiting", "running")]
         for key in over[: max(len(over) - MOST_REMEMBERED, 0)]:
             del self.jobs[key]
         key = secrets.token_hex(6)
         self.jobs[key] = job
-        self._waiting.put(job)
+        self._waiting.put((job, video))  # not in the job, which is remembered long after
         return key
 
     def __getitem__(self, key: str) -> Job:
         if key not in self.jobs:
             raise McvdError("that order is no longer here; make it again")
         return self.jobs[key]
+
+    def cancel(self, key: str) -> None:
+        """Stops an order: at once if it waits, else before its next step."""
+        job = self[key]
+        job.stop.set()
+        if job.state == "waiting":
+            job.state = "cancelled"
 
     def sheet(self, key: str) -> bytes:
         """The picture of all frames of what an order made, as PNG."""
@@ -137,9 +144,14 @@ class JobQueue:
         self._waiting.put(None)
         self._thread.join()
 
-    def _job(self, order: Order) -> Job:
+    def _job(self, order: Order) -> tuple[Job, Tensor]:
+        """An order as a job, and the video with what is given of it."""
+        solver = order.solver or self.model.solver()
+        order = replace(order, solver=solver, name=printable(order.name))  # as every page opened later is told it
         whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
         whole("samples", order.samples, 1, MOST_SAMPLES)
+        whole("seed", order.seed, 0)
+        finite("guidance", order.guidance)
         clips = {cell.clip: self.store[cell.clip] for cell in order.timeline if cell is not None}
         known = [cell is not None and cell.given for cell in order.timeline]
         if all(known):
@@ -155,29 +167,30 @@ class JobQueue:
             for i, made in zip(block.current, block.made):
                 if made:
                     blocks[i] = number
-        solver_table(order.solver or self.model.solver(), self.model.config.schedule, order.steps)
+        solver_table(solver, self.model.config.schedule, order.steps)
         fps = next((clip.fps for clip in clips.values()), self.model.config.fps)
-        return Job(order, video, known, blocks, fps)
+        return Job(order, known, blocks, fps), video
 
     def _work(self) -> None:
-        while (job := self._waiting.get()) is not None:
+        while (taken := self._waiting.get()) is not None:
+            job, video = taken
             if job.stop.is_set():
                 job.state = "cancelled"
                 continue
-            job.state, job.began = "running", time.monotonic()
+            job.began, job.state = time.monotonic(), "running"
+            state: State = "failed"
             try:
-                self._make(job)
-                job.state = "done"
+                self._make(job, video)
+                state = "done"
             except _Stopped:
-                job.state = "cancelled"
+                state = "cancelled"
             except Exception as error:  # an order that fails must not end the thread that the next one needs
                 first = next(iter(str(error).strip().splitlines()), "no reason given")
                 job.error = str(error) if isinstance(error, McvdError) else f"{type(error).__name__}: {first}"
-                job.state = "failed"
-            finally:
-                job.seconds = time.monotonic() - job.began
+            job.seconds = time.monotonic() - job.began
+            job.state = state  # last: who sees it finds the rest
 
-    def _make(self, job: Job) -> None:
+    def _make(self, job: Job, video: Tensor) -> None:
         def progress(done: int, total: int) -> None:
             job.done, job.total = done, total
             if job.stop.is_set():
@@ -185,7 +198,7 @@ class JobQueue:
 
         order = job.order
         videos = self.model.fill(
-            job.video,
+            video,
             job.known,
             samples=order.samples,
             solver=order.solver,
@@ -196,6 +209,6 @@ class JobQueue:
             **self.options,  # type: ignore[arg-type]
         )
         made, given = counted(job.known.count(False), "frame"), counted(job.known.count(True), "given frame")
-        for i, video in enumerate(videos, 1):
+        for i, sample in enumerate(videos, 1):
             name = f"{order.name} {i}" if order.samples > 1 else order.name
-            job.clips.append(self.store.put(Clip(name, as_uint8(video), job.fps, f"{made} made from {given}")))
+            job.clips.append(self.store.put(Clip(name, as_uint8(sample), job.fps, f"{made} made from {given}")))
