@@ -172,7 +172,9 @@ def test_what_is_made_can_be_gone_on_from_and_taken_home(server, tmp_path):
 def test_the_picture_of_all(server, sent):
     key = server.order([*cells(sent[0], range(2)), None], samples=2, steps=2)
     server.finished(key)
-    assert server.ask(f"orders/{key}/sheet.png")[1].startswith(b"\x89PNG")
+    with urllib.request.urlopen(f"{server.url}orders/{key}/sheet.png") as answer:
+        assert answer.read().startswith(b"\x89PNG")
+        assert answer.headers["Content-Disposition"] is None  # shown, not saved
 
 
 def test_a_page_that_is_opened_again_finds_what_was_made(server, sent):

@@ -163,7 +163,7 @@ class _Page:
 
     async def sheet(self, request: Request) -> Response:
         data = await asyncio.to_thread(self.queue.sheet, request.path_params["key"])
-        return _kept(data, "image/png", "frames.png")
+        return _kept(data, "image/png")
 
     def _here(self, keys: Iterable[str]) -> list[dict[str, object]]:
         """What is told of those clips that have not made room."""

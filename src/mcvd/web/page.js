@@ -10,8 +10,11 @@ const TASKS = {
   fill: {title: "any frames", at: "from frame"},
 };
 const RUNNING_EVERY = 300; // ms between two questions how far an order is
+const AWAY_EVERY = 3000; // while the server does not answer
 const $ = (id) => document.getElementById(id);
-const state = {model: null, task: "predict", clips: [null, null], files: [null, null], cells: [], changed: new Map()};
+const state = {
+  model: null, task: null, clips: [null, null], files: [null, null], turns: [0, 0], cells: [], changed: new Map(),
+};
 
 // ------------------------------------------------------------------------------------------------- talking
 
@@ -20,7 +23,7 @@ async function ask(path, options) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error("the server does not answer; is mcvd serve still running?");
+    throw Object.assign(new Error("the server does not answer; is mcvd serve still running?"), {away: true});
   }
   if (answer.status === 204) return null;
   const said = await answer.json().catch(() => ({error: `the server failed (${answer.status})`}));
@@ -50,6 +53,8 @@ function show(div, clip, i) {
   div.style.backgroundPosition = `${x * 100}% ${y * 100}%`;
 }
 
+const counted = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
+
 const frame = (clip, i) => {
   const div = element("div", {className: "frame"});
   if (clip) show(div, clip, i);
@@ -57,7 +62,7 @@ const frame = (clip, i) => {
 };
 
 // All players of the page follow one clock.
-setInterval(() => {
+if (!matchMedia("(prefers-reduced-motion: reduce)").matches) setInterval(() => {
   for (const div of document.querySelectorAll(".player")) {
     const {clip, fps} = div.playing;
     show(div, clip, Math.floor(performance.now() / 1000 * fps) % clip.frames);
@@ -66,7 +71,11 @@ setInterval(() => {
 
 // ------------------------------------------------------------------------------------------------ timeline
 
-const number = (id) => Math.max(Number($(id).min || 0), Math.floor(Number($(id).value) || 0));
+// The value of a field, within its bounds: a browser takes others, too.
+const number = (id) => {
+  const {min, max, value} = $(id);
+  return Math.min(Math.max(Math.floor(Number(value) || 0), Number(min || 0)), Number(max || Infinity));
+};
 const run = (clip, from, to, given) =>
   Array.from({length: Math.max(to - from, 0)}, (_, i) => clip && from + i >= 0 && from + i < clip.frames
     ? {clip, frame: from + i, given} : {clip: null, given: false});
@@ -105,7 +114,8 @@ function lay() {
     return button;
   }));
   if (!cells.length) {
-    const textContent = "no clip yet: drop one above, or begin with new videos";
+    const other = state.model.tasks.includes("generate") ? ", or begin with new videos" : "";
+    const textContent = `no clip yet: drop one above${other}`;
     $("timeline").append(element("p", {className: "note", textContent}));
   }
   $("hint").hidden = !cells.some((cell) => cell.clip);
@@ -113,8 +123,9 @@ function lay() {
   $("go").disabled = !cells.some((cell) => !cell.given);
 }
 
-// Which fields the task has, and what they can be.
+// Which fields the task has, and what they can be. Numbers of frames that were asked for outlive another clip.
 function choose(task) {
+  const begins = task !== state.task;
   state.task = task;
   state.changed.clear();
   const {model, clips: [a, b]} = state, between = task === "interpolate", fill = task === "fill";
@@ -126,9 +137,10 @@ function choose(task) {
   $("field-at").hidden = task === "generate" || !a || (between && Boolean(b));
   $("field-make").firstChild.data = fill ? "show " : "to make ";
   $("at-words").textContent = TASKS[task].at || "";
-  $("given").value = Math.max(task === "backward" ? model.future : model.past, 1);
-  $("make").value = fill ? Math.min(model.past + model.current + model.future, a ? a.frames : Infinity) : model.current;
-  $("make").max = model.most_frames;
+  if (begins) {
+    $("given").value = Math.max(task === "backward" ? model.future : model.past, 1);
+    $("make").value = fill ? model.past + model.current + model.future : model.current;
+  }
   if (a) {
     $("at").max = a.frames - 1;
     $("at").value = {predict: a.frames - 1, interpolate: Math.min(number("given"), a.frames) - 1}[task] ?? 0;
@@ -147,7 +159,8 @@ function place(slot, clip) {
   const drop = $(`drop-${slot}`);
   drop.classList.add("full");
   drop.querySelector("b").textContent = clip.name;
-  drop.querySelector("span").textContent = `${clip.was}; ${clip.frames} frames here. Drop another to replace it`;
+  const here = counted(clip.frames, "frame");
+  drop.querySelector("span").textContent = `${clip.was}; ${here} here. Drop another to replace it`;
   $("without").hidden = !state.clips[1];
   choose(state.task !== "generate" ? state.task : state.model.tasks.includes("predict") ? "predict" : "fill");
 }
@@ -158,6 +171,7 @@ $("without").addEventListener("click", (event) => {
   event.preventDefault(); // it lies in a label, which would ask for a file
   const drop = $("drop-1");
   state.clips[1] = state.files[1] = null;
+  state.turns[1]++;
   drop.classList.remove("full");
   [drop.querySelector("b").textContent, drop.querySelector("span").textContent] = NO_SECOND;
   $("without").hidden = true;
@@ -166,11 +180,17 @@ $("without").addEventListener("click", (event) => {
 
 async function send(slot, file) {
   const words = $(`drop-${slot}`).querySelector("span"), before = words.textContent;
+  const turn = ++state.turns[slot];
   words.textContent = "reading ...";
   const query = new URLSearchParams({name: file.name, stride: number("stride"), fit: $("fit").value});
   try {
-    place(slot, await ask(`clips?${query}`, {method: "POST", body: file}));
+    await file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error(`cannot read ${file.name}: a folder, or no longer there`);
+    });
+    const clip = await ask(`clips?${query}`, {method: "POST", body: file});
+    if (turn !== state.turns[slot]) return; // another was asked for meanwhile
     state.files[slot] = file;
+    place(slot, clip);
   } catch (error) {
     words.textContent = before;
     throw error;
@@ -184,13 +204,20 @@ for (const slot of [0, 1]) {
   drop.addEventListener("dragleave", over(false));
   drop.addEventListener("drop", (event) => {
     over(false)(event);
-    if (event.dataTransfer.files.length) attempt(() => send(slot, event.dataTransfer.files[0]));
+    const {files} = event.dataTransfer;
+    if (files.length) attempt(() => {
+      if (files.length > 1) throw new Error("one file at a time: a video, a GIF or an npz");
+      return send(slot, files[0]);
+    });
   });
   input.addEventListener("change", () => {
     const file = input.files[0];
     input.value = ""; // so that the same file can be chosen again
     if (file) attempt(() => send(slot, file));
   });
+}
+for (const kind of ["dragover", "drop"]) { // beside its place, a browser would leave the page for the file
+  window.addEventListener(kind, (event) => event.preventDefault());
 }
 for (const id of ["stride", "fit"]) {
   $(id).addEventListener("change", () => attempt(async () => {
@@ -217,13 +244,14 @@ $("order").addEventListener("submit", (event) => {
 });
 
 function follow(id, order, cells) {
-  const note = element("span", {className: "note"}), bar = element("progress");
+  const note = element("span", {className: "note"}), bar = element("progress", {ariaLabel: order.name});
   const stop = element("button", {type: "button", className: "link", textContent: "stop"});
   const job = element("article", {className: "job"},
     element("h2", {}, order.name, note, stop), bar);
   $("results").prepend(job);
   stop.onclick = () => attempt(() => ask(`orders/${id}`, {method: "DELETE"}));
-  const how = `${order.solver}, ${order.steps ?? state.model.solvers[order.solver].steps} steps, seed ${order.seed}`
+  const steps = order.steps ?? state.model.solvers[order.solver].steps;
+  const how = `${order.solver}, ${counted(steps, "step")}, seed ${order.seed}`
     + (order.guidance === 1 ? "" : `, guidance ${order.guidance}`);
 
   const look = async () => {
@@ -232,7 +260,7 @@ function follow(id, order, cells) {
       if (now.total) bar.max = now.total, bar.value = now.done;
       note.textContent = now.state === "waiting" ? "waiting for those before it"
         : now.left === null ? "begins" : `${Math.ceil(now.left)} s left`;
-      setTimeout(() => look().catch(fail), RUNNING_EVERY);
+      again(RUNNING_EVERY);
       return;
     }
     bar.remove();
@@ -241,13 +269,18 @@ function follow(id, order, cells) {
     if (now.state === "cancelled") note.textContent = "stopped";
     else finish(job, note, id, order, cells, now, how);
   };
-  const fail = (error) => { bar.remove(); stop.remove(); note.textContent = error.message; };
+  const again = (ms) => setTimeout(() => look().catch(fail), ms);
+  const fail = (error) => {
+    note.textContent = error.message;
+    if (error.away) return again(AWAY_EVERY);
+    bar.remove();
+    stop.remove();
+  };
   look().catch(fail);
 }
 
 function finish(job, note, id, order, cells, now, how) {
-  const blocks = Math.max(...now.blocks);
-  note.textContent = `${how}; ${blocks} block${blocks === 1 ? "" : "s"}, ${now.seconds.toFixed(1)} s`;
+  note.textContent = `${how}; ${counted(Math.max(...now.blocks), "block")}, ${now.seconds.toFixed(1)} s`;
   const sheet = {href: `orders/${id}/sheet.png`, target: "_blank", textContent: "picture of all"};
   job.querySelector("h2").append(element("a", sheet));
   const rows = element("div", {className: "rows"});
@@ -258,8 +291,10 @@ function finish(job, note, id, order, cells, now, how) {
       return div;
     })));
   }
+  const gone = order.samples - now.clips.length; // the first ones
+  if (gone) note.textContent += `; ${gone} of ${order.samples} made room for newer clips`;
   now.clips.forEach((clip, i) => {
-    const words = [element("b", {textContent: order.samples > 1 ? `sample ${i + 1}` : "made"}), element("br")];
+    const words = [element("b", {textContent: order.samples > 1 ? `sample ${gone + i + 1}` : "made"}), element("br")];
     for (const suffix of ["mp4", "gif", "npz"]) {
       words.push(element("a", {href: `clips/${clip.id}/file.${suffix}`, textContent: suffix}), " ");
     }
@@ -293,6 +328,7 @@ attempt(async () => {
     + `${model.past} past, ${model.current} current, ${model.future} future frames, on ${model.device}`;
   document.documentElement.style.setProperty("--wide", model.width / model.height);
   $("samples").max = model.most_samples;
+  $("make").max = model.most_frames;
   for (const [name, {summary}] of Object.entries(model.solvers)) {
     const selected = name === model.solver;
     $("solver").append(element("option", {value: name, textContent: name, title: summary, selected}));
