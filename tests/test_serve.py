@@ -3,7 +3,10 @@
 import io
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -346,6 +349,23 @@ def test_the_command_serves_until_it_is_interrupted(monkeypatch, capsys):
     monkeypatch.setattr(uvicorn.Server, "run", run)
     assert main(["serve", "--port", "0", "--device", "cpu"]) == 0
     assert re.search(r"digits on cpu: http://127\.0\.0\.1:\d+ ", capsys.readouterr().out)
+
+
+def test_ctrl_c_ends_it_without_a_word_while_a_file_is_sent(tmp_path):
+    tiny.model().save(tmp_path / "model")
+    command = [sys.executable, "-m", "mcvd.cli.main", "serve", "--model", str(tmp_path / "model"), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as served:
+        port = int(re.search(r":(\d+) ", served.stdout.readline())[1])
+        with socket.create_connection((HOST, port)) as sending:
+            sending.sendall(
+                b"POST /clips HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert b"100 Continue" in sending.recv(100)  # it waits for the body
+            served.send_signal(signal.SIGINT)
+            assert served.wait(30) == 0
+        assert (served.stdout.read(), served.stderr.read()) == ("", "")
 
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -63,5 +64,7 @@ class Command:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        # an upload that Ctrl-C cuts off is no error of the server's, for which it would print a traceback
+        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])
