@@ -1,5 +1,6 @@
 """`mcvd serve`: the page's questions, asked of a server that runs."""
 
+import importlib.util
 import io
 import json
 import re
@@ -339,7 +340,26 @@ def test_a_port_that_is_taken(capsys):
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port), "--device", "cpu"]) == 1
-    assert f"cannot listen at 127.0.0.1, port {port}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; try another --port, or 0" in said
+
+
+def test_a_host_that_is_none_of_this_machine(monkeypatch, capsys):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    for host, says in (("", "--host is empty"), ("192.0.2.1", "cannot listen at .*; try another --host\n")):
+        assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 1
+        assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("host", "names"), [("127.0.0.2", ["127.0.0.1", "localhost", "[::1]", "127.0.0.2"]), ("0.0.0.0", ["*"])]
+)
+def test_what_this_machine_alone_reaches_goes_by_no_other_name(host, names, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mcvd.web.app.application", lambda model, name, hosts, **options: seen.append(hosts))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 0
+    assert seen == [names]
 
 
 def test_the_command_serves_until_it_is_interrupted(monkeypatch, capsys):
@@ -349,6 +369,13 @@ def test_the_command_serves_until_it_is_interrupted(monkeypatch, capsys):
     monkeypatch.setattr(uvicorn.Server, "run", run)
     assert main(["serve", "--port", "0", "--device", "cpu"]) == 0
     assert re.search(r"digits on cpu: http://127\.0\.0\.1:\d+ ", capsys.readouterr().out)
+
+
+def test_an_engine_that_is_not_there_is_missed_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    assert main(["serve", "--engine", "openvino", "--port", "0", "--device", "cpu"]) == 1
+    assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_it_without_a_word_while_a_file_is_sent(tmp_path):

@@ -41,27 +41,34 @@ class Command:
         except ImportError as error:
             raise McvdError(f"the page needs {error.name}: pip install 'mcvd[serve]'") from None
         del starlette
+        import errno
         import socket
+        from ipaddress import ip_address
 
         from mcvd.interop.load import load
+        from mcvd.networks.engine import calls_by
         from mcvd.networks.precision import autocast
         from mcvd.web.app import application
 
         model = load(self.model, device=self.device)
-        autocast(self.precision, model.device)  # raises McvdError now where the device has no units for it
-        own = self.host in ("127.0.0.1", "localhost", "::1")
-        hosts = ["127.0.0.1", "localhost", "[::1]"] if own else ["*"]
-        app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
-        try:
-            listening = socket.create_server(
-                (self.host, self.port), family=socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            )
-        except OSError as error:
-            raise McvdError(
-                f"cannot listen at {self.host}, port {self.port}: {error.strerror or error}; try another --port, or 0"
-            ) from None
-        port = listening.getsockname()[1]
+        # what this machine does not have is said now, not to the first who orders something
+        autocast(self.precision, model.device)
+        with calls_by(model.network, self.engine):
+            pass
+        if not self.host:
+            raise McvdError("--host is empty, which would be everybody; 0.0.0.0 is the address that says so")
         shown = f"[{self.host}]" if ":" in self.host else self.host
+        try:
+            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+            listening = socket.create_server((self.host, self.port), family=family)
+        except OSError as error:
+            reason = (error.strerror or str(error)).partition(" (while ")[0]
+            other = "--port, or 0" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+            raise McvdError(f"cannot listen at {self.host}, port {self.port}: {reason}; try another {other}") from None
+        address, port = listening.getsockname()[:2]
+        own = ip_address(address).is_loopback
+        hosts = ["127.0.0.1", "localhost", "[::1]", shown] if own else ["*"]
+        app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
         print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         # an upload that Ctrl-C cuts off is no error of the server's, for which it would print a traceback
