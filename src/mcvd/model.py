@@ -241,9 +241,11 @@ class VideoDiffusion(nn.Module):
 
         past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1], hidden frames 0, past_seen ``(b,)`` bool: one
         entry for each distinct condition; rows ``(B,)``: which of them each trajectory has. The condition is encoded
-        once, here. guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance
-        (arXiv 2207.12598) against the same network with everything hidden. condition_noise: fresh N(0, I) noise
-        ``(B, p + f, C, H, W)`` for every call, read only by a model with `noisy_condition` (None: torch's own).
+        once, here.
+        guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance (arXiv 2207.12598)
+            against the same network with everything hidden.
+        condition_noise: fresh N(0, I) noise ``(B, p + f, C, H, W)`` for every call, read only by a model with
+            `noisy_condition` (None: torch's own).
         sigma: standard deviation of the noise that past and future hold, which a model with `context_noise` is told.
         """
         told = past.new_full((len(past),), sigma) if self.config.context_noise else None

@@ -153,10 +153,13 @@ def _uniform(bits: Tensor, n: int) -> Tensor:
 class MovingMNIST:
     """Endless Stochastic Moving MNIST as a dataset of whole batches; item i is a function of (seed, i) only.
 
-    digits: (N, 32, 32) uint8, of `load_digits`. frames: T. num_digits: digits in a clip; of several numbers each clip
-    has one, drawn evenly: (1, 2) makes half of the clips with one digit.
+    digits: (N, 32, 32) uint8, of `load_digits`.
+    frames: T.
+    num_digits: digits in a clip; of several numbers each clip has one, drawn evenly: (1, 2) makes half of the clips
+        with one digit.
     size: 64, or 32 (the 64 px clip averaged 2x2, for small models).
-    length: what ``len()`` says; `batch` takes any index >= 0. device: where clips are made (the same values on each).
+    length: what ``len()`` says; `batch` takes any index >= 0.
+    device: where clips are made (the same values on each).
     """
 
     def __init__(

@@ -46,7 +46,8 @@ def contact_sheet(
     made: (T,) for all rows or (rows, T), bool or int: frames of 1 get an orange edge (made by the model), of 0 a blue
     one (given), of -1 none (neither: a real frame that the model did not see). None: no edges at all.
     columns: frames side by side before the rows go on below (default: what fits in about 1600 px, 4 to 20).
-    scale: pixels become scale x scale (default: short side at least 64 px). path: where to save the PNG too.
+    scale: pixels become scale x scale (default: short side at least 64 px).
+    path: where to save the PNG too.
     """
     if not rows:
         raise McvdError("a contact sheet needs at least one video")

@@ -62,8 +62,9 @@ class Comparison:
 def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published: bool = False) -> Comparison:
     """Reads evaluations and puts them side by side.
 
-    mixed: numbers under different protocols may share a column. with_published: add what papers print for the
-    benchmark of the first; values that are known to be measured differently only with `mixed`.
+    mixed: numbers under different protocols may share a column.
+    with_published: add what papers print for the benchmark of the first; values that are known to be measured
+        differently only with `mixed`.
     Raises McvdError where protocols differ and `mixed` is off, naming the fields.
     """
     if not paths:

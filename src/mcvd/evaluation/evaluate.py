@@ -64,9 +64,12 @@ def evaluate(
 
     output: folder of this evaluation (see `mcvd.evaluation.folder`); the same call again continues what was killed, or
         gives the finished result. A folder of anything else is refused.
-    name: of the model, for people. data: see `real_clips`; clips: real clips from elsewhere instead.
-    metrics: names of `presets.METRICS`; None is all that the protocol allows. instruments: networks that measure
-        (default: the published ones). videos: keep what is made in `output`/videos.
+    name: of the model, for people.
+    data: see `real_clips`.
+    clips: real clips from elsewhere instead.
+    metrics: names of `presets.METRICS`; None is all that the protocol allows.
+    instruments: networks that measure (default: the published ones).
+    videos: keep what is made in `output`/videos.
     worker: which share of the work is done here (default: as torchrun says).
     Raises McvdError where model, data and protocol do not fit together.
     """
