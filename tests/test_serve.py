@@ -269,8 +269,9 @@ def test_orders_that_make_no_sense(server, order, says):
 
 def test_frames_that_a_clip_does_not_have(server, sent):
     clip, _ = sent
-    order = {"timeline": [*cells(clip, [6]), None]}
-    assert "the frame of six.npz is 6; it must be at most 5" in server.refused("orders", json.dumps(order).encode())
+    for given in (True, False):
+        order = json.dumps({"timeline": [*cells(clip, [6], given), None]}).encode()
+        assert "the frame of six.npz is 6; it must be at most 5" in server.refused("orders", order)
     order = {"timeline": cells(clip, range(6))}
     assert "every frame is given" in server.refused("orders", json.dumps(order).encode())
 
@@ -299,6 +300,11 @@ def test_files_that_name_others(server, tmp_path):
     write_video(tmp_path / "secret.mp4", tiny.video(3, 1, 16, 16))
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n"
     assert "cannot read list.m3u8" in server.refused("clips?name=list.m3u8", playlist.encode())
+
+
+def test_files_that_are_programs(server):
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    assert "cannot identify image file" in server.refused("clips?name=a.png", drawing)  # Ghostscript is not looked for
 
 
 def _gif(folder):

@@ -14,8 +14,10 @@ from mcvd.data.frames import SourceFrame, on_black, short
 from mcvd.errors import McvdError
 
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
+_FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF"]  # no others by such a name: EPS is a program to run
 if "avif" in features.modules and features.check("avif"):  # Pillow from 11.3 on, as it was built
     IMAGE_SUFFIXES.add(".avif")
+    _FORMATS.append("AVIF")
 IMAGE_ERRORS = (
     OSError,
     EOFError,
@@ -114,6 +116,6 @@ def images_in(folder: Path) -> list[Path]:
 
 def open_image(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(path, formats=_FORMATS)
     except IMAGE_ERRORS as error:
         raise McvdError(f"{path} is damaged or not an image: {short(error)}") from error
