@@ -158,10 +158,11 @@ class JobQueue:
             raise McvdError("every frame is given, so there is none to make")
         video = torch.zeros(len(known), self.model.channels, *self.model.size, dtype=torch.uint8)
         for i, cell in enumerate(order.timeline):
-            if cell is not None and cell.given:
+            if cell is not None:
                 frames = clips[cell.clip].video
                 whole(f"the frame of {clips[cell.clip].name}", cell.frame, 0, len(frames) - 1)
-                video[i] = frames[cell.frame]
+                if cell.given:
+                    video[i] = frames[cell.frame]
         blocks = [0] * len(known)
         for number, block in enumerate(plan(known, self.model.layout, self.model.config.masking), 1):
             for i, made in zip(block.current, block.made):

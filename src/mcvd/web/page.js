@@ -33,7 +33,10 @@ async function ask(path, options) {
 
 function attempt(work) {
   $("error").textContent = "";
-  return Promise.resolve().then(work).catch((error) => { $("error").textContent = error.message; });
+  return Promise.resolve().then(work).catch((error) => {
+    $("error").textContent = error.message;
+    $("error").scrollIntoView({block: "nearest"}); // below a long row of frames
+  });
 }
 
 // ------------------------------------------------------------------------------------------------- drawing
