@@ -85,6 +85,7 @@ const run = (clip, from, to, given) =>
 
 // The cells of the task, as the fields say; cells that were clicked on stay as they were clicked.
 function lay() {
+  if (!state.task) return; // the model is not known yet
   const [a, b] = state.clips, at = number("at"), given = number("given"), make = number("make");
   const cells = {
     predict: () => a
