@@ -468,7 +468,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
 
 def test_a_file_of_others_with_the_name_of_a_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / "checkpoint-000000001.pt")
-    with pytest.raises(McvdError, match=r"checkpoint-000000001.pt is no checkpoint of mcvd train; move it away"):
+    with pytest.raises(McvdError, match="holds a checkpoint that is not of mcvd train; move it away"):
         go(RECIPE, tmp_path)
 
 

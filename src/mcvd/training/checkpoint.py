@@ -67,13 +67,10 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
     if not found:
         return None
     try:
-        state = torch.load(found[-1], map_location=device, mmap=mapped, weights_only=True)
+        return torch.load(found[-1], map_location=device, mmap=mapped, weights_only=True)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None
-    if not (isinstance(state, dict) and {"step", "model", "optimizer", "ema", "config"} <= state.keys()):
-        raise McvdError(f"{found[-1]} is no checkpoint of mcvd train; move it away, or choose another --output")
-    return state
 
 
 def not_written(path: Path, error: Exception, folder: Path) -> McvdError:

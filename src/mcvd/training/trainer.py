@@ -130,6 +130,10 @@ class Trainer:
 
     def load_state_dict(self, state: dict, where: str) -> None:
         """Takes over what `state_dict` gave; the model and the optimizer must be the same."""
+        if not (isinstance(state, dict) and {"step", "model", "optimizer", "ema", "config"} <= state.keys()):
+            raise McvdError(
+                f"{where} holds a checkpoint that is not of mcvd train; move it away, or choose another --output"
+            )
         if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
         before, name = optimizer_name(state["optimizer"]), self.recipe.optimizer.name
