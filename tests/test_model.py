@@ -11,7 +11,7 @@ import torch
 
 import mcvd
 import tiny
-from mcvd.config import from_dict, to_dict
+from mcvd.config import differences, from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
 from mcvd.interop import load as door
@@ -371,6 +371,15 @@ def test_a_bf16_folder_has_half_the_size_and_is_close(tmp_path):
     for name, value in again.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, model.state_dict()[name].bfloat16().float())
+
+
+def test_differences_from_the_defaults_are_all_that_counts():
+    assert differences(ModelConfig(), ModelConfig()) == {}
+    usual = ModelConfig().network
+    network = dataclasses.replace(usual, layout=dataclasses.replace(usual.layout, past=3), attention=(4, 2))
+    config = dataclasses.replace(ModelConfig(), network=network, prediction="v")
+    expected = {"network": {"layout": {"past": 3}, "attention": [4, 2]}, "prediction": "v"}
+    assert differences(config, ModelConfig()) == expected
 
 
 def test_config_round_trip():

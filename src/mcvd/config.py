@@ -23,6 +23,17 @@ def to_dict(config: Any) -> Any:
     return [to_dict(item) for item in config] if isinstance(config, (tuple, list)) else config
 
 
+def differences(config: Any, usual: Any) -> dict[str, Any]:
+    """What a dataclass says that another of its kind does not, as dictionaries and lists; beside the defaults, it stays
+    the same whatever fields are added one day."""
+    out = {}
+    for field in dataclasses.fields(config):
+        value, other = getattr(config, field.name), getattr(usual, field.name)
+        if value != other:
+            out[field.name] = differences(value, other) if dataclasses.is_dataclass(value) else to_dict(value)
+    return out
+
+
 def from_dict(cls: type[T], data: Any, where: str) -> T:
     """A dataclass of type `cls` from a dictionary; missing keys take their defaults.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcvd import __version__
 from mcvd.cache import tensors_sha256
-from mcvd.config import to_dict
+from mcvd.config import differences
 from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.evaluation.clips import RealClips, content, real_clips
@@ -23,7 +23,7 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_weights import PUBLISHED
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
-from mcvd.model import VideoDiffusion
+from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.planner import plan
 from mcvd.text import printable
 
@@ -135,9 +135,8 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
         raise McvdError(f"solver is {sampling.solver!r}; it is one of {', '.join(SOLVERS)}")
     most = model.config.schedule.steps
     default = min(100 if sampling.reference else SOLVERS[sampling.solver].steps, most)
-    config = to_dict(model.config)
-    del config["solver"]  # said by itself
-    config = json.dumps(config, sort_keys=True)
+    said = differences(replace(model.config, solver=ModelConfig.solver), ModelConfig())  # the solver is said by itself
+    config = json.dumps(said, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(
         printable(name),
