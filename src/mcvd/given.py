@@ -13,6 +13,8 @@ from mcvd.errors import McvdError
 
 MOST_FRAMES = 1_000_000
 """That can be asked for in one video; beyond it a number is a mistake, and memory would end first."""
+MOST_FPS = 1000
+"""Frames a second: frames are repeated to reach a rate, and a larger one would fill any disk."""
 LUMA = 0.299, 0.587, 0.114
 """ITU-R 601: weights of red, green and blue in grey."""
 
@@ -33,16 +35,7 @@ def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tens
             have = tuple(known.shape)
             raise McvdError(f"known has shape {have}; it takes one flag for each of {video.shape[1]} frames")
         video = video.where(known.to(video.device).view(-1, 1, 1, 1), torch.zeros_like(video))
-    if video.dtype == torch.uint8:
-        video = video.float() / 255
-    elif video.is_floating_point():
-        video = video.float()
-        low, high = float(video.min()), float(video.max())
-        if not (low >= -1e-4 and high <= 1 + 1e-4):
-            raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
-        video = video.clamp(0, 1)
-    else:
-        raise McvdError(f"a video is uint8 or float, not {video.dtype}")
+    video = unit_range(video, 1e-4, nan=False).float().clamp(0, 1)
     if video.shape[2] != channels:
         if {video.shape[2], channels} != {1, 3}:
             raise McvdError(f"the video has {video.shape[2]} channels, the model {channels}; it is (T, C, H, W)")
@@ -65,10 +58,10 @@ def tensor(video: Tensor) -> Tensor:
     return video
 
 
-def unit_range(video: Tensor) -> Tensor:
+def unit_range(video: Tensor, beyond: float = 0.01, *, nan: bool = True) -> Tensor:
     """uint8, or float in [0, 1], of any shape -> float in [0, 1]; McvdError for other types, and floats beyond.
 
-    A hundredth beyond is taken for what filters leave; nan, which a model may have made, passes.
+    beyond: how far outside is taken for what filters and rounding leave. nan: let it pass; a model may have made it.
     """
     if tensor(video).dtype == torch.uint8:
         return video.float() / 255
@@ -76,7 +69,7 @@ def unit_range(video: Tensor) -> Tensor:
         raise McvdError(f"a video is uint8 or float, not {video.dtype}")
     if video.numel():
         low, high = (float(end) for end in video.detach().float().aminmax())
-        if low < -0.01 or high > 1.01:
+        if low < -beyond or high > 1 + beyond or (math.isnan(low) and not nan):
             raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
     return video
 

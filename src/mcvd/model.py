@@ -20,7 +20,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
-from mcvd.given import MOST_FRAMES, finite, frame_flags, given_video, whole
+from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
@@ -62,8 +62,8 @@ class ModelConfig:
             raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
         if self.solver not in SOLVERS:
             raise McvdError(f"solver is {self.solver!r}; it is one of {', '.join(SOLVERS)}")
-        if not 0.001 <= self.fps <= 1000:  # what `write_video` takes
-            raise McvdError(f"fps is {self.fps}; it must be a number from 0.001 to 1000")
+        if not 0.001 <= self.fps <= MOST_FPS:  # what `write_video` takes
+            raise McvdError(f"fps is {self.fps}; it must be a number from 0.001 to {MOST_FPS}")
         if not 0.0 <= self.context_noise < 1.0:
             raise McvdError(f"context_noise is {self.context_noise}; it must be at least 0 and below 1")
         if self.context_noise and not self.network.layout.condition_frames:

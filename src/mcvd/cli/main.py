@@ -95,9 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by who started this: `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # names of files may hold what the terminal, or UTF-8, has no letter for
+        # names of files may hold what the terminal, or UTF-8, has no letter for
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

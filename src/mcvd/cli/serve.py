@@ -36,11 +36,10 @@ class Command:
     def run(self) -> None:
         """Does it."""
         try:
-            import starlette
+            import starlette  # noqa: F401
             import uvicorn
         except ImportError as error:
             raise McvdError(f"the page needs {error.name}: pip install 'mcvd[serve]'") from None
-        del starlette
         import errno
         import socket
         from ipaddress import ip_address

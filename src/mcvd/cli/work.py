@@ -45,12 +45,9 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
     info = video_info(path)
     video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
     fps = info.fps / reading.stride if info.fps else None
-    was = f"{info.width}x{info.height}, {counted(info.frames, 'frame')}" + (
-        f" at {info.fps:.4g} fps" if info.fps else ""
-    )
     height, width = model.size
     every = f", every {reading.stride}. frame" if reading.stride > 1 else ""
-    print(f"{path.name}: {was} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
+    print(f"{path.name}: {info.text} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
     return Clip(path, video, fps)
 
 

@@ -30,6 +30,7 @@ from mcvd.data.stills import IMAGE_SUFFIXES, decoded_stills, images_in, mean_rat
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
 from mcvd.given import whole
+from mcvd.text import counted
 
 __all__ = ["VideoInfo", "contact_sheet", "read_images", "read_video", "video_info", "write_video"]
 
@@ -48,6 +49,12 @@ class VideoInfo:
     fps: float | None
     height: int
     width: int
+
+    @property
+    def text(self) -> str:
+        """`640x480, 90 frames at 30 fps`."""
+        rate = f" at {self.fps:.4g} fps" if self.fps else ""
+        return f"{self.width}x{self.height}, {counted(self.frames, 'frame')}{rate}"
 
 
 def read_video(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.errors import McvdError
-from mcvd.given import whole
+from mcvd.given import MOST_FPS, whole
 
 # suffix -> codec, pixel format, options. Quality: hardly to be told from the original; the sizes are small anyway.
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -33,7 +33,7 @@ CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 _SHOWN = {".mp4", ".mov", ".webm", ".avi", ".gif"}  # for eyes, so small frames are enlarged; the others keep the pixels
 _VISIBLE = 256  # px, short side
-_SLOWEST, _FASTEST = 1 / 1001, 1000  # frames a second; the slowest is what `limit_denominator` below can hold
+_SLOWEST = 1 / 1001  # frames a second; what `limit_denominator` below can hold
 _FASTEST_GIF = 100  # it counts time in 1/100 s
 
 
@@ -96,11 +96,11 @@ def check_target(path: Path | str, fps: float) -> None:
         _check_folder(path)
     if suffix in CODECS:
         try:
-            good = _SLOWEST <= float(fps) <= _FASTEST
+            good = _SLOWEST <= float(fps) <= MOST_FPS
         except (TypeError, ValueError):
             good = False
         if not good:
-            raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {_FASTEST}")
+            raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {MOST_FPS}")
     if suffix == ".gif" and fps > _FASTEST_GIF:
         raise McvdError(
             f"cannot write {path} at {fps:g} fps: a gif holds at most {_FASTEST_GIF} frames a second, and viewers show "

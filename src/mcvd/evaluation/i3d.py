@@ -21,7 +21,7 @@ from mcvd.errors import McvdError
 from mcvd.evaluation.weights import load_weights
 from mcvd.given import tensor, unit_range
 from mcvd.networks import winograd
-from mcvd.networks.precision import autocast
+from mcvd.networks.precision import exactly
 
 SIZE = 224
 SHORTEST = 9
@@ -78,11 +78,7 @@ class I3D(nn.Module):
         if clips.shape[1] < SHORTEST:
             raise McvdError(f"I3D needs clips of at least {SHORTEST} frames, these have {clips.shape[1]}")
         device = self.logits.weight.device
-        with (
-            torch.inference_mode(),
-            autocast("fp32", device),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
+        with exactly(device):
             parts = [self._logits(unit_range(part.to(device)).float()) for part in clips.split(chunk)]
         return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)  # outside: an ordinary tensor
 

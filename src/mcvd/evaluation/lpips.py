@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mcvd.errors import McvdError
 from mcvd.evaluation.weights import load_weights
 from mcvd.given import unit_range
-from mcvd.networks.precision import autocast
+from mcvd.networks.precision import exactly
 
 SMALLEST = 31
 """Pixels of a side below which AlexNet's second pooling has nothing left."""
@@ -58,11 +58,7 @@ class LPIPS(nn.Module):
                 f" {tuple(a.shape)} and {tuple(b.shape)}"
             )
         device = self.shift.device
-        with (
-            torch.inference_mode(),
-            autocast("fp32", device),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
+        with exactly(device):
             parts = [self._distance(x, y) for x, y in zip(a.split(chunk), b.split(chunk))]
         return torch.cat(parts) if parts else torch.zeros(0, device=device)  # outside: an ordinary tensor
 

@@ -1,6 +1,9 @@
-"""Half precision: which devices are fast in it, and the autocast under which a network computes in it."""
+"""Half precision: which devices are fast in it, and the autocast for it; float32 where numbers must be exact."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,3 +35,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
         raise McvdError(f"{device} has no fast {precision}; choose {' or '.join(fast)}")
     half = precision != "fp32"
     return torch.autocast(device.type, PRECISIONS[precision] if half else torch.bfloat16, enabled=half)
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """Without gradients and in float32 throughout, convolutions on a GPU too (no TF32), whatever surrounds it."""
+    with (
+        torch.inference_mode(),
+        autocast("fp32", device),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        yield

@@ -20,7 +20,6 @@ from mcvd.data.video import read_video, video_info
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
-from mcvd.text import counted
 
 MOST_FRAMES = 600
 """Of one clip; the rest of a longer one is left out, and the page says so."""
@@ -77,10 +76,7 @@ def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit
     except McvdError as error:
         raise McvdError(str(error).replace(str(path), name)) from None
     fps = info.fps / stride if info.fps else model.config.fps
-    was = f"{info.width}x{info.height}, {counted(info.frames, 'frame')}"
-    was += f" at {info.fps:.4g} fps" if info.fps else ""
-    was += f"; the first {most} are here" if most else ""
-    return Clip(name, video, fps, was)
+    return Clip(name, video, fps, f"{info.text}; the first {most} are here" if most else info.text)
 
 
 def _unpacked(path: Path) -> int:

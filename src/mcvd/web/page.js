@@ -83,6 +83,8 @@ const run = (clip, from, to, given) =>
   Array.from({length: Math.max(to - from, 0)}, (_, i) => clip && from + i >= 0 && from + i < clip.frames
     ? {clip, frame: from + i, given} : {clip: null, given: false});
 
+const placeOf = ({clip, frame}) => `${clip.id} ${frame}`;
+
 // The cells of the task, as the fields say; cells that were clicked on stay as they were clicked.
 function lay() {
   if (!state.task) return; // the model is not known yet
@@ -99,10 +101,7 @@ function lay() {
     generate: () => run(null, 0, make, false),
     fill: () => a ? run(a, at, Math.min(at + make, a.frames), true) : [],
   }[state.task]();
-  for (const cell of cells) {
-    const changed = cell.clip && state.changed.get(`${cell.clip.id} ${cell.frame}`);
-    if (changed !== undefined && changed !== null) cell.given = changed;
-  }
+  for (const cell of cells) if (cell.clip) cell.given = state.changed.get(placeOf(cell)) ?? cell.given;
   state.cells = cells;
   $("timeline").replaceChildren(...cells.map((cell, i) => {
     const kind = cell.given ? "given" : cell.clip ? "" : "blank";
@@ -111,7 +110,7 @@ function lay() {
       frame(cell.clip, cell.frame), element("small", {textContent: i}));
     button.onclick = () => {
       if (!cell.clip) return;
-      state.changed.set(`${cell.clip.id} ${cell.frame}`, !cell.given);
+      state.changed.set(placeOf(cell), !cell.given);
       lay();
       $("timeline").children[i].focus();
     };
@@ -150,7 +149,7 @@ function choose(task) {
     $("at").value = {predict: a.frames - 1, interpolate: Math.min(number("given"), a.frames) - 1}[task] ?? 0;
     if (fill) { // the gap that the model was trained for, to begin with
       const from = model.past, to = Math.min(from + model.current, a.frames);
-      for (let i = from; i < to; i++) state.changed.set(`${a.id} ${i}`, false);
+      for (const cell of run(a, from, to)) state.changed.set(placeOf(cell), false);
     }
   }
   lay();
