@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import struct
@@ -11,8 +12,9 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -20,9 +22,9 @@ import torch
 from PIL import Image
 
 from mcvd.cli.main import main
-from mcvd.config import override
+from mcvd.config import override, to_dict
 from mcvd.data import hub
-from mcvd.data.prepare import PRESETS, Settings, info, prepare, prepared_data
+from mcvd.data.prepare import PRESETS, Settings, info, parts, prepare, prepared_data
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.settings import settings_for
@@ -277,6 +279,46 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(tmp_pat
     prepare(raw, killed, SMALL, workers=1, shard_bytes=60 * 768)
     assert contents(killed) == contents(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+def test_two_processes_that_make_the_same_part_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the parent of a worker is killed and started again while the worker is at its last video."""
+    write_video(tmp_path / "raw" / "a.npz", clip(10))
+    [item], _ = find_items(tmp_path / "raw")
+    other = (
+        "import sys, json; from pathlib import Path; from mcvd.config import from_dict\n"
+        "from mcvd.data.prepare.items import Item; from mcvd.data.prepare.parts import make_part\n"
+        "from mcvd.data.settings import Settings\n"
+        "item, settings = json.loads(sys.argv[1])\n"
+        "make_part(from_dict(Item, item, ''), from_dict(Settings, settings, ''), Path(sys.argv[2]))\n"
+    )
+    order = json.dumps([asdict(item), to_dict(SMALL)])
+    settle, met = parts.settle, []
+
+    def settle_slowly(out: IO) -> None:
+        settle(out)
+        met.append(out.name)
+        subprocess.run([sys.executable, "-c", other, order, str(tmp_path)], check=True)
+
+    monkeypatch.setattr(parts, "settle", settle_slowly)
+    entry = parts.make_part(item, SMALL, tmp_path)
+    assert len(met) == 2
+    assert parts.load_part(tmp_path, item.name, 16 * 16 * 3) == entry
+    assert sorted(path.suffix for path in tmp_path.glob("*.*")) == [".json", ".raw"]
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    write_video(tmp_path / "raw" / "long.mkv", clip(600, 240, 320), scale=1)
+    [item], _ = find_items(tmp_path / "raw")
+    command = [sys.executable, "-m", "mcvd.data.prepare.workers"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin and worker.stdout
+        assert worker.stdout.readline() == "ready\n"
+        task = {"item": asdict(item), "settings": to_dict(SMALL), "parts": str(tmp_path)}
+        worker.stdin.write(json.dumps(task) + "\n")
+        worker.stdin.close()
+        assert worker.wait(60) == 1
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """One item decoded to one file: the step that runs in worker processes, and that is never done twice.
 
 A part is ``<id>.raw`` (frames, one after the other, no header) and ``<id>.json`` (its manifest line without a place).
-The json appears last and at once, so a part that has one is whole.
+The json appears last, and either at once, so a part that has one is whole; also where a worker whose parent was killed
+still makes the same part.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
     Raises Unwritable, and nothing else that a source can cause.
     """
     stamp, decoder, raw = (0, 0), Decoder(item, settings), part_file(parts, item.name, ".raw")
+    partial = _beside(raw)
     try:
         stamp = item.stamp()
-        frames = _write_frames(decoder, raw)
+        frames = _write_frames(decoder, partial)
         if frames < settings.min_frames:
             raise too_short(item.name, frames, settings.min_frames)
         sha256 = item.sha256()
@@ -57,8 +59,13 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
         entry = Entry(item.name, *stamp, skipped=str(error), note=UNOPENED if item.problem else "")
     except Exception as error:
         entry = Entry(item.name, *stamp, skipped=f"{RETRY}{type(error).__name__}: {error}")
-    if entry.skipped:
-        raw.unlink(missing_ok=True)
+    try:
+        if entry.skipped:
+            partial.unlink(missing_ok=True)
+        else:
+            os.replace(partial, raw)
+    except OSError as error:
+        raise unwritable(raw, error) from error
     save_entry(entry, parts)
     return entry
 
@@ -80,7 +87,7 @@ def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """A text file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _beside(path)
     try:
         with temporary.open("w", encoding="utf-8") as out:
             out.writelines(line + "\n" for line in lines)
@@ -88,6 +95,11 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _beside(path: Path) -> Path:
+    """Where this process writes what becomes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def settle(out: IO) -> None:

@@ -149,8 +149,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
+    tasks: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
     print("ready", file=answers, flush=True)
-    for line in sys.stdin:
+    while (line := tasks.get()) is not None:
         task = json.loads(line)
         item = from_dict(Item, task["item"], "item")
         settings = from_dict(Settings, task["settings"], "settings")
@@ -158,7 +160,17 @@ def main() -> None:
             answer = make_part(item, settings, Path(task["parts"])).line()
         except Unwritable as error:
             answer = json.dumps({"unwritable": str(error)})
+        tasks.task_done()
         print(answer, file=answers, flush=True)
+
+
+def _listen(tasks: queue.Queue[str | None]) -> None:
+    """Passes the input on. Where it ends before all is answered the parent was killed: nobody needs the rest."""
+    for line in sys.stdin:
+        tasks.put(line)
+    if tasks.unfinished_tasks:
+        os._exit(1)
+    tasks.put(None)
 
 
 if __name__ == "__main__":
