@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import warnings
@@ -24,13 +25,14 @@ from PIL import Image
 from mcvd.cli.main import main
 from mcvd.config import override, to_dict
 from mcvd.data import hub
-from mcvd.data.prepare import PRESETS, Settings, info, parts, prepare, prepared_data
+from mcvd.data.prepare import PRESETS, Settings, info, parts, prepare, prepared_data, run
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.settings import settings_for
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
 from mcvd.data.video import read_video, write_video
 from mcvd.errors import McvdError
+from mcvd.evaluation.video_sets import find_videos
 from mcvd.layout import BlockLayout
 from mcvd.model import ModelConfig
 from mcvd.networks.unet import UNetConfig
@@ -142,8 +144,6 @@ def test_a_worker_process_or_this_one_make_the_same(mixed: Path, tmp_path: Path)
 
 
 def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcvd.data.prepare import run
-
     decoded: list[str] = []
     real = run.make_parts
 
@@ -258,13 +258,13 @@ def test_killed_in_the_middle_it_goes_on_and_ends_as_if_nothing_had_been(tmp_pat
     prepare(raw, tmp_path / "whole", SMALL, workers=1, shard_bytes=60 * 768)
     killed = tmp_path / "killed"
     interrupted = 0
-    for workers, parts in ((1, 3), (2, 9)):
+    for workers, enough in ((1, 3), (2, 9)):
         child = start_child(raw, killed, workers)
         deadline = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < deadline:
             work = killed / "work"
             done = len(list((work / "parts").glob("*.json"))) + len(list((killed / "shards").glob("*.npy"))) * 2
-            if done >= parts:
+            if done >= enough:
                 break
             time.sleep(0.005)
         interrupted += child.poll() is None
@@ -312,7 +312,8 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     [item], _ = find_items(tmp_path / "raw")
     command = [sys.executable, "-m", "mcvd.data.prepare.workers"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdin and worker.stdout
+        assert worker.stdin
+        assert worker.stdout
         assert worker.stdout.readline() == "ready\n"
         task = {"item": asdict(item), "settings": to_dict(SMALL), "parts": str(tmp_path)}
         worker.stdin.write(json.dumps(task) + "\n")
@@ -322,8 +323,6 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mcvd.data.prepare import run
-
     for i in range(6):
         write_video(tmp_path / "raw" / f"{i}.npz", clip(10, seed=i))
     prepare(tmp_path / "raw", tmp_path / "whole", SMALL, workers=1, shard_bytes=20 * 768)
@@ -418,6 +417,112 @@ def test_only_pngs_that_move_are_videos_of_their_own(tmp_path: Path) -> None:
     items, _ = find_items(tmp_path)
     assert [(item.kind, len(item.files)) for item in items if item.name.endswith(".png")] == [("video", 1)] * 2
     assert [len(item.files) for item in items if item.kind == "images"] == [3]
+
+
+# --- tar files --------------------------------------------------------------------------------------------------------
+
+
+def packed(tar: Path, folder: Path, names: list[str] | None = None, mode: str = "w") -> Path:
+    """A tar file of what lies in a folder."""
+    with tarfile.open(tar, mode) as archive:  # type: ignore[call-overload]
+        for name in names or sorted(path.name for path in folder.iterdir()):
+            archive.add(folder / name, f"./{name}")
+    return tar
+
+
+def test_a_tar_file_is_the_folder_that_it_would_unpack_to(mixed: Path, tmp_path: Path) -> None:
+    prepare(mixed, tmp_path / "plain", SMALL, workers=1)
+    (tmp_path / "shards").mkdir()
+    tar = packed(tmp_path / "shards" / "all.tar", mixed)
+    for workers in (1, 2):
+        prepare(tar, tmp_path / f"data{workers}", SMALL, workers=workers)
+    assert contents(tmp_path / "data1") == contents(tmp_path / "data2")
+    plain, manifest = read_manifest(tmp_path / "plain"), read_manifest(tmp_path / "data1")
+    assert [entry.source for entry in manifest.entries] == [f"all.tar/{entry.source}" for entry in plain.entries]
+    assert [entry.sha256 for entry in manifest.videos] == [entry.sha256 for entry in plain.videos]
+    frames = stored(tmp_path / "data1")
+    for name, expected in stored(tmp_path / "plain").items():
+        assert np.array_equal(frames[f"all.tar/{name}"], expected), name
+    reasons = {entry.source: entry.skipped for entry in manifest.skipped}
+    assert str(tar / "broken.mp4") in reasons["all.tar/broken.mp4"]
+    assert str(tar / "broken.npz") in reasons["all.tar/broken.npz"]
+    assert manifest.ignored == {".txt": 1}
+    raw, unpacked = info(tar), info(mixed)
+    assert (raw.splits.keys(), raw.fps, raw.sizes) == (unpacked.splits.keys(), unpacked.fps, unpacked.sizes)
+    with pytest.raises(McvdError, match="all.tar: tar files are for training; unpack it"):
+        find_videos(tar, "real")
+
+
+def test_of_a_tar_file_that_grew_only_what_is_new_is_decoded(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    tar = packed(tmp_path / "shards" / "train" / "0.tar", mixed, ["a.mp4", "c.npz"])
+    (tmp_path / "shards" / "test").mkdir()
+    packed(tmp_path / "shards" / "test" / "0.tar", mixed, ["e.mkv"])
+    before = prepare(tmp_path / "shards", tmp_path / "data", SMALL, workers=1)
+    assert [(entry.source, entry.split) for entry in before.videos] == [
+        ("test/0.tar/e.mkv", "test"), ("train/0.tar/a.mp4", "train"), ("train/0.tar/c.npz", "train"),
+    ]  # fmt: skip
+    write_video(mixed / "c.npz", clip(20, seed=9), scale=1)
+    packed(tar, mixed, ["c.npz", "f.webm"], "a")
+    made: list[str] = []
+    real = run.make_parts
+    monkeypatch.setattr(run, "make_parts", lambda items, *rest: real([made.append(i.name) or i for i in items], *rest))
+    prepare(tmp_path / "shards", tmp_path / "data", SMALL, workers=1)
+    assert made == ["train/0.tar/c.npz", "train/0.tar/f.webm"]  # of a name that is there twice, the last
+    assert stored(tmp_path / "data")["train/0.tar/c.npz"].shape[0] == 20
+    prepare(tmp_path / "shards", tmp_path / "data", SMALL, workers=1)
+    assert len(made) == 2
+
+
+def test_samples_of_several_pictures_are_videos(tmp_path: Path) -> None:
+    """As WebDataset writes them: all that has a name up to the first dot is one sample."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for key in ("000000", "000001"):
+        for i, frame in enumerate(clip(12, seed=int(key))):
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{key}.{i}.png")
+        (folder / f"{key}.json").write_text("{}")
+    write_video(folder / "still", clip(5))
+    manifest = prepare(packed(tmp_path / "0.tar", folder), tmp_path / "data", SMALL, workers=1)
+    assert [(entry.source, entry.frames) for entry in manifest.videos] == [
+        ("0.tar/still", 5), ("0.tar/000000", 12), ("0.tar/000001", 12),
+    ]  # fmt: skip
+    assert manifest.ignored == {".json": 2}
+    expected = clip(12, seed=1).permute(0, 2, 3, 1)
+    assert np.array_equal(stored(tmp_path / "data")["0.tar/000001"], expected)
+
+
+def test_tar_files_beside_videos_are_what_these_came_in(mixed: Path, tmp_path: Path) -> None:
+    packed(mixed / "download.tar", mixed, ["a.mp4", "c.npz"])
+    items, ignored = find_items(mixed)
+    assert not any("download" in item.name for item in items)
+    assert ignored[".tar"] == 1
+
+
+def test_damaged_and_compressed_archives_are_named(mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    whole = packed(tmp_path / "whole.tar", mixed, ["c.npz", "e.mkv", "v9.avi"])
+    size, data = whole.stat().st_size, whole.read_bytes()
+    with tarfile.open(whole) as archive:
+        second, third = archive.getmembers()[1:]
+    (tmp_path / "shards" / "cut.tar").write_bytes(data[: second.offset_data + 100])
+    (tmp_path / "shards" / "header.tar").write_bytes(data[: third.offset] + b"x" * (size - third.offset))
+    (tmp_path / "shards" / "none.tar").write_bytes(b"no tar" * 1000)
+    manifest = prepare(tmp_path / "shards", tmp_path / "data", SMALL, workers=1)
+    assert [entry.source for entry in manifest.videos] == [
+        "cut.tar/c.npz", "header.tar/c.npz", "header.tar/e.mkv",
+    ]  # fmt: skip
+    reasons = {entry.source: entry.skipped for entry in manifest.skipped}
+    assert sorted(reasons) == ["cut.tar#damaged", "cut.tar/e.mkv", "header.tar#damaged", "none.tar#damaged"]
+    assert reasons["cut.tar/e.mkv"] == f"{tmp_path / 'shards' / 'cut.tar'} is cut short"
+    assert f"bad header at byte {third.offset}" in reasons["header.tar#damaged"]
+    (tmp_path / "zips").mkdir()
+    packed(tmp_path / "zips" / "clips.tar.gz", mixed, ["c.npz"], "w:gz")
+    for place in (tmp_path / "zips", tmp_path / "zips" / "clips.tar.gz"):
+        with pytest.raises(McvdError, match="holds no videos, .*; unpack clips.tar.gz first"):
+            prepare(place, tmp_path / "other", SMALL)
 
 
 # --- the published data sets ------------------------------------------------------------------------------------------

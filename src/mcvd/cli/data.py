@@ -19,8 +19,8 @@ _PRESET = "(default: the layout's; videos: {})"
 class Prepare:
     """Decodes videos once into a folder that training reads at any speed. Run again to go on, or after changes.
 
-    Sources: a folder of videos, of folders of images, of npz/npy arrays or of the authors' HDF5 shards, nested as you
-    like, or one file. Damaged and short files are named and left out. See docs/data.md.
+    Sources: a folder of videos, of folders of images, of npz/npy arrays, of tar files (WebDataset) or of the authors'
+    HDF5 shards, nested as you like, or one file. Damaged and short files are named and left out. See docs/data.md.
 
     Examples: mcvd data prepare my_videos/ my_data --size 64 64; mcvd data prepare KTH/ kth64 --layout kth;
     mcvd data prepare actions64.npz actions --split-by 'person(\\d+)'

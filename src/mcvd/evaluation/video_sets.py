@@ -61,6 +61,8 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
     for item in items:
         if item.problem or item.kind == "hdf5":
             raise McvdError(item.problem or f"{item.name}: HDF5 shards are for mcvd evaluate; write npz or video files")
+        if item.archive:
+            raise McvdError(f"{item.archive}: tar files are for training; unpack it")
         if item.files[0] in both and item.key != role:
             continue
         name = printable(_stem(item, root, item.files[0] in both))

@@ -132,6 +132,9 @@ def _measured(item: Item) -> tuple[int, tuple[int, int] | None, float | None]:
     """Frames, (height, width) and rate of a video that is not decoded; None is unknown."""
     if item.problem:
         raise McvdError(item.problem)
+    if item.archive:
+        with item.on_disk() as readable:
+            return _measured(readable)
     if item.kind in ("npz", "npy"):
         return array_shape(item)[0], None, None
     if item.kind == "hdf5":

@@ -1,15 +1,19 @@
-"""What there is to prepare: every video below a folder, whatever it is stored as, without decoding any."""
+"""What there is to prepare: every video below a folder, whatever it is stored as, without decoding any.
+
+A tar file, such as WebDataset's shards, counts as the folder that it would unpack to.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import numpy as np
@@ -17,6 +21,7 @@ from PIL import Image
 
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, shard_videos
+from mcvd.data.prepare.tar import File, members, pieces
 from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
 from mcvd.errors import McvdError
 from mcvd.files import own_folders
@@ -27,6 +32,9 @@ _CONTAINERS = """
 """
 VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
 MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".png", ".tif", ".tiff", ".avif"])
+
+PACKED = (".zip", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".rar", ".7z")
+"""What nothing is read out of: a file in the middle would take all before it."""
 
 Kind = Literal["video", "images", "npy", "npz", "tfrecord", "hdf5"]
 
@@ -47,19 +55,52 @@ class Item:
     group: str = ""
     problem: str = ""
     """Why it cannot be used, where that is known already."""
+    archive: str = ""
+    """The tar file that `files` are in; empty: they lie on the disk."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """(first byte, bytes) of each of the files in the archive."""
+
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[Item]:
+        """The item with its files on the disk: those in an archive are copied out for as long as this is open.
+
+        Raises McvdError where the archive is cut short. Errors within name the archive, not the copies.
+        """
+        if not self.archive:
+            yield self
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copies = [Path(folder, PurePosixPath(file).name) for file in self.files]
+            for copy, span in zip(copies, self.spans):
+                with copy.open("wb") as out:
+                    for piece in pieces(self.archive, span):
+                        out.write(piece)
+            try:
+                yield replace(self, files=tuple(map(str, copies)), archive="", spans=())
+            except McvdError as error:
+                inside = PurePosixPath(self.archive, self.files[0]).parent
+                raise McvdError(str(error).replace(folder, str(inside))) from error
 
     def stamp(self) -> tuple[int, int]:
         """(bytes, latest change in ns) of its files: equal as long as nobody has touched them."""
+        if self.archive:
+            return sum(size for _, size in self.spans), Path(self.archive).stat().st_mtime_ns
         stats = [Path(file).stat() for file in self.files]
         return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
     def sha256(self) -> str:
         """Hash of the content (of a part of a file: of the whole file and the part's key)."""
         digest = hashlib.sha256(self.key.encode())
-        for file in self.files:
+        for number, file in enumerate(self.files):
             if len(self.files) > 1:
                 digest.update(Path(file).name.encode(errors="surrogateescape") + b"\0")
-            digest.update(_file_sha256(file, Path(file).stat().st_mtime_ns).encode())
+            if self.archive:
+                member = hashlib.sha256()
+                for piece in pieces(self.archive, self.spans[number]):
+                    member.update(piece)
+                digest.update(member.hexdigest().encode())
+            else:
+                digest.update(_file_sha256(file, Path(file).stat().st_mtime_ns).encode())
         return digest.hexdigest()
 
 
@@ -73,47 +114,97 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     """Every video at or below a path, sorted by name, and how many files of other suffixes lie there.
 
     A folder with images in it is one video, an animated image is one, an npz is one for every array. Folders below that
-    mcvd made itself are left out and counted too: a run would be trained on what it drew.
+    mcvd made itself are left out and counted too: a run would be trained on what it drew. Tar files are read where
+    nothing else is of use: beside other videos they are what these were unpacked from.
     """
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
     base = root.parent if root.is_file() else root
-    items: list[Item] = []
-    images: dict[Path, list[Path]] = {}
     own = own_folders(root, files)
     ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
+    found = [File(file.relative_to(base).as_posix(), str(file)) for file in files if own.isdisjoint(file.parents)]
+    items, others = _sort(found)
+    if not items and others.pop(".tar", 0):
+        for file in found:
+            if file.path.lower().endswith(".tar") and not _hidden(file.name):
+                inside, more = _in_tar(file)
+                items, others = items + inside, others + more
+    return sorted(items, key=lambda item: natural(item.name)), ignored + others
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
+    """The videos that files hold, or make together, and how many others there are, by suffix."""
+    items: list[Item] = []
+    others: Counter[str] = Counter()
+    images: dict[str, list[File]] = {}
     for file in files:
-        relative = file.relative_to(base)
-        if any(part.startswith(".") for part in relative.parts) or not own.isdisjoint(file.parents):
+        if _hidden(file.name):
             continue
-        suffix, name = file.suffix.lower(), relative.as_posix()
+        suffix = PurePosixPath(file.name).suffix.lower()
         if suffix in VIDEOS or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
-            items.append(Item(name, "video", (str(file),)))
+            items.append(_item("video", file.name, [file]))
         elif suffix in IMAGE_SUFFIXES:
-            images.setdefault(file.parent, []).append(file)
+            images.setdefault(str(PurePosixPath(file.name).parent), []).append(file)
         elif suffix == ".npy":
-            items.append(Item(name, "npy", (str(file),)))
+            items.append(_item("npy", file.name, [file]))
         elif suffix == ".npz":
-            items += _arrays(file, name)
-        elif suffix in SUFFIXES:
-            items += _hdf5_items(file, base)
+            items += _arrays(file)
+        elif suffix in SUFFIXES and not file.archive:
+            items += _hdf5_items(file)
         else:
-            ignored[suffix or "(none)"] += 1
+            others[suffix or "(none)"] += 1
     for folder, pictures in images.items():
-        name = folder.relative_to(base).as_posix()
-        pictures.sort(key=lambda picture: natural(picture.name))
-        items.append(Item(folder.name if name == "." else name, "images", tuple(map(str, pictures))))
-    return sorted(items, key=lambda item: natural(item.name)), ignored
+        pictures.sort(key=lambda picture: natural(PurePosixPath(picture.name).name))
+        for name, sequence in _sequences(folder, pictures):
+            items.append(_item("images", name, sequence))
+    return items, others
 
 
-def _arrays(file: Path, name: str) -> Iterator[Item]:
+def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str = "") -> Item:
+    archive = files[0].archive
+    spans = tuple(file.span for file in files) if archive else ()
+    return Item(name, kind, tuple(file.path for file in files), key, problem=problem, archive=archive, spans=spans)
+
+
+def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[File]]]:
+    """Names and pictures of the videos that the pictures of a folder are: one; in a tar file also one for every sample
+    of several pictures, as WebDataset names them (KEY.0.jpg, KEY.1.jpg, ...)."""
+    samples: dict[str, list[File]] = {}
+    for picture in pictures:
+        samples.setdefault(PurePosixPath(picture.name).name.partition(".")[0], []).append(picture)
+    if pictures[0].archive and 1 < len(samples) < len(pictures):
+        yield from ((f"{folder}/{key}", sample) for key, sample in samples.items())
+    else:
+        yield Path(pictures[0].path).parent.name if folder == "." else folder, pictures
+
+
+def _in_tar(tar: File) -> tuple[list[Item], Counter[str]]:
+    """The same of what a tar file holds; what lies before damage is used."""
+    damage: list[Item] = []
+
+    def whole() -> Iterator[File]:
+        try:
+            yield from members(tar)
+        except McvdError as error:
+            damage.append(Item(f"{tar.name}#damaged", "video", (tar.path,), problem=str(error)))
+
+    items, others = _sort(whole())
+    return items + damage, others
+
+
+def _arrays(file: File) -> Iterator[Item]:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with file.open() as stream, zipfile.ZipFile(stream) as archive:
             keys = sorted(member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy"))
     except ARRAY_ERRORS as error:
-        yield Item(name, "npz", (str(file),), problem=f"{file} is damaged, or not an npz file ({error})")
+        where = PurePosixPath(file.archive, file.path)
+        yield _item("npz", file.name, [file], problem=f"{where} is damaged, or not an npz file ({error})")
         return
     for key in keys:
-        yield Item(name if len(keys) == 1 else f"{name}#{key}", "npz", (str(file),), key)
+        yield _item("npz", file.name if len(keys) == 1 else f"{file.name}#{key}", [file], key)
 
 
 def array_shape(item: Item) -> tuple[int, ...]:
@@ -136,36 +227,40 @@ def array_shape(item: Item) -> tuple[int, ...]:
     return shape
 
 
-def _hdf5_items(file: Path, base: Path) -> Iterator[Item]:
-    relative = file.relative_to(base).as_posix()
+def _hdf5_items(file: File) -> Iterator[Item]:
     try:
-        for key, split, group in shard_videos(file, relative):
-            yield Item(f"{relative}#{key}", "hdf5", (str(file),), str(key), split, group)
+        for key, split, group in shard_videos(Path(file.path), file.name):
+            yield Item(f"{file.name}#{key}", "hdf5", (file.path,), str(key), split, group)
     except McvdError as error:
-        yield Item(relative, "hdf5", (str(file),), problem=str(error))
+        yield _item("hdf5", file.name, [file], problem=str(error))
 
 
-def _pages(file: Path) -> int:
+def _pages(file: File) -> int:
     """Pictures in an image file; 1 where it cannot be read, which is noticed again when it is decoded."""
     try:
-        if file.suffix.lower() == ".png" and not _may_move(file):
-            return 1
-        with Image.open(file) as image:
-            return pages(image)
+        with file.open() as stream:
+            if file.name.lower().endswith(".png") and not _may_move(stream):
+                return 1
+            with Image.open(stream) as image:
+                return pages(image)
     except IMAGE_ERRORS:
         return 1
 
 
-def _may_move(png: Path) -> bool:
+def _may_move(png: IO[bytes]) -> bool:
     """Whether a png's head announces an animation, or is too long to tell: 10 us, for folders hold 100 000 of them."""
-    with open(png, "rb", buffering=0) as stream:
-        head, pixels, _ = stream.read(4096).partition(b"IDAT")
+    head, pixels, _ = png.read(4096).partition(b"IDAT")
+    png.seek(0)
     return not pixels or b"acTL" in head
 
 
 def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> McvdError:
     """The error for a place that holds nothing of use."""
-    return McvdError(f"{root} does not exist" if not root.exists() else f"{root} holds no {what}")
+    if not root.exists():
+        return McvdError(f"{root} does not exist")
+    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    packed = next((file for file in files if file.name.lower().endswith(PACKED)), None)
+    return McvdError(f"{root} holds no {what}" + (f"; unpack {packed.name} first" if packed else ""))
 
 
 def not_downloaded(root: Path, what: str) -> McvdError:

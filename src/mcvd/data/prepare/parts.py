@@ -41,11 +41,13 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
 
     Raises Unwritable, and nothing else that a source can cause.
     """
-    stamp, decoder, raw = (0, 0), Decoder(item, settings), part_file(parts, item.name, ".raw")
+    stamp, raw = (0, 0), part_file(parts, item.name, ".raw")
     partial = _beside(raw)
     try:
         stamp = item.stamp()
-        frames = _write_frames(decoder, partial)
+        with item.on_disk() as readable:
+            decoder = Decoder(readable, settings)
+            frames = _write_frames(decoder, partial)
         if frames < settings.min_frames:
             raise too_short(item.name, frames, settings.min_frames)
         sha256 = item.sha256()
