@@ -5,9 +5,11 @@ import json
 import re
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import mcvd
 import tiny
@@ -477,8 +479,13 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
         def create_repo(self, repo_id, exist_ok):
             seen["repo"] = (repo_id, exist_ok)
 
+        def file_exists(self, repo_id, filename):
+            return filename in seen.get("there", ())
+
         def upload_folder(self, repo_id, folder_path, **options):
             seen["loaded"] = VideoDiffusion.from_folder(folder_path)
+            seen["files"] = {path.name: path for path in Path(folder_path).iterdir()}
+            seen["card"] = seen["files"]["README.md"].read_text() if "README.md" in seen["files"] else ""
             seen["options"] = options
             return f"https://example.org/{repo_id}"
 
@@ -487,6 +494,14 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
     assert seen["repo"] == ("me/mine", True)
     assert seen["options"] == {"commit_message": "first"}
     assert same(seen["loaded"].state_dict(), model.state_dict())
+    _, front, page = seen["card"].split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "mcvd"
+    assert 'mcvd.load("me/mine")' in page
+    for command in ("predict", "predict --backward", "interpolate", "generate"):
+        assert f"\nmcvd {command} " in page
+    seen["there"] = ["README.md"]  # which somebody wrote
+    model.push_to_hub("me/mine")
+    assert seen["files"].keys() == {"config.json", "model.safetensors"}
 
 
 def test_bundled_models_load():

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
+from mcvd.card import model_card
 from mcvd.config import from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import squared_error
@@ -415,6 +416,9 @@ class VideoDiffusion(nn.Module):
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:
-        """Saves the model and uploads it to a hub repository, with options of `upload_folder`; returns its address."""
+        """Saves the model and uploads it to a hub repository, with options of `upload_folder`; returns its address.
+
+        A repository without a README.md gets one that says what the model is and how to use it.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            return upload(self.save(folder), repo_id, **options)
+            return upload(self.save(folder), repo_id, model_card(self, repo_id), **options)

@@ -96,13 +96,18 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
 
 
-def upload(folder: Path, repo_id: str, **options: object) -> str:
-    """Uploads a model's folder to a hub repository, with options of `upload_folder`; returns its address."""
+def upload(folder: Path, repo_id: str, card: str, **options: object) -> str:
+    """Uploads a model's folder to a hub repository, with options of `upload_folder`; returns its address.
+
+    card: README.md of a repository that has none.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         api.create_repo(repo_id, exist_ok=True)
+        if not api.file_exists(repo_id, "README.md"):
+            (folder / "README.md").write_text(card, encoding="utf-8")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore
     except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
         reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from mcvd.errors import McvdError
-
-if TYPE_CHECKING:
-    from mcvd.model import VideoDiffusion
 
 
 @dataclass(kw_only=True)
@@ -35,6 +32,7 @@ class Command:
         if folder is None and path.exists() and path.suffix not in (".pt", ".pth"):
             must_be_one_clip(path)
             return clip_rows(path)
+        from mcvd.card import model_rows
         from mcvd.interop.load import load
 
         rows = [("model", self.what), *model_rows(load(self.what, device="cpu"))]
@@ -77,47 +75,3 @@ def clip_rows(path: Path) -> list[tuple[str, str]]:
     if info.fps:
         rows += [("rate", f"{info.fps:.4g} frames a second"), ("duration", f"{info.frames / info.fps:.2f} s")]
     return rows
-
-
-def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
-    """What a model is and what it was trained for."""
-    from mcvd.cli.work import colours
-
-    config, layout = model.config, model.layout
-    height, width = model.size
-    parameters = sum(p.numel() for p in model.parameters())
-    frames = f"{layout.past} past, {layout.current} made at once, {layout.future} future"
-    return [
-        ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
-        ("frames", f"{frames}; {config.fps:.4g} a second"),
-        ("tasks", ", ".join(tasks(model)) or "none"),
-        ("parameters", f"{parameters / 1e6:.2f} million"),
-        ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
-        ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
-        ("solver", f"{config.solver}, unless --solver names another"),
-        (
-            "trained with",
-            f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
-        ),
-    ]
-
-
-def tasks(model: VideoDiffusion) -> list[str]:
-    """The commands that the model was trained for: those whose known-mask can be planned."""
-    from mcvd.planner import plan
-
-    past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future
-    masks = {
-        "predict": past and past + new,
-        "predict --backward": future and new + future,
-        "interpolate": past and future and past + new + future,
-        "generate": new,
-    }
-    able = []
-    for name, known in masks.items():
-        try:
-            if known and plan(known, model.layout, model.config.masking):
-                able.append(name)
-        except McvdError:
-            pass
-    return able

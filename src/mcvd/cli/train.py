@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from mcvd.cli.options import Device, Flag, MaybeCount, MaybeMinutes, MaybeSeed
+from mcvd.text import colours
 
 if TYPE_CHECKING:
     from mcvd.training.recipe import Recipe
@@ -58,7 +59,6 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
-        from mcvd.cli.work import colours
         from mcvd.config import override, parse_assignments
         from mcvd.training.recipe import read_recipe
         from mcvd.training.trainer import train

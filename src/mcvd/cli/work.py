@@ -22,7 +22,7 @@ from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.planner import draw_plan, plan
-from mcvd.text import counted
+from mcvd.text import colours, counted
 
 
 def load_model(sampling: Sampling) -> VideoDiffusion:
@@ -160,8 +160,3 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fp
 
 def _holds_frames(folder: Path) -> bool:
     return (folder / "frame_00000.png").is_file()
-
-
-def colours(channels: int) -> str:
-    """How a person calls this number of channels."""
-    return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"

@@ -1,0 +1,88 @@
+"""What a model is, said to people: the rows of `mcvd info`, and the page of a model on a hub."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mcvd.errors import McvdError
+from mcvd.planner import plan
+from mcvd.text import colours
+
+if TYPE_CHECKING:
+    from mcvd.model import VideoDiffusion
+
+
+def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
+    """What a model is and what it was trained for: (name, value) pairs."""
+    config, layout = model.config, model.layout
+    height, width = model.size
+    parameters = sum(p.numel() for p in model.parameters())
+    frames = f"{layout.past} past, {layout.current} made at once, {layout.future} future"
+    return [
+        ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
+        ("frames", f"{frames}; {config.fps:.4g} a second"),
+        ("tasks", ", ".join(commands(model)) or "none"),
+        ("parameters", f"{parameters / 1e6:.2f} million"),
+        ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
+        ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
+        ("solver", f"{config.solver}, unless --solver names another"),
+        (
+            "trained with",
+            f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
+        ),
+    ]
+
+
+def commands(model: VideoDiffusion) -> list[str]:
+    """The commands that the model was trained for: those whose known-mask can be planned."""
+    past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future
+    masks = {
+        "predict": past and past + new,
+        "predict --backward": future and new + future,
+        "interpolate": past and future and past + new + future,
+        "generate": new,
+    }
+    able = []
+    for name, known in masks.items():
+        try:
+            if known and plan(known, model.layout, model.config.masking):
+                able.append(name)
+        except McvdError:
+            pass
+    return able
+
+
+def model_card(model: VideoDiffusion, repo_id: str) -> str:
+    """The README.md of a model in a hub repository, as far as the model knows itself; data and licence are its owner's
+    to say."""
+    given = {
+        "predict": "clip.mp4 --frames 20",
+        "predict --backward": "clip.mp4 --frames 10",
+        "interpolate": "before.mp4 after.mp4",
+        "generate": "--frames 20",
+    }
+    lines = [f"mcvd {command} {given[command]} --model {repo_id}" for command in commands(model)]
+    table = "\n".join(f"| {name} | {value} |" for name, value in model_rows(model))
+    return f"""---
+library_name: mcvd
+tags: [mcvd, diffusion, video-prediction, video-interpolation, video-generation]
+---
+
+# {repo_id.rpartition("/")[2]}
+
+A model of masked conditional video diffusion (MCVD, [arXiv 2205.09853](https://arxiv.org/abs/2205.09853)).
+
+| | |
+|---|---|
+{table}
+
+```
+{chr(10).join(lines)}
+```
+
+```python
+import mcvd
+
+model = mcvd.load("{repo_id}")
+```
+"""
