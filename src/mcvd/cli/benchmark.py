@@ -18,8 +18,8 @@ CaseName = Literal["network", "sampling", "training", "i3d", "startup"]
 
 @dataclass(kw_only=True)
 class Command:
-    """Times network calls, sampling, training steps and I3D on this machine, beside what it can do at best: seconds,
-    frames a second, share of the ceiling, MiB of memory, by batch and resolution. Weights and clips are random.
+    """Times network calls, sampling, training steps and I3D on this machine, beside the machine's own ceiling: seconds,
+    frames a second, share of the ceiling and MiB of memory, by batch and resolution. Weights and clips are random.
 
     Examples: mcvd benchmark; mcvd benchmark --cases network --batch 1 8 --size 64 128 --json;
     mcvd benchmark --peer benchmarks/peers/plain.py --cases training --batch 8
@@ -28,31 +28,31 @@ class Command:
     recipe: Annotated[tuple[str, ...], arg(metavar="RECIPE ...")] = ("smmnist-concat",)
     """Networks, by recipe: bundled names or .yaml files."""
     cases: tuple[CaseName, ...] = ("network", "sampling", "training", "i3d")
-    """What is timed; startup is of commands, each in a process of its own."""
+    """What to time; startup times whole commands, each in its own process."""
     batch: Annotated[tuple[Count, ...], arg(metavar="N ...")] = (1,)
-    """Clips at once; several are measured one after another."""
+    """Clips per batch; several values are measured one after another."""
     size: Annotated[tuple[Count, ...], arg(metavar="N ...", help_behavior_hint="(default: the recipe's)")] = ()
-    """Pixels a side; several are measured one after another."""
+    """Pixels per side; several values are measured one after another."""
     samples: Count = 1
-    """Sampling: samples of every clip."""
+    """Sampling: samples per clip."""
     solver_steps: Count = 100
-    """Sampling: DDPM steps of the whole."""
+    """Sampling: total number of DDPM steps."""
     steps: Count = 5
-    """Sampling: steps that are run and timed; the rest of the whole is computed from them, as all cost the same. As
-    many as --solver-steps times the whole."""
+    """Sampling: steps to run and time; the total is extrapolated, as all steps cost the same. Set it to --solver-steps
+    to time all of them."""
     rounds: Count = 5
     """Rounds; each times everything once, in alternating order."""
     peer: Annotated[tuple[Path, ...], arg(metavar="FILE.py ...", help_behavior_hint="(default: none)")] = ()
     """Other implementations to time in the same rounds on the same weights and noise: files that define
     build(config, state_dict); see docs/performance.md."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of this package; peers keep to their own."""
+    """Arithmetic of this package; peers keep their own."""
     engine: Engine = "torch"
-    """What carries out this package's network calls; compile also compiles the training step."""
+    """What runs this package's network; compile also compiles the training step."""
     threads: Annotated[MaybeCount, arg(help_behavior_hint="(default: torch's)")] = None
     """CPU threads."""
     skip_memory: Flag = False
-    """Do not measure memory (a process for every figure)."""
+    """Do not measure memory (which takes a process per figure)."""
     device: Device = None
     """cpu, cuda or cuda:N."""
     json: Flag = False

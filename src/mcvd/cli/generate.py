@@ -12,13 +12,13 @@ from mcvd.cli.options import MaybeCount, Output, Sampling
 
 @dataclass(kw_only=True)
 class Command:
-    """New videos from nothing.
+    """Generates new videos unconditionally.
 
     Example: mcvd generate --frames 30 --samples 16
     """
 
-    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: what the model makes at once)")] = None
-    """How many frames each video has; any number, made block after block."""
+    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: one block)")] = None
+    """Frames per video; any number, generated block by block."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     output: Annotated[Output, arg(name="")] = field(default_factory=Output)
 

@@ -14,17 +14,17 @@ from mcvd.cli.options import Flag
 
 @dataclass(kw_only=True)
 class Command:
-    """Turns a published checkpoint (checkpoint_N.pt, its config.yml in the same folder) into a model folder.
+    """Converts a published checkpoint (checkpoint_N.pt, with config.yml in the same folder) into a model folder.
 
     Example: mcvd import logs/checkpoint_700000.pt --output models/kth
     """
 
     checkpoint: Annotated[Path, Positional, arg(metavar="CHECKPOINT.pt")]
-    """The authors' file; no code in it is run."""
+    """The authors' file; no code in it is executed."""
     output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: models/EXPERIMENT_STEP)")] = None
-    """Folder for config.json and model.safetensors. Without one, EXPERIMENT/logs/checkpoint_STEP.pt gives its name."""
+    """Folder for config.json and model.safetensors; by default named after EXPERIMENT/logs/checkpoint_STEP.pt."""
     raw: Flag = False
-    """Take the raw weights, not the averaged ones that the published results use."""
+    """Take the raw weights, not the averaged (EMA) ones used for the published results."""
     dtype: Literal["float32", "float16"] = "float32"
     """How weights are stored: 4 or 2 bytes each."""
 

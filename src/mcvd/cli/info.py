@@ -14,7 +14,7 @@ from mcvd.errors import McvdError
 
 @dataclass(kw_only=True)
 class Command:
-    """What a model is and can be asked for, or how long and large a clip is.
+    """Describes a model and the tasks it can do, or the length and size of a clip.
 
     Examples: mcvd info digits; mcvd info clip.mp4
     """

@@ -13,7 +13,7 @@ from mcvd.cli.options import Context, MaybeCount, Output, Reading, Sampling
 
 @dataclass(kw_only=True)
 class Command:
-    """What happened between two clips: new frames between the end of the first and the start of the second.
+    """Interpolates between two clips: new frames between the end of the first and the start of the second.
 
     Example: mcvd interpolate before.mp4 after.mp4 --frames 5
     """
@@ -21,11 +21,11 @@ class Command:
     before: Annotated[Path, Positional, arg(metavar="BEFORE")]
     """The clip before the gap: video file, gif, webp, folder of images, or npz."""
     after: Annotated[Path, Positional, arg(metavar="AFTER")]
-    """The clip behind the gap."""
-    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: what the model makes at once)")] = None
-    """How many frames to make; any number, made block after block."""
+    """The clip after the gap."""
+    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: one block)")] = None
+    """Frames to generate; any number, block by block."""
     context: Context = None
-    """How many frames of each clip, next to the gap, are given, and are in the written video."""
+    """Frames of each clip, next to the gap, that are given to the model and kept in the output video."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     output: Annotated[Output, arg(name="")] = field(default_factory=Output)
     reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)

@@ -34,19 +34,19 @@ class _Entry(NamedTuple):
 COMMANDS = {
     "predict": _Entry("predict", "what happens next (or before)", "mcvd predict clip.mp4 --frames 20 --samples 4"),
     "interpolate": _Entry("interpolate", "what happened between two clips", "mcvd interpolate a.mp4 b.mp4 --frames 5"),
-    "generate": _Entry("generate", "new videos from nothing", "mcvd generate --frames 30 --samples 16"),
+    "generate": _Entry("generate", "new videos, unconditionally", "mcvd generate --frames 30 --samples 16"),
     "fill": _Entry("fill", "any missing frames of a clip", "mcvd fill clip.mp4 --known 0-4,15-19"),
-    "train": _Entry("train", "a model, by a recipe", "mcvd train my_recipe.yaml --data my_videos"),
+    "train": _Entry("train", "train a model from a recipe", "mcvd train my_recipe.yaml --data my_videos"),
     "evaluate": _Entry("evaluate", "how good a model is", "mcvd evaluate MODEL --data D --protocol bair-1to15"),
-    "score": _Entry("score", "any made videos against real ones", "mcvd score REAL FAKE --protocol bair-1to15"),
+    "score": _Entry("score", "generated videos against real", "mcvd score REAL FAKE --protocol bair-1to15"),
     "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
-    "fetch": _Entry("fetch", "data and weights of metrics", "mcvd fetch mnist"),
-    "report": _Entry("report", "of an evaluation, as a page", "mcvd report results/mine"),
+    "fetch": _Entry("fetch", "data sets and metric weights", "mcvd fetch mnist"),
+    "report": _Entry("report", "an evaluation as one page", "mcvd report results/mine"),
     "compare": _Entry("compare", "evaluations side by side", "mcvd compare results/mine results/theirs"),
-    "info": _Entry("info", "what a model or a clip is", "mcvd info digits"),
-    "serve": _Entry("serve", "all tasks on a page for a browser", "mcvd serve --model runs/mine"),
-    "benchmark": _Entry("benchmark", "how fast this machine is at all that", "mcvd benchmark --batch 1 8 --json"),
+    "info": _Entry("info", "describe a model or a clip", "mcvd info digits"),
+    "serve": _Entry("serve", "all tasks on a web page", "mcvd serve --model runs/mine"),
+    "benchmark": _Entry("benchmark", "how fast all this runs here", "mcvd benchmark --batch 1 8 --json"),
 }
 
 
@@ -204,7 +204,7 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "mcvd COMMAND --help: every option of it, with units and defaults.  mcvd --version: the version.",
+            "mcvd COMMAND --help: all its options, with units and defaults.  mcvd --version: the version.",
             "--debug: show where an error came from.",
         ]
     )

@@ -68,13 +68,13 @@ MODEL_HELP = (
     "or hub name owner/name."
 )
 OUT_HELP = (
-    "File whose suffix says the format: mp4, mov, webm, avi or gif to look at, mkv or npz without loss, png for the "
-    "picture of all frames alone; no suffix is a folder of PNG frames; a folder that is there, or PATH/, gets the "
-    "default name. Several samples are numbered -1, -2 ...; the picture lies beside them. Earlier files are replaced."
+    "Output file; its suffix sets the format: mp4, mov, webm, avi or gif for viewing, mkv or npz lossless, png for the "
+    "contact sheet of all frames only; no suffix: a folder of PNG frames; an existing folder, or PATH/: the default name "
+    "in it. Several samples are numbered -1, -2 ...; the contact sheet is beside them. Existing files are replaced."
 )
 SOLVER_DEFAULT = "(default: the model's; ddpm if it names none)"
 STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
-_OUT_DEFAULT = "(default: output/NAME-TASK.mp4, in the folder you are in)"
+_OUT_DEFAULT = "(default: output/NAME-TASK.mp4 in the current folder)"
 Precision = Literal["fp32", "bf16", "fp16"]
 Engine = Literal["torch", "compile", "openvino"]
 Flag = Annotated[bool, arg(help_behavior_hint="")]
@@ -86,44 +86,45 @@ Device = Annotated[
 
 @dataclass(kw_only=True)
 class Sampling:
-    """How frames are made."""
+    """How frames are generated."""
 
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
     samples: Count = 1
-    """How many different videos to make; a file each."""
+    """How many different videos to generate, one file each."""
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
     """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
-    """Denoising steps for every block of frames; more is slower and mostly better."""
+    """Denoising steps per block of frames; more is slower and usually better."""
     seed: Seed = 0
-    """Same seed, same videos."""
+    """The same seed gives the same videos."""
     guidance: Number = 1.0
-    """1 is the model itself; larger keeps closer to the given frames, with less variety."""
+    """Guidance scale: 1 is the model itself; larger values follow the given frames more closely, with less variety."""
     context_noise: Number = 0.0
-    """Noise on made frames that later blocks see, for long videos by models trained with it (model.context_noise)."""
+    """Noise on generated frames that later blocks see; for long videos, with models trained for it
+    (model.context_noise)."""
     batch_size: Count = 32
-    """Samples made at once; fewer need less memory."""
+    """Samples generated at once; fewer need less memory."""
     reference: Flag = False
-    """Sample as the published code did, its defects included (ddpm or ddim)."""
+    """Sample as the published code does, defects included (ddpm or ddim)."""
     precision: Precision = "fp32"
-    """What the network computes in; bf16 and fp16 are for GPUs, bf16 also for CPUs that have units for it."""
+    """Arithmetic of the network; bf16 and fp16 are for GPUs, bf16 also for CPUs with bf16 units."""
     engine: Engine = "torch"
-    """What carries out network calls. compile (torch.compile) takes a minute, and is faster then on GPUs; openvino (pip
-    install 'mcvd[openvino]') is faster on CPUs where one sample is made at a time, in a hundred network calls or more,
-    and takes half a minute at its first use with a model."""
+    """What runs the network. compile (torch.compile) takes a minute at first and is then faster on GPUs; openvino (pip
+    install 'mcvd[openvino]') is faster on CPUs for one sample at a time with a hundred network calls or more; its first
+    use with a model takes half a minute."""
     device: Device = None
     """cpu, cuda or cuda:N."""
 
 
 @dataclass(kw_only=True)
 class Output:
-    """Where the videos go; a picture of all frames (.png) is written beside."""
+    """Where the videos go; a contact sheet of all frames (.png) is written beside them."""
 
     out: Annotated[str | None, arg(metavar="PATH", help=OUT_HELP, help_behavior_hint=_OUT_DEFAULT)] = None
     fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: the clip's; if it has none, the model's)")] = None
-    """Rate of the written video, frames a second."""
+    """Rate of the output video, in frames a second."""
     show_plan: Flag = False
-    """First draw which frames are made in which order, from which others."""
+    """First show which frames are generated in which order, and from which others."""
 
 
 @dataclass(kw_only=True)
@@ -131,6 +132,6 @@ class Reading:
     """How a clip (video file, gif, webp, folder of images, npz) becomes what the model takes."""
 
     fit: Literal["crop", "stretch"] = "crop"
-    """Cut the sides off to the model's proportions, or squeeze the whole picture in."""
+    """Crop to the model's aspect ratio, or stretch the whole picture to it."""
     stride: Count = 1
     """Take every N-th frame of the clip."""

@@ -13,19 +13,19 @@ from mcvd.cli.options import Context, Flag, MaybeCount, Output, Reading, Samplin
 
 @dataclass(kw_only=True)
 class Command:
-    """What happens next in a clip: new frames behind its end; or, with --backward, what happened before its start.
+    """Predicts what happens next in a clip: new frames after its end or, with --backward, before its start.
 
     Example: mcvd predict clip.mp4 --frames 20 --samples 4
     """
 
     clip: Annotated[Path, Positional, arg(metavar="CLIP")]
     """Video file, gif, webp, folder of images, or npz."""
-    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: what the model makes at once)")] = None
-    """How many frames to make; any number, made block after block."""
+    frames: Annotated[MaybeCount, arg(help_behavior_hint="(default: one block)")] = None
+    """Frames to generate; any number, block by block."""
     backward: Flag = False
-    """Make the frames before the clip instead."""
+    """Generate the frames before the clip instead."""
     context: Context = None
-    """How many frames of the clip's end (backward: of its start) are given, and are in the written video."""
+    """Frames from the clip's end (backward: its start) that are given to the model and kept in the output video."""
     sampling: Annotated[Sampling, arg(name="")] = field(default_factory=Sampling)
     output: Annotated[Output, arg(name="")] = field(default_factory=Output)
     reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)

@@ -11,14 +11,14 @@ from tyro.conf import Positional, arg
 
 @dataclass(kw_only=True)
 class Command:
-    """The report of an evaluation, made again from what is in its folder: report.html, one file (at most about 35 MB)
-    to open in a browser or to send, and report.md with report_files/.
+    """Writes the report of an evaluation again, from the contents of its folder: report.html, one self-contained file
+    (at most about 35 MB) to open in a browser or send, and report.md with report_files/.
 
     Example: mcvd report results/ours
     """
 
     folder: Annotated[Path, Positional, arg(metavar="FOLDER")]
-    """Folder written by mcvd evaluate or score. Earlier reports in it are replaced."""
+    """Folder written by mcvd evaluate or score. Existing reports in it are replaced."""
 
     def run(self) -> None:
         """Does it."""

@@ -14,27 +14,27 @@ from mcvd.cli.options import Device, Flag
 
 @dataclass(kw_only=True)
 class Command:
-    """The numbers of `mcvd evaluate` for any videos, whoever made them, against real ones.
+    """Computes the metrics of `mcvd evaluate` for any videos, from any source, against real ones.
 
-    A set is a folder of video files, of folders of frames or of npz arrays, or one npz or npy file. Made videos belong
-    to the real ones of the same name (NAME-1, NAME-2 ... are samples of NAME); where no name is met, in sorted order.
+    A set is a folder of video files, of frame folders or of npz arrays, or one npz or npy file. Generated videos are
+    paired with real ones by name (NAME-1, NAME-2 ... are samples of NAME) or, if no name matches, in sorted order.
 
     Example: mcvd score real/ predictions/ --protocol bair-2to28 --set samples=1
     """
 
     real: Annotated[Path, Positional, arg(metavar="REAL")]
-    """Real clips: as long as the protocol's, or longer (then their first frames count)."""
+    """Real clips, at least as long as the protocol's; only their first frames count."""
     made: Annotated[Path, Positional, arg(metavar="FAKE")]
-    """Made videos: whole clips with the given frames in place, or the made frames alone."""
+    """Generated videos: whole clips with the given frames in place, or the generated frames alone."""
     protocol: Annotated[str, arg(metavar="NAME", help=PROTOCOL_HELP)]
     set: Settings = field(default_factory=list)
     metrics: Metrics = None
-    name: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: of FAKE)")] = ""
-    """Of the system, in the result."""
+    name: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: from FAKE)")] = ""
+    """Name of the system in the result."""
     output: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/score/NAME-PROTOCOL)")] = (
         None
     )
-    """result.json, result.md, rows.safetensors and videos/; one of another evaluation is refused."""
+    """Gets result.json, result.md, rows.safetensors and videos/; a folder of another evaluation is refused."""
     no_videos: Flag = False
     """Do not keep a copy of the clips."""
     device: Device = None

@@ -15,23 +15,23 @@ from mcvd.errors import McvdError
 
 @dataclass(kw_only=True)
 class Command:
-    """A page for a browser: choose which frames of a clip are given, and see the others made. Ctrl-C ends it.
+    """Serves a web page: choose which frames of a clip are given, and have the others generated. Ctrl-C stops it.
 
     Example: mcvd serve --model runs/mine
     """
 
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Who can reach the page: 127.0.0.1 is this machine alone; 0.0.0.0 is everybody in its networks. There is no
+    """Who can reach the page: 127.0.0.1 means this machine only; 0.0.0.0 anybody on its networks. There is no
     password."""
     port: Port = 8000
-    """Of the page's address; 0 is any that is free."""
+    """Port of the page's address; 0 picks a free one."""
     device: Device = None
     """cpu, cuda or cuda:N."""
     precision: Precision = "fp32"
-    """What the network computes in, as in mcvd predict."""
+    """Arithmetic of the network, as in mcvd predict."""
     engine: Engine = "torch"
-    """What carries out network calls, as in mcvd predict."""
+    """What runs the network, as in mcvd predict."""
 
     def run(self) -> None:
         """Does it."""

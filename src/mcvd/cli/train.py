@@ -21,26 +21,26 @@ _FROM_RECIPE = "(default: the recipe's)"
 
 @dataclass(kw_only=True)
 class Command:
-    """Trains a model by a recipe. Run the same command again to continue where it stopped; Ctrl-C saves first.
+    """Trains a model from a recipe. Run the same command again to continue where it stopped; Ctrl-C saves first.
 
     Examples: mcvd train digits-small; mcvd train my_recipe.yaml --data my_videos/ --steps 200000; several GPUs:
     torchrun --nproc-per-node 8 -m mcvd train my_recipe.yaml
     """
 
     recipe: Annotated[str, Positional, arg(metavar="RECIPE")]
-    """Bundled name (a wrong one lists them), or path of a .yaml file."""
+    """Bundled name (an unknown one lists them), or path of a .yaml file."""
     data: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint=_FROM_RECIPE)] = None
-    """Folder of videos (files, folders of images, npz), or of the MNIST files for moving digits."""
-    output: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/NAME of the recipe)")] = None
+    """Folder of videos (files, folders of images, npz) or, for Moving MNIST, of the MNIST files."""
+    output: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: runs/RECIPE)")] = None
     """Run folder: checkpoints, model/ and best/ (for --model), log.jsonl, TensorBoard events, samples/."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
-    """Optimizer steps in all, those of earlier runs included."""
+    """Total optimizer steps, including those of earlier runs."""
     minutes: Annotated[MaybeMinutes, arg(help_behavior_hint="(default: no limit)")] = None
-    """Stop and save after about so many minutes."""
+    """Save and stop after about this many minutes."""
     finish: Flag = False
-    """With --minutes: as many steps as fit into them, the fall of the learning rate included."""
+    """With --minutes: do as many steps as fit, learning-rate decay included."""
     batch: Annotated[MaybeCount, arg(help_behavior_hint=_FROM_RECIPE)] = None
-    """Clips a step, over all processes."""
+    """Clips per step, over all processes."""
     seed: Annotated[MaybeSeed, arg(help_behavior_hint=_FROM_RECIPE)] = None
     """Seed of everything random."""
     device: Device = None
@@ -51,11 +51,11 @@ class Command:
     """Any other value of the recipe, e.g. optimizer.lr=1e-4 or model.network.width=96."""
 
     init_from: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: random weights)")] = None
-    """Start from the weights of a model (as --model of the other commands takes it), wherever they fit."""
+    """Start from a model's weights (named as for --model of other commands), wherever they fit."""
     tracker: Annotated[Literal["wandb", "trackio"] | None, arg(help_behavior_hint=_FROM_RECIPE)] = None
-    """Also send the log to Weights & Biases, or to trackio."""
+    """Also send the log to Weights & Biases or trackio."""
     dry_run: Flag = False
-    """Print the whole recipe and what it will cost (weights, arithmetic, memory, time); train nothing."""
+    """Print the full recipe and its cost (weights, arithmetic, memory, time) without training."""
 
     def run(self) -> None:
         """Does it."""
