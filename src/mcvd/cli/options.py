@@ -69,8 +69,8 @@ MODEL_HELP = (
 )
 OUT_HELP = (
     "Output file; its suffix sets the format: mp4, mov, webm, avi or gif for viewing, mkv or npz lossless, png for the "
-    "contact sheet of all frames only; no suffix: a folder of PNG frames; an existing folder, or PATH/: the default name "
-    "in it. Several samples are numbered -1, -2 ...; the contact sheet is beside them. Existing files are replaced."
+    "contact sheet of all frames only; no suffix: a folder of PNG frames; an existing folder, or PATH/: default name "
+    "inside. Several samples are numbered -1, -2 ...; the contact sheet is beside them. Existing files are replaced."
 )
 SOLVER_DEFAULT = "(default: the model's; ddpm if it names none)"
 STEPS_DEFAULT = "(default: ddpm 100, ddim 50, f-pndm 20, dpm++ 20, sde-dpm++ 20, unipc 10)"
