@@ -32,7 +32,7 @@ SET_HELP = (
     "Change a value of the protocol, e.g. samples=2 or size=[32,32] (height and width in pixels); "
     "renames it NAME+edited."
 )
-METRICS_HELP = "Comma-separated: psnr,ssim,lpips,fvd,kvd,calibration."
+METRICS_HELP = "Comma-separated subset of psnr,ssim,lpips,fvd,kvd,calibration."
 DATA_HELP = (
     "Test videos: a folder made by `mcvd data prepare`, raw videos (prepared once, in the cache) or the authors' HDF5 "
     "shards; for Moving MNIST, the folder of the MNIST files."
@@ -63,7 +63,7 @@ class Command:
     set: Settings = field(default_factory=list)
     metrics: Metrics = None
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
-    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
+    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (fast); sde-dpm++ (fast, with noise)."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
     """Denoising steps per block of frames."""
     seed: Seed = 0

@@ -92,7 +92,7 @@ class Sampling:
     samples: Count = 1
     """How many different videos to generate, one file each."""
     solver: Annotated[str | None, arg(metavar="NAME", help_behavior_hint=SOLVER_DEFAULT)] = None
-    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (the quick ones); sde-dpm++ (quick, with noise)."""
+    """ddpm (as in the paper's tables), ddim; f-pndm, dpm++, unipc (fast); sde-dpm++ (fast, with noise)."""
     steps: Annotated[MaybeCount, arg(help_behavior_hint=STEPS_DEFAULT)] = None
     """Denoising steps per block of frames; more is slower and usually better."""
     seed: Seed = 0
