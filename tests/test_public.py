@@ -1,8 +1,10 @@
 """The public surface of the package: what `import mcvd` gives, whatever has been imported before."""
 
 import inspect
+import json
 import pkgutil
 import typing
+from pathlib import Path
 
 import mcvd
 from mcvd.model import FillOptions
@@ -26,3 +28,22 @@ def test_editors_and_type_checkers_know_the_options_of_every_task():
     assert typing.get_type_hints(FillOptions) == {name: hints[name] for name in options}
     for task in ("predict", "interpolate", "generate"):
         assert typing.get_type_hints(getattr(mcvd.VideoDiffusion, task))["options"] == typing.Unpack[FillOptions]
+
+
+def test_the_tour_runs_and_shows_its_pictures(monkeypatch):
+    """Every cell of the notebook, with a single network call per block."""
+    examples = Path(__file__).parent.parent / "examples"
+    monkeypatch.chdir(examples)
+    fill = mcvd.VideoDiffusion.fill
+    monkeypatch.setattr(
+        mcvd.VideoDiffusion, "fill", lambda self, *given, **options: fill(self, *given, **options | {"steps": 1})
+    )
+    scope: dict = {}
+    cells = [cell for cell in json.loads(Path("tour.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        source = "".join(cell["source"])
+        exec(source, scope)
+        kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        assert ("image/png" in kinds) == ("contact_sheet" in source)
+    assert scope["many"].shape == (16, 10, 1, 64, 64)
+    assert scope["filled"][scope["known"]].equal(scope["clip"][scope["known"]])
