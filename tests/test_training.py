@@ -369,6 +369,17 @@ def test_a_signal_saves_and_leaves(tmp_path, name):
     assert list(losses(tmp_path)) == [1, 2, 3, 4, 5]
 
 
+def test_systems_without_unix_signals_and_memory_figures_train(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(signal, "SIGUSR1")
+    monkeypatch.delattr(signal, "SIGHUP")
+    for module in ("resource", "fcntl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    go(replace(RECIPE, steps=2), tmp_path)
+    assert list(losses(tmp_path)) == [1, 2]
+    assert "memory_gb" not in (tmp_path / "log.jsonl").read_text()
+
+
 def test_time_that_is_up_saves_and_leaves(tmp_path):
     lines = go(RECIPE, tmp_path, minutes=0)
     assert lines[-1] == "stopped at step 1 (time is up); run the same command again to continue"

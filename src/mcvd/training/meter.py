@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
@@ -29,7 +28,8 @@ class Meter:
         self.step, self.time = step, time.monotonic()
 
     def rates(self, step: int) -> dict[str, float]:
-        """Since the last call: `steps_per_second`, `clips_per_second` of all processes, `mfu`; `memory_gb` at its peak.
+        """Since the last call: `steps_per_second`, `clips_per_second` of all processes, `mfu`; `memory_gb` at its peak,
+        where the system tells.
 
         mfu, model FLOPs utilisation (arXiv 2204.02311, appendix B): arithmetic that the steps needed, forward and
         backward, over what this process's device does in large matrix products (measured). Empty if no step was made.
@@ -39,13 +39,22 @@ class Meter:
             return {}
         self.restart(step)
         speed = steps / seconds
-        rates = {"steps_per_second": speed, "clips_per_second": speed * self.batch}
-        return rates | {"memory_gb": memory(self.device) / 1e9, "mfu": speed * self.flops / self.peak}
+        rates = {
+            "steps_per_second": speed,
+            "clips_per_second": speed * self.batch,
+            "mfu": speed * self.flops / self.peak,
+        }
+        peak = memory(self.device)
+        return rates if peak is None else rates | {"memory_gb": peak / 1e9}
 
 
-def memory(device: torch.device) -> int:
-    """Bytes at the peak: allocated by torch on a GPU, resident of this process on a CPU."""
+def memory(device: torch.device) -> int | None:
+    """Bytes at the peak: allocated by torch on a GPU, resident of this process on a CPU; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

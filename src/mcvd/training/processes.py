@@ -88,10 +88,12 @@ class Processes:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
     """A list that SIGTERM, SIGUSR1, SIGHUP (the terminal has gone) and Ctrl-C put their name into, instead of ending
-    the process. What nohup has it ignore stays so."""
+    the process. What nohup has it ignore stays so; Windows has the first and the last alone."""
     stop: list[str] = []
-    names = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    names = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGUSR1"):
+        names.append(signal.SIGUSR1)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         names.append(signal.SIGHUP)
     old = {name: signal.signal(name, lambda number, _: stop.append(signal.Signals(number).name)) for name in names}
     try:
