@@ -39,13 +39,10 @@ class Meter:
             return {}
         self.restart(step)
         speed = steps / seconds
-        rates = {
-            "steps_per_second": speed,
-            "clips_per_second": speed * self.batch,
-            "mfu": speed * self.flops / self.peak,
-        }
-        peak = memory(self.device)
-        return rates if peak is None else rates | {"memory_gb": peak / 1e9}
+        rates = {"steps_per_second": speed, "clips_per_second": speed * self.batch}
+        if (peak := memory(self.device)) is not None:
+            rates["memory_gb"] = peak / 1e9
+        return rates | {"mfu": speed * self.flops / self.peak}
 
 
 def memory(device: torch.device) -> int | None:
