@@ -301,6 +301,9 @@ def test_import_writes_a_model_folder(clip, monkeypatch, capsys):
         return VideoDiffusion.from_folder(folder)
 
     monkeypatch.setattr(official, "import_checkpoint", stands_in)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert main(["import", "checkpoint_5.pt", "--raw", "--dtype", "float16", "--output=~/elsewhere"]) == 0
+    assert "wrote" in capsys.readouterr().out
     assert main(["import", "checkpoint_5.pt", "--raw", "--dtype", "float16"]) == 0
     assert "wrote models/checkpoint_5 (0.1 M parameters" in capsys.readouterr().out
 

@@ -357,6 +357,12 @@ def test_saving_and_loading_is_exact(model, tmp_path):
     assert torch.equal(again.predict(GOOD, 3, **FAST), model.predict(GOOD, 3, **FAST))
 
 
+def test_a_folder_at_home_is_saved_and_read(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model.save("~/model") == tmp_path / "model"
+    assert same(VideoDiffusion.from_folder("~/model").state_dict(), model.state_dict())
+
+
 def test_weights_are_not_stored_as_whole_numbers(model, tmp_path):
     with pytest.raises(McvdError, match=r"cannot be stored as torch.int8"):
         model.save(tmp_path / "model", dtype=torch.int8)

@@ -455,18 +455,20 @@ def test_import_writes_a_folder_that_gives_the_same_output(oracle_dir, tmp_path,
 
 
 @pytest.mark.oracle
-def test_an_import_replaces_no_other_model(logs, tmp_path):
+def test_an_import_replaces_no_other_model(logs, tmp_path, monkeypatch):
     """The same import may be done again."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     folder, source = tmp_path / "model", logs / "checkpoint.pt"
     official.import_checkpoint(source, folder)
     before = (folder / "model.safetensors").read_bytes()
     official.import_checkpoint(source.rename(logs / "checkpoint_6.pt"), folder)
 
     def refused(source, **options):
-        with pytest.raises(McvdError, match=f"{folder} holds another model.*--output") as raised:
-            official.import_checkpoint(source, folder, **options)
-        assert "\n" not in str(raised.value)
-        assert (folder / "model.safetensors").read_bytes() == before
+        for named in (folder, "~/model"):
+            with pytest.raises(McvdError, match=f"{folder} holds another model.*--output") as raised:
+                official.import_checkpoint(source, named, **options)
+            assert "\n" not in str(raised.value)
+            assert (folder / "model.safetensors").read_bytes() == before
 
     source = logs / "checkpoint_6.pt"
     refused(source, ema=False)

@@ -41,7 +41,7 @@ def write_model(
         (WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"})),
         (CONFIG, lambda path: path.write_text(text + "\n")),
     ):
-        partial = folder / f".{name}.partial"
+        partial = folder / f".{name}.partial"  # always the same: what a kill leaves is written over
         try:
             partial.touch()
             mode = partial.stat().st_mode
@@ -60,7 +60,7 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise McvdError(f"{folder} is not a model folder: it has no {name}")

@@ -35,7 +35,7 @@ class Command:
         from mcvd.interop.official import import_checkpoint
         from mcvd.saving import CONFIG, WEIGHTS
 
-        folder = self.output or Path("models") / default_name(self.checkpoint)
+        folder = (self.output or Path("models") / default_name(self.checkpoint)).expanduser()
         model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
         size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS)) / 1e6
         parameters = sum(p.numel() for p in model.parameters()) / 1e6

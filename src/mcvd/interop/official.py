@@ -163,7 +163,7 @@ def load_checkpoint(path: str | Path, ema: bool = True) -> VideoDiffusion:
     Raises McvdError for a file that is not such a checkpoint, an option that cannot be reproduced, or weights that do
     not fit the configuration: nothing is ever loaded in part.
     """
-    return _load(Path(path), ema)[0]
+    return _load(Path(path).expanduser(), ema)[0]
 
 
 def import_checkpoint(
@@ -175,12 +175,12 @@ def import_checkpoint(
     Raises McvdError as `load_checkpoint` does, and where the folder holds another model: only the same import may be
     done again.
     """
-    path = Path(path)
+    path, folder = Path(path).expanduser(), Path(folder).expanduser()
     model, notes = _load(path, ema)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     notes = {"source": path.name, "sha256": digest, **notes}
-    if (Path(folder) / CONFIG).exists() and not _is_import(folder, model.config, notes):
+    if (folder / CONFIG).exists() and not _is_import(folder, model.config, notes):
         raise McvdError(f"{folder} holds another model, which is not replaced; name another folder with --output")
     try:
         model.save(folder, dtype, notes)
