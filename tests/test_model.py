@@ -159,6 +159,7 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD, 10**11), "frames is 100000000000; it must be at most 1000000"),
         (lambda m: m.predict(GOOD, 3, guidance=float("nan")), "guidance is nan; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, guidance="2"), "guidance is '2'; it must be a finite number"),
+        (lambda m: m.predict(GOOD, 3, guidance=10**400), "guidance is 10000.*; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, context_noise=None), "context_noise is None; it must be a finite number"),
         (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"a float tensor with values in \[-1, 1\], not torch.uint8"),
         (lambda m: m.predict(GOOD.permute(0, 2, 3, 1), 3), r"16 channels, the model 1; it is \(T, C, H, W\)"),

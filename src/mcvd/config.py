@@ -152,14 +152,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise McvdError(f"{where}: expected a list, found {value!r}")
         return [_convert(arguments[0], item, where) for item in value]
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 as text
+    if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
+            return float(value)  # of text: YAML 1.1 reads 1e-4 as such
+        except (ValueError, OverflowError):
             raise McvdError(f"{where}: expected a number, found {value!r}") from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
     if hint in (int, float, str, bool) and (type(value) is not hint):
         raise McvdError(f"{where}: expected {hint.__name__}, found {value!r}")
     return value

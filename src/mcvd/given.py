@@ -89,7 +89,7 @@ def finite(name: str, value: float) -> float:
     """The value of an argument that is a finite number; McvdError that names it where it is none."""
     try:
         good = math.isfinite(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
         good = False
     if not good:
         raise McvdError(f"{name} is {value!r}; it must be a finite number")
