@@ -477,6 +477,24 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
     assert go(replace(RECIPE, steps=2), tmp_path)[0].endswith("at step 1")
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "^CUDA out of memory$"),
+        (PermissionError(13, "Permission denied"), r"^cannot read .*000000002.pt: Permission denied$"),
+    ],
+)
+def test_a_checkpoint_that_is_whole_is_not_called_damaged(tmp_path, monkeypatch, error, says):
+    go(replace(RECIPE, steps=2, save_every=1), tmp_path)
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises((McvdError, torch.OutOfMemoryError), match=says):
+        go(RECIPE, tmp_path)
+
+
 def test_a_file_of_others_with_the_name_of_a_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / "checkpoint-000000001.pt")
     with pytest.raises(McvdError, match="holds a checkpoint that is not of mcvd train; move it away"):
@@ -553,6 +571,7 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("steps: 1.5", "steps: expected int, found 1.5"),
         ("steps: true", "steps: expected int, found True"),
         ("optimizer: {lr: fast}", "lr: expected a number, found 'fast'"),
+        (f"optimizer: {{lr: 1{'0' * 400}}}", "lr: expected a number, found 1000"),
         ("optimizer: {betas: [0.9]}", "betas: expected 2 values, found 1"),
         ("optimizer: {betas: 0.9}", "betas: expected a list, found 0.9"),
         ("precision: fp8", "precision is 'fp8'; it is one of auto, fp32, bf16"),

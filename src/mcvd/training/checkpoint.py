@@ -62,13 +62,18 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
     """The newest checkpoint of a run; None if it has none. One that cannot be read is an error, not a fresh start.
 
     mapped: read tensors from the file when they are used (on the CPU), not all at once.
+    Raises McvdError for the file; torch.OutOfMemoryError where the device has too little memory for it.
     """
     found = checkpoints(folder)
     if not found:
         return None
     try:
         return torch.load(found[-1], map_location=device, mmap=mapped, weights_only=True)
-    except Exception as error:
+    except torch.OutOfMemoryError:  # the file is good: nobody should delete it
+        raise
+    except OSError as error:
+        raise McvdError(f"cannot read {found[-1]}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged file can lead to any
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None
 
