@@ -73,6 +73,35 @@ def test_a_cpu_is_asked_for_float32(monkeypatch):
         tiny.model().predict(tiny.video(2, 1, 16, 16), 3, precision="half")
 
 
+@pytest.mark.parametrize(
+    ("settings", "usual"),
+    [
+        ("", ""),
+        ("torch.set_float32_matmul_precision('medium')", "torch.set_float32_matmul_precision('highest')"),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "torch.backends.cuda.matmul.allow_tf32 = False"),
+        ("torch.backends.cudnn.conv.fp32_precision = 'ieee'", "torch.backends.cudnn.conv.fp32_precision = 'tf32'"),
+        ("torch.backends.mkldnn.fp32_precision = 'bf16'", "torch.backends.mkldnn.fp32_precision = 'none'"),
+        ("torch.backends.fp32_precision = 'tf32'", "torch.backends.fp32_precision = 'none'"),
+    ],
+)
+def test_exactly_is_float32_whatever_was_set_before_which_comes_back(settings, usual):
+    def found():
+        to = torch.backends
+        return [place.fp32_precision for place in (to.cudnn.conv, to.cuda.matmul, to.mkldnn.conv, to.mkldnn.matmul)]
+
+    torch.set_float32_matmul_precision("highest")
+    plain = found()
+    exec(settings)
+    try:
+        before = found()
+        with precision.exactly(torch.device("cpu")):
+            assert set(found()) <= {"ieee", "none"}
+        assert found() == before
+    finally:
+        exec(usual)
+    assert found() == plain  # nothing has kept what was general
+
+
 def test_weights_are_packed_for_float32_alone():
     model, past = tiny.model(), tiny.video(2, 1, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):  # somebody else's: it is respected

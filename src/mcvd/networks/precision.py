@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -39,10 +40,17 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Without gradients and in float32 throughout, convolutions on a GPU too (no TF32), whatever surrounds it."""
-    with (
-        torch.inference_mode(),
-        autocast("fp32", device),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
-        yield
+    """Without gradients and in float32 throughout (no TF32, no bf16), whatever surrounds it and was set before."""
+    to: Any = torch.backends
+    changed = []
+    try:
+        # from the general to the particular, which follows it where it has no value of its own
+        for place in (to, to.cudnn, to.mkldnn, to.cudnn.conv, to.cuda.matmul, to.mkldnn.conv, to.mkldnn.matmul):
+            if (precision := place.fp32_precision) in ("tf32", "bf16"):
+                changed.append((place, precision))
+                place.fp32_precision = "ieee"
+        with torch.inference_mode(), autocast("fp32", device):
+            yield
+    finally:
+        for place, precision in changed:
+            place.fp32_precision = precision
