@@ -153,6 +153,21 @@ def test_a_compiled_network_makes_the_same_frames(network):
         assert torch.equal(model.predict(CLIPS[:1], 3, engine="compile", samples=2, steps=3), compiled)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:compiling")
+def test_every_number_of_clips_and_every_network_is_compiled(monkeypatch):
+    compiled = []
+    backend = lambda graph, inputs: compiled.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    for width in (8, 12):
+        model = tiny.model(blocks=1, multipliers=(1,), width=width)
+        for samples in range(1, 6):
+            model.predict(CLIPS, 3, engine="compile", samples=samples, steps=1)
+    torch._dynamo.reset()
+    assert len(compiled) == 10  # PyTorch would stop at 8
+
+
 @pytest.mark.filterwarnings("ignore:compiling")
 def test_without_a_compiler_it_is_an_error(monkeypatch):
     def backend(graph, inputs):

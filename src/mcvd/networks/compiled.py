@@ -34,6 +34,9 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
         if what not in seen:
             warnings.warn(f"compiling the network, once for {len(x)} at a time: a minute or two", stacklevel=2)
             seen.add(what)
+            # PyTorch compiles the same code 8 times, and then runs it uncompiled; in every thread anew
+            versions = sum(len(shapes) for shapes in _SEEN.values())
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, versions + 8)
         try:
             return compiled(x, time, condition)
         except torch._dynamo.exc.TorchDynamoException as error:
