@@ -62,6 +62,17 @@ def test_validation_is_the_mean_error_and_its_bins_are_parts_of_it():
 
 
 @torch.no_grad()
+def test_noisy_conditions_are_measured_and_trained_with_the_noise_of_the_draw():
+    model, clips = tiny.model(noisy_condition=True), tiny.video(4, 6, 1, 16, 16)
+    torch.manual_seed(0)
+    first = validate(model, clips)
+    torch.manual_seed(1)
+    assert validate(model, clips) == first
+    video, draw = clips / 127.5 - 1, model.draw(4, torch.Generator().manual_seed(0))
+    alone = [model.loss(video[i : i + 1], draw.rows(i, i + 1)) for i in range(4)]  # as processes take their rows
+    torch.testing.assert_close(torch.cat(alone), model.loss(video, draw))
+
+
 def test_every_task_is_measured_on_the_same_clips_times_and_noise():
     model = tiny.model()
     found = validate(model, CLIPS)

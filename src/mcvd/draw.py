@@ -27,7 +27,7 @@ class Draw(NamedTuple):
     context_sigma: Tensor | None = None
     """``(B,)``, standard deviation of the noise in past and future frames; None: 0"""
     context_eps: Tensor | None = None
-    """``(B, p + f, C, H, W)``, that noise, N(0, I); None where context_sigma is"""
+    """``(B, p + f, C, H, W)``, noise of past and future, N(0, I); None for a model that adds none"""
 
     def rows(self, start: int, stop: int) -> Draw:
         """Of the clips `start` to `stop` - 1 alone."""

@@ -167,11 +167,13 @@ class VideoDiffusion(nn.Module):
             torch.randn((clips, self.layout.current, *frame), generator=generator, device=home, dtype=dtype),
             masking.draw_frames(clips, self.layout, generator=generator),
         )
-        if not self.config.context_noise:
-            return draw
-        sigma = self.config.context_noise * torch.rand(clips, generator=generator, device=home, dtype=dtype)
-        eps = torch.randn((clips, self.layout.condition_frames, *frame), generator=generator, device=home, dtype=dtype)
-        return draw._replace(context_sigma=sigma, context_eps=eps)
+        if self.config.context_noise:
+            sigma = self.config.context_noise * torch.rand(clips, generator=generator, device=home, dtype=dtype)
+            draw = draw._replace(context_sigma=sigma)
+        if self.config.context_noise or self.config.noisy_condition:
+            noise = (clips, self.layout.condition_frames, *frame)
+            draw = draw._replace(context_eps=torch.randn(noise, generator=generator, device=home, dtype=dtype))
+        return draw
 
     def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
         """The training loss of each clip, ``(B,)``; also what calling the model does.
@@ -189,7 +191,8 @@ class VideoDiffusion(nn.Module):
             past = hide(past, draw.frames_seen[:, : self.layout.past])
             future = hide(future, draw.frames_seen[:, self.layout.past :])
         past, future = hide(past, draw.past_seen), hide(future, draw.future_seen)
-        return self.loss_at(current, past, future, draw.t, draw.eps, draw.past_seen, sigma=draw.context_sigma)
+        seen, sigma = draw.past_seen, draw.context_sigma
+        return self.loss_at(current, past, future, draw.t, draw.eps, seen, draw.context_eps, sigma)
 
     forward = loss
 
@@ -206,7 +209,8 @@ class VideoDiffusion(nn.Module):
     ) -> Tensor:
         """The loss of each clip at time numbers t ``(B,)`` with noise eps (DDPM algorithm 1); frames in [-1, 1].
 
-        sigma ``(B,)``: standard deviation of the noise that past and future hold, for a model with `context_noise`.
+        condition_noise ``(B, p + f, C, H, W)``: N(0, I) for past and future of a model with `noisy_condition` (None:
+            torch's own). sigma ``(B,)``: standard deviation of the noise that they hold, for one with `context_noise`.
         """
         alpha_bar = self.config.schedule.at(t, current)
         x_t = gaussian.add_noise(current, eps, alpha_bar)

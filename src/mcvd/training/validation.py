@@ -36,10 +36,11 @@ def validate(model: VideoDiffusion, clips: Tensor, seed: int = 0) -> dict[str, f
             found[f"validation/t{first}-{end - 1}"] = float(errors[inside].mean())
 
     few = clips[::TASK_SHARE]
+    noise = None if draw.context_eps is None else draw.context_eps[::TASK_SHARE]
     t = (torch.arange(len(few), device=model.device) * 2 + 1) * levels // (2 * len(few))
     for task, (past, future) in model.config.masking.tasks(model.layout).items():
         ones = torch.ones(len(few), dtype=torch.bool, device=model.device)
-        paired = Draw(ones & past, ones & future, t, draw.eps[::TASK_SHARE])
+        paired = Draw(ones & past, ones & future, t, draw.eps[::TASK_SHARE], context_eps=noise)
         found[f"validation/{task}"] = float(_errors(model, few, paired).mean())
     return found
 
