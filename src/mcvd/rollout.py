@@ -89,10 +89,19 @@ def rollout(
                     progress(before + row + 1, total)
 
             shared = all(known[i] for i in (*block.past, *block.future) if i is not None)
-            sigma = 0.0 if shared else context_noise
-            rows = clips if shared else None
-            told = block.past_seen or not tell_hidden
-            made = _run_block(model, frames, block, rows, told, table, chunk, noise, guidance, sigma, step)
+            made = _run_block(
+                model,
+                frames,
+                block,
+                table,
+                chunk,
+                noise,
+                clips=clips if shared else None,
+                past_seen=block.past_seen or not tell_hidden,
+                guidance=guidance,
+                sigma=0.0 if shared else context_noise,
+                on_step=step,
+            )
             keep = [i for i, makes in enumerate(block.made) if makes]
             frames[:, [block.current[i] for i in keep]] = made[:, keep].clamp(-1, 1) if clip_made else made[:, keep]
             done += len(table.rows)
@@ -109,17 +118,19 @@ def _run_block(
     model: VideoDiffusion,
     frames: Tensor,
     block: Block,
-    clips: Tensor | None,
-    past_seen: bool,
     table: Table,
     chunk: list[tuple[int, int]],
     noise: Noise,
+    *,
+    clips: Tensor | None,
+    past_seen: bool,
     guidance: float,
     sigma: float,
     on_step: Callable[[int, Tensor], None],
 ) -> Tensor:
     """Samples the current frames of one block -> ``(B, k, C, H, W)`` in [-1, 1].
 
+    chunk: the trajectories, as `noise` takes them.
     clips: which clip each trajectory belongs to, if all frames that the block sees are given ones: then the condition
     is encoded once a clip. None: every trajectory has a condition of its own. past_seen: what the network is told of
     it. sigma: of the noise that it gets.
@@ -145,12 +156,11 @@ def _run_block(
     if imposed:
         # frames of the block that are known already: whatever the network thinks, they are what they are
         truth = frames[:, [block.current[i] for i in imposed]]
+        places = torch.tensor(imposed, device=frames.device)  # once: every step would wait for a GPU to take a list
         network = denoise
 
         def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
-            x0 = network(x, t, alpha_bar)
-            x0[:, imposed] = truth
-            return x0
+            return network(x, t, alpha_bar).index_copy_(1, places, truth)
 
     shape = (len(block.current), *frames.shape[2:])
     return sample(denoise, table, noise(chunk, shape), lambda: noise(chunk, shape), on_step=on_step)
