@@ -220,6 +220,15 @@ def test_rates_count_the_steps_between_two_calls_and_not_what_lay_between_them(m
     assert meter.rates(8)["steps_per_second"] == 1.0
 
 
+def test_the_time_of_validation_is_in_no_rate(tmp_path):
+    go(dataclasses.replace(RECIPE, steps=5, log_every=3), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rated = [line["step"] for line in lines if "steps_per_second" in line]
+    assert rated == [1, 2, 3, 4, 5]
+    assert all("loss" in line for line in lines if "steps_per_second" in line)
+    assert [line["step"] for line in lines if "validation" in line] == [2, 4, 5]
+
+
 def test_the_live_table_shows_the_newest_values_and_lines_stay_above_it():
     out = io.StringIO()
     table = LiveTable(10, Console(file=out, force_terminal=True, width=140))

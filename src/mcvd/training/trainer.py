@@ -323,8 +323,8 @@ def _loop(
                 trainer.recipe = replace(trainer.recipe, steps=step)
             leave, last = reason > 0, step == trainer.recipe.steps
             save = step % recipe.save_every == 0 or last or leave
-            shown = step % recipe.log_every == 0 or last or step == 1
             sampled = step % recipe.sample_every == 0 or last
+            shown = step % recipe.log_every == 0 or sampled or step == 1  # its rates end before validation begins
             if save or shown:  # reading the loss waits for the device
                 value, gradient = processes.mean(loss), float(norm)
                 _check_finite(trainer, value, gradient, output)
