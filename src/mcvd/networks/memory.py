@@ -29,6 +29,8 @@ def _available(meminfo: Path) -> int:
 def _left(group: Path) -> int:
     """Of a control group's memory; a huge number where it has no limit."""
     try:
-        return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or `max`
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(kept["inactive_file"])  # of files that were read, which goes before anything else
+    except (OSError, ValueError, KeyError):  # no such group, or `max`
         return 2**63
