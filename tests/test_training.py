@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,12 @@ def test_a_run_leaves_what_people_look_for(tmp_path, monkeypatch):
     state = torch.load(checkpoints(tmp_path)[-1], weights_only=True)
     assert same(model.state_dict(), state["ema"]["shadow"])
     assert model.predict(tiny.video(2, 1, 16, 16), 3, steps=2).shape == (1, 3, 1, 16, 16)
+
+
+def test_a_run_in_a_thread(tmp_path):
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(go, replace(RECIPE, steps=2), tmp_path).result()
+    assert len(losses(tmp_path)) == 2
 
 
 def test_what_a_caller_has_switched_changes_no_run(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -88,8 +89,13 @@ class Processes:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
     """A list that SIGTERM, SIGUSR1, SIGHUP (the terminal has gone) and Ctrl-C put their name into, instead of ending
-    the process. What nohup has it ignore stays so; Windows has the first and the last alone."""
+    the process. What nohup has it ignore stays so. Python handles signals in its main thread alone: in another, none
+    come. Windows has the first and the last of them alone.
+    """
     stop: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     names = [signal.SIGTERM, signal.SIGINT]
     if hasattr(signal, "SIGUSR1"):
         names.append(signal.SIGUSR1)
