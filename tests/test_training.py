@@ -601,6 +601,10 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("model: {schedule: {beta_last: 1.5}}", "beta goes from 0.0001 to 1.5; both must lie between 0 and 1"),
         ("model: {prediction: foo}", "prediction is 'foo'; it is one of eps, x0, v"),
         ("model: {network: {width: 2}}", "width is 2; it must be at least 4"),
+        (
+            "model: {network: {frames: 3d, conditioning: spatin, spatin_width: 4}}",
+            "spatin_width is 4; it must be at least 5",
+        ),
         ("model: {network: {multipliers: []}}", "multipliers is (); it must be at least 1"),
         ("model: {network: {head_channels: 0}}", "head_channels is 0; it must be at least 1, or -1 for one head"),
         ("model: {fps: .nan}", "fps is nan; it must be a number from 0.001 to 1000"),

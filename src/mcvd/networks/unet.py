@@ -80,6 +80,7 @@ class UNetConfig:
             raise McvdError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.mask_embedding and not self.time_embedding:
             raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
+        frames = 1 if self.frames == "channels" else self.layout.current  # that share the SPATIN width
         for name, value, least in (
             ("size", min(self.size), 1),
             ("channels", self.channels, 1),
@@ -87,7 +88,7 @@ class UNetConfig:
             ("width", self.width, 4),
             ("multipliers", min(self.multipliers, default=0), 1),
             ("blocks", self.blocks, 1),
-            ("spatin_width", self.spatin_width, 1),
+            ("spatin_width", self.spatin_width, frames if self.conditioning == "spatin" else 1),
         ):
             if value < least:
                 raise McvdError(f"{name} is {getattr(self, name)}; it must be at least {least}")
