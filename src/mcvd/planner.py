@@ -49,10 +49,12 @@ class Block:
 
     @property
     def past_seen(self) -> bool:
+        """Whether any past frame is seen."""
         return any(i is not None for i in self.past)
 
     @property
     def future_seen(self) -> bool:
+        """Whether any future frame is seen."""
         return any(i is not None for i in self.future)
 
 

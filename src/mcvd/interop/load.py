@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from mcvd.device import usable_device
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 from mcvd.saving import CONFIG
@@ -22,9 +23,7 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
         `checkpoint_<step>.pt` with its config.yml in the same folder, or a hub repository ("owner/name").
     Raises McvdError if there is no such model, or it cannot be read whole.
     """
-    from mcvd.device import usable_device
-
-    device = usable_device(device)
+    device = usable_device(device)  # an error of it comes before anything is read or fetched
     return _find(name).to(device)
 
 

@@ -128,7 +128,8 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ChannelFrames:
-    """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's.
+    """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's; see
+    `FrameOps`.
 
     So are the pixels of a patch, after the colours: those of one frame stay together.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcvd.model import Draw, VideoDiffusion
+from mcvd.draw import Draw
+from mcvd.model import VideoDiffusion
 from mcvd.training.muon import muon_weights
 from mcvd.training.parallel import blocks
 from mcvd.training.recipe import Recipe
@@ -42,8 +43,11 @@ class Estimate:
 def estimate(recipe: Recipe) -> Estimate:
     """Builds the network on the meta device, where tensors have shapes but no contents, and counts."""
     part = recipe.batch // recipe.accumulate
+    schedule = replace(recipe.model.schedule)  # a copy: the recipe's own stays as it is
+    # alpha_bar has contents, which a meta tensor cannot index: one level stands for all
+    schedule.__dict__["alpha_bar"] = torch.empty(schedule.steps, device="meta")
     with torch.device("meta"):
-        model = VideoDiffusion(recipe.model).train()
+        model = VideoDiffusion(replace(recipe.model, schedule=schedule)).train()
         layout, network = model.layout, recipe.model.network
         video = torch.empty(1, layout.frames, network.channels, *network.size, dtype=torch.float32)
         draw = Draw(
@@ -52,16 +56,10 @@ def estimate(recipe: Recipe) -> Estimate:
             torch.zeros(1, dtype=torch.long),
             torch.empty(1, layout.current, network.channels, *network.size, dtype=torch.float32),
         )
-    # alpha_bar has contents, which a meta tensor cannot index: one level stands for all
-    model.config.schedule.__dict__["alpha_bar"] = torch.empty(recipe.model.schedule.steps, device="meta")
-    try:
-        with FlopCounterMode(display=False) as counter:
-            kept = _Kept(model, counter)
-            with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda x: x):
-                loss = model.loss(video, draw)
-    finally:
-        del model.config.schedule.__dict__["alpha_bar"]
-    del loss
+    with FlopCounterMode(display=False) as counter:
+        kept = _Kept(model, counter)
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda x: x):
+            model.loss(video, draw)
     count = sum(p.numel() for p in model.parameters())
     state = BYTES_PER_WEIGHT * count
     if recipe.optimizer.name == "muon":

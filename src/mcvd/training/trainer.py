@@ -300,9 +300,8 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
         raise McvdError(f"the processes found different checkpoints in {output}: all machines must share this folder")
 
 
-def _loop(
-    trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float, finish: bool = False
-) -> None:
+def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float, finish: bool) -> None:
+    """The steps of `train`, with all that is done between them: to stop, to log, to validate and to save."""
     recipe, processes = trainer.recipe, trainer.processes
     per_element = 2 / trainer.model.draw(1).eps.numel()
     pace, before = Pace(), trainer.step
