@@ -116,6 +116,21 @@ def test_a_training_step_never_waits_for_the_gpu(optimizer):
     assert [f"{w.filename}:{w.lineno}" for w in waits if "synchronizing" in str(w.message)] == []
 
 
+def test_processes_agree_without_waiting_for_the_gpu(monkeypatch):
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 29555}
+    for name, value in {**alone, "TORCHELASTIC_RUN_ID": "test"}.items():
+        monkeypatch.setenv(name, str(value))
+    with Processes.join("cuda") as joined:
+        assert joined.device == torch.device("cuda:0")
+        processes = Processes(0, 2, joined.device)  # as if there were another: what is exchanged goes through the group
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert processes.largest(3) == 3
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert processes.mean(torch.tensor(3.0, device="cuda")) == 1.5
+
+
 def test_the_gpu_draws_for_itself():
     model = tiny.model().cuda()
     draw = model.draw(4, generator_at(0, 0, model.device))

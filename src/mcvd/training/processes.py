@@ -41,7 +41,7 @@ class Processes:
         own = grouped and device == "cuda"  # a GPU each
         device = usable_device(f"cuda:{dist.get_node_local_rank()}" if own else device)
         if grouped:
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
             if own:
                 torch.cuda.set_device(device)
         try:
@@ -74,10 +74,10 @@ class Processes:
         return float(value)
 
     def largest(self, value: int) -> int:
-        """The largest value that any process has."""
+        """The largest value that any process has; exchanged by CPUs, so that nobody waits for a GPU."""
         if self.count == 1:
             return value
-        shared = torch.tensor(value, device=self.device)
+        shared = torch.tensor(value, device="cpu")
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return int(shared)
 
