@@ -117,6 +117,19 @@ def test_fvd_is_paired_over_the_same_clips(a: Path, b: Path) -> None:
     assert row.low < -9.0 < row.high < 0
 
 
+def test_an_fvd_that_is_no_number_has_no_difference(a: Path, b: Path) -> None:
+    for folder, value in ((a, 5.0), (b, float("nan"))):
+        table = Evaluation.load(folder).table
+        table.add(range(12), 0, real=torch.rand(12, 6))
+        for sample in range(3):
+            table.add(range(12), sample, features=value * torch.rand(12, 6))
+        table.save(folder / "rows.safetensors")
+        edit(folder, numbers={"fvd": Number(value)})
+    comparison = compare([a, b])
+    assert all(row.metric != "fvd" for row in comparison.paired)
+    assert "no paired difference of ours and theirs in fvd: one of the two is no number" in comparison.notes
+
+
 def test_other_protocols_are_refused_and_marked_when_mixed(a: Path, b: Path) -> None:
     edit(b, {"best": False, "name": "bair-2to14+edited"})
     with pytest.raises(McvdError, match=r"theirs.*value of a clip: mean over its samples, not its best.*--mixed"):

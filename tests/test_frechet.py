@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from mcvd.errors import McvdError
 from mcvd.evaluation.calibration import calibration, crps, spread_skill
 from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity, kernel_distance
+from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.statistics import numbers
 from mcvd.evaluation.table import Table
 
 
@@ -132,3 +134,26 @@ def test_features_that_cannot_be_compared_are_named_and_those_that_are_no_number
     with pytest.raises(McvdError, match=r"\(B, D\), not \(4, 3, 1\)"):
         Moments(good[..., None])
     assert math.isnan(frechet_distance(Moments(good), Moments(good * torch.nan)))
+
+
+def test_numbers_of_features_that_are_no_numbers_have_no_interval_and_no_trajectories():
+    table, protocol = Table(), Protocol("tiny", "noise", "generate", 0, 9, clips=6, samples=2, fvd="made")
+    made = normal(6, 2, 3)
+    made[4, 1, 0] = math.nan
+    table.add(range(6), real=normal(6, 3))
+    for sample in range(2):
+        table.add(range(6), sample, features=made[:, sample])
+    found, _ = numbers(table, protocol, ("fvd", "kvd"))
+    assert found.keys() == {"fvd", "kvd"}
+    assert all(math.isnan(number.value) and number.low is None for number in found.values())
+
+
+def test_the_mean_over_trajectories_is_in_float64():
+    table, protocol = Table(), Protocol("tiny", "noise", "generate", 0, 9, clips=9, samples=3, fvd="made")
+    real, made = normal(9, 4), normal(9, 3, 4, seed=1)
+    table.add(range(9), real=real)
+    for sample in range(3):
+        table.add(range(9), sample, features=made[:, sample])
+    each = [frechet_distance(Moments(real), Moments(made[:, sample])) for sample in range(3)]
+    found = numbers(table, protocol, ("fvd",))[0]["fvd_trajectory"]
+    assert found.value == pytest.approx(sum(each) / 3, rel=1e-13)

@@ -90,7 +90,7 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     With S1 = F1 F1^T and S2 = F2 F2^T, tr (S1 S2)^1/2 is the sum of the singular values of F1^T F2. Unlike the root of
     a matrix product, this is exact to rounding also where there are fewer videos than features, and real.
     The value depends on both counts: compare only values with the same numbers of real and fake videos. It is nan for
-    features that are not finite, those of a model that makes no numbers.
+    features that are not finite.
     """
     if real.mean.shape != fake.mean.shape:
         raise McvdError(f"features of {len(real.mean)} and {len(fake.mean)} numbers cannot be compared")

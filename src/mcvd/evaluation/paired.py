@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,8 +63,11 @@ def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -
         found.append(Paired(a_name, b_name, name, float(change.mean()), low, high, len(change)))
     if "fvd" in a.result.numbers and "fvd" in b.result.numbers and {"real", "features"} <= a.table.columns:
         difference = a.result.numbers["fvd"].value - b.result.numbers["fvd"].value
-        low, high, clips = _frechet_interval(a.table, b.table, difference)
-        found.append(Paired(a_name, b_name, "fvd", difference, low, high, clips))
+        if math.isfinite(difference):
+            low, high, clips = _frechet_interval(a.table, b.table, difference)
+            found.append(Paired(a_name, b_name, "fvd", difference, low, high, clips))
+        else:
+            notes.append(f"no paired difference of {pair} in fvd: one of the two is no number")
     return found, notes
 
 

@@ -5,6 +5,7 @@ The bootstrap draws clips, each with all its samples: what is random in a test s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -106,12 +107,14 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
     moments = Moments(real)
     value = frechet_distance(moments, Moments(fake.flatten(0, 1)))
     of = _against(clips, samples)
+    if not math.isfinite(value):  # features that are no numbers have no factors either
+        return {"fvd": Number(value, of=of)}
     resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
     # a resample has fewer different clips, so its distance is larger: the width is kept, the bias is not
     out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64), of, shift=True)}
     if samples > 1:
-        each = torch.tensor([frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)])
-        summary = summarize(each)
+        each = [frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)]
+        summary = summarize(torch.tensor(each, dtype=torch.float64))
         out["fvd_trajectory"] = Number(
             summary.mean,
             summary.mean - summary.conf95,
