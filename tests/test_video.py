@@ -236,6 +236,10 @@ def test_arrays(tmp_path: Path) -> None:
         read_video(tmp_path / "two.npz")
     np.savez(tmp_path / "two.npz", a=array[:1], video=array)
     assert torch.equal(read_video(tmp_path / "two.npz"), video)
+    for name, save in (("one.npz", np.save), ("one.npy", np.savez)):  # what it is says the file itself
+        with (tmp_path / name).open("wb") as stream:
+            save(stream, array)
+        assert torch.equal(read_video(tmp_path / name), video)
 
 
 # --------------------------------------------------------------------------------------------------------- errors

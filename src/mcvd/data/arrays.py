@@ -14,6 +14,7 @@ from mcvd.errors import McvdError
 ARRAY_ERRORS = (
     OSError,
     ValueError,
+    TypeError,
     EOFError,
     KeyError,
     NotImplementedError,
@@ -25,10 +26,11 @@ ARRAY_ERRORS = (
 
 
 def array_in(path: Path) -> np.ndarray:
-    """The array in an npy file, or the one of an npz that is named `video` or alone, as (T, H, W, C) uint8."""
+    """The array in an npy file, or the one of an npz that is named `video` or alone, as (T, H, W, C) uint8; which of
+    both it is says the file itself, not its suffix."""
     try:
         loaded = np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".npz":
+        if not isinstance(loaded, np.ndarray):
             with loaded as arrays:
                 keys = list(arrays)
                 key = "video" if "video" in keys else keys[0] if len(keys) == 1 else None
