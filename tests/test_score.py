@@ -231,6 +231,12 @@ def test_an_incomplete_set_says_so(tmp_path):
     assert "Incomplete: 3 of 6 clips" in (tmp_path / "out" / "result.md").read_text()
 
 
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
+    for value in (3, 7):
+        np.savez(tmp_path / "a.npz", np.full((4, 8, 8, 3), value, np.uint8))
+        assert find_videos(tmp_path / "a.npz", "made")[0].read(3).unique().tolist() == [value]
+
+
 def test_colours_are_brought_to_the_protocols(tmp_path):
     np.save(tmp_path / "real.npy", arrays(6))
     np.save(tmp_path / "made.npy", arrays(6, samples=2, seed=1))

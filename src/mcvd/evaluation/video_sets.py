@@ -172,19 +172,19 @@ def _shape(item: Item) -> tuple[int, ...]:
     return shape if len(shape) > 3 else (*shape, 1)
 
 
-_open: dict[str, np.ndarray] = {}  # the last array: neighbours are read one after the other
+_open: dict[tuple[Item, tuple[int, int]], np.ndarray] = {}  # the last array: neighbours are read one after the other
 
 
 def _load(item: Item) -> np.ndarray:
-    name = f"{item.files[0]}#{item.key}"
-    if name not in _open:
-        _open.clear()
-        try:
+    try:
+        key = item, item.stamp()  # in the same file there may be another array now
+        if key not in _open:
+            _open.clear()
             if item.kind == "npy":
-                _open[name] = np.load(item.files[0], mmap_mode="r", allow_pickle=False)
+                _open[key] = np.load(item.files[0], mmap_mode="r", allow_pickle=False)
             else:
                 with np.load(item.files[0], allow_pickle=False) as arrays:
-                    _open[name] = arrays[item.key]
-        except ARRAY_ERRORS as error:
-            raise McvdError(f"{item.name} is damaged, or not a numpy file of plain numbers") from error
-    return _open[name]
+                    _open[key] = arrays[item.key]
+    except ARRAY_ERRORS as error:
+        raise McvdError(f"{item.name} is damaged, or not a numpy file of plain numbers") from error
+    return _open[key]
