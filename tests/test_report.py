@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import evaluations
 import mcvd.evaluation.published as published_module
@@ -198,6 +199,14 @@ def test_damaged_folders_are_named(folder: Path, tmp_path: Path, capsys: pytest.
         write_report(folder)
     assert main(["report", str(tmp_path)]) == 1
     assert "cannot read" in capsys.readouterr().err
+    (folder / "videos" / "00002.npz").unlink()
+    for name in ("weight", "value.mse"):  # rows of something else
+        save_file({name: torch.zeros(12, 14)}, folder / "rows.safetensors")
+        with pytest.raises(McvdError, match=r"rows\.safetensors holds no rows of an evaluation"):
+            write_report(folder)
+    (folder / "videos" / "²³.npz").write_bytes(b"PK")
+    with pytest.raises(McvdError, match="named by its number"):
+        write_report(folder)
 
 
 def test_report_command_says_what_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

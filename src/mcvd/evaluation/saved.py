@@ -43,7 +43,7 @@ class Evaluation:
         """The files that hold the videos, by clip, in order; empty where they were not kept."""
         paths = sorted((self.folder / "videos").glob("*.npz"))
         for path in paths:
-            if not path.stem.isdigit():
+            if not path.stem.isdecimal():
                 raise McvdError(f"{path}: the videos of a clip are named by its number, such as 00012.npz")
         return {int(path.stem): path for path in paths}
 

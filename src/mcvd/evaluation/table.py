@@ -140,13 +140,14 @@ class Table:
 
     @classmethod
     def load(cls, path: Path | str) -> Table:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; McvdError for any other file."""
         tensors, table = load_tensors(path), cls()
-        for entry in sorted(tensors):
-            if entry.startswith("value."):
-                name = entry.removeprefix("value.")
-                clips, samples = tensors[f"key.{name}"].unbind(1)
-                table.add(clips, samples, **{name: tensors[entry]})
+        names = {entry.removeprefix("value.") for entry in tensors if entry.startswith("value.")}
+        keys = {name: tensors.get(f"key.{name}", torch.empty(0)) for name in sorted(names)}
+        if len(tensors) != 2 * len(names) or any(key.shape[1:] != (2,) for key in keys.values()):
+            raise McvdError(f"{path} holds no rows of an evaluation")
+        for name, key in keys.items():
+            table.add(key[:, 0], key[:, 1], **{name: tensors[f"value.{name}"]})
         return table
 
     def _values(self, name: str, keys: Sequence[Key]) -> list[Tensor]:
