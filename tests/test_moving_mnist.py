@@ -3,7 +3,9 @@
 import gzip
 import json
 import shutil
+import socket
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +297,22 @@ def test_fetch_tries_the_next_mirror(small_set: Path, tmp_path: Path, monkeypatc
     with pytest.raises(McvdError, match="checksum"):
         fetch_mnist(tmp_path / "none", source=bad)
     assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_what_is_no_address_or_no_web_server_is_one_line(small_set: Path, tmp_path: Path) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"SSH-2.0\r\n\r\n")
+
+    threading.Thread(target=answer, daemon=True).start()
+    with server:
+        for source in ("http://no such place/", "http://[::1/", f"http://127.0.0.1:{server.getsockname()[1]}/"):
+            with pytest.raises(McvdError, match=r"cannot get a-images\.gz .*by hand"):
+                fetch_mnist(tmp_path / "out", source)
 
 
 def test_fetch_real_mnist(assets_dir: Path, tmp_path: Path) -> None:

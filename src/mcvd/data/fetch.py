@@ -6,6 +6,7 @@ import hashlib
 import os
 import urllib.request
 from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -61,8 +62,9 @@ def fetch_file(places: Sequence[str], target: Path, md5: str, progress: Progress
                 if found != md5:
                     raise OSError(f"checksum {found}, expected {md5}")
             return
-        except OSError as error:  # urllib's errors and timeouts are OSErrors too
-            problems.append(f"{place}: {getattr(error, 'reason', None) or error.strerror or error}")
+        except (OSError, HTTPException, ValueError) as error:  # no answer, one that is no HTTP, no address
+            reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            problems.append(f"{place}: {' '.join(str(reason).split())}")
     raise McvdError(f"cannot get {target.name} ({'; '.join(problems)}); put the file into {target.parent} by hand")
 
 
