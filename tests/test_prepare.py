@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ from PIL import Image
 from mcvd.cli.main import main
 from mcvd.config import override, to_dict
 from mcvd.data import hub
-from mcvd.data.prepare import PRESETS, Settings, info, parts, prepare, prepared_data, run
+from mcvd.data.prepare import PRESETS, Settings, bair, info, parts, prepare, prepared_data, run
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.settings import settings_for
@@ -339,6 +340,35 @@ def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monk
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
+def test_what_follows_a_torn_line_of_the_journal_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mcvd.data.prepare import run
+
+    for i in range(6):
+        write_video(tmp_path / "raw" / f"{i}.npz", clip(10, seed=i))
+    todo: list[int] = []
+
+    def interrupted() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "_write_manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                go()
+
+    def go() -> None:
+        make = run.make_parts
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "make_parts", lambda items, *a: todo.append(len(items)) or make(items, *a))
+            prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1, shard_bytes=20 * 768)
+
+    interrupted()
+    journal = tmp_path / "data" / "work" / "journal.jsonl"
+    journal.write_text(journal.read_text()[:50])  # a full disk, or a power cut
+    interrupted()
+    go()
+    assert todo == [6, 6]  # the third time there is nothing to decode
+
+
 def test_of_two_that_start_together_one_waits_and_finds_it_done(mixed: Path, tmp_path: Path) -> None:
     made: list[dict[str, str]] = []
 
@@ -599,6 +629,19 @@ def test_bair(tmp_path: Path) -> None:
     (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
     with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
         list(record_positions(tmp_path / "bad.tfrecords"))
+
+
+def test_a_record_may_hold_pictures_but_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: pytest.fail("it was run"))
+    picture = Image.fromarray(clip(1, 64, 64)[0].permute(1, 2, 0).numpy())
+    for kind in ("PNG", "EPS"):
+        file = io.BytesIO()
+        picture.save(file, kind)
+        if kind == "PNG":
+            assert np.array_equal(bair._picture(file.getvalue(), Path("a")), np.asarray(picture))
+            continue
+        with pytest.raises(McvdError, match="neither 64x64x3 raw bytes nor an image"):
+            bair._picture(file.getvalue(), Path("a"))
 
 
 def test_the_checksum_is_castagnolis() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mcvd.data.prepare.items import Item, find_items, not_downloaded
 from mcvd.data.splits import folder_split
+from mcvd.data.stills import IMAGE_ERRORS
 from mcvd.errors import McvdError
 
 FRAMES, SIDE, CAMERA = 30, 64, "image_aux1"
@@ -79,9 +80,9 @@ def record_frames(file: Path, position: int) -> Iterator[np.ndarray]:
 def _picture(data: bytes, file: Path) -> np.ndarray:
     if len(data) == SIDE * SIDE * 3:
         return np.frombuffer(data, np.uint8).reshape(SIDE, SIDE, 3)
-    try:  # re-packed copies hold png or jpeg
-        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (OSError, ValueError) as error:
+    try:  # re-packed copies hold png or jpeg; of a stranger's file nothing else is opened, EPS is a program to run
+        return np.asarray(Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]).convert("RGB"))
+    except IMAGE_ERRORS as error:
         raise McvdError(f"a frame in {file} is neither {SIDE}x{SIDE}x3 raw bytes nor an image") from error
 
 

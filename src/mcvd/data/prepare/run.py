@@ -143,6 +143,9 @@ class _Work:
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
+            if self.journal.is_file() and not self.journal.read_bytes().endswith(b"\n"):
+                with self.journal.open("a") as out:
+                    out.write("\n")  # the next line would go on where a full disk, or the power, cut the last
         except OSError as error:
             raise unwritable(self.folder, error) from error
         write_atomically(self.work / "settings.json", [json.dumps(self.settings.decoding())])
@@ -223,10 +226,10 @@ def _lost_shards(folder: Path, entries: Iterable[Entry], frame_bytes: int) -> se
 
 
 def _read_journal(path: Path) -> list[Entry]:
-    """Entries of finished shards; a last line that was cut is as if it had not been begun."""
-    entries = []
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    """Entries of finished shards; a line that was cut is as if it had not been begun."""
+    entries: list[Entry] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):
             entries += [Entry.parse(data) for data in json.loads(line)]
     return entries
 
