@@ -45,7 +45,11 @@ def real_clips(protocol: Protocol, data: Path | str | None = None, report: Calla
 
 def _moving_digits(protocol: Protocol, path: Path | None) -> RealClips:
     if protocol.size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or protocol.channels != 1:
-        raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; the protocol asks for {protocol.size}")
+        height, width = protocol.size
+        raise McvdError(
+            f"Moving MNIST is 64x64 or 32x32 and grey; the protocol asks for {width}x{height} with {protocol.channels}"
+            " channel(s)"
+        )
     digits = load_digits(find_mnist(path), "train" if protocol.split == "train" else "test", limit=PUBLISHED_DIGITS)
     span = (protocol.clip_frames - 1) * protocol.stride + 1
     if protocol.choice == "published":
