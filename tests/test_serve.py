@@ -227,6 +227,8 @@ def test_orders_wait_for_each_other_and_can_be_stopped(server, monkeypatch):
     for key in (first, third):
         assert server.ask(f"orders/{key}", method="DELETE")[0] == 204
     assert server.json(f"orders/{third}")["state"] == "cancelled"  # at once, though the first is not done
+    third = server.order([None], steps=4)  # in its place
+    assert server.ask(f"orders/{third}", method="DELETE")[0] == 204
     go.set()
     assert [server.finished(key)["state"] for key in (first, second, third)] == ["cancelled", "done", "cancelled"]
     assert server.json(f"orders/{second}")["done"] == 4

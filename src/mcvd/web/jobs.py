@@ -99,21 +99,23 @@ class JobQueue:
     def __init__(self, model: VideoDiffusion, store: ClipStore, **options: str) -> None:
         self.model, self.store, self.options = model, store, options
         self.jobs: dict[str, Job] = {}
-        self._waiting: queue.Queue[tuple[Job, Tensor] | None] = queue.Queue()
+        self._waiting: dict[str, Tensor] = {}
+        """Of each order that waits, the video with what is given: who pops it, to make or cancel it, has the order."""
+        self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mcvd-serve", daemon=True)
         self._thread.start()
 
     def submit(self, order: Order) -> str:
         """Queues an order; returns its id. McvdError at once for what the model cannot do."""
         job, video = self._job(order)
-        if self._waiting.qsize() >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING:
             raise McvdError(f"{MOST_WAITING} orders are waiting already; come back when one is done")
         over = [key for key, other in self.jobs.items() if other.state not in ("waiting", "running")]
         for key in over[: max(len(over) - MOST_REMEMBERED, 0)]:
             del self.jobs[key]
         key = secrets.token_hex(6)
-        self.jobs[key] = job
-        self._waiting.put((job, video))  # not in the job, which is remembered long after
+        self.jobs[key], self._waiting[key] = job, video
+        self._keys.put(key)
         return key
 
     def __getitem__(self, key: str) -> Job:
@@ -125,7 +127,7 @@ class JobQueue:
         """Stops an order: at once if it waits, else before its next step."""
         job = self[key]
         job.stop.set()
-        if job.state == "waiting":
+        if self._waiting.pop(key, None) is not None:
             job.state = "cancelled"
 
     def sheet(self, key: str) -> bytes:
@@ -139,9 +141,9 @@ class JobQueue:
 
     def close(self) -> None:
         """Stops what runs and waits for it."""
-        for job in self.jobs.values():
-            job.stop.set()
-        self._waiting.put(None)
+        for key in list(self.jobs):
+            self.cancel(key)
+        self._keys.put(None)
         self._thread.join()
 
     def _job(self, order: Order) -> tuple[Job, Tensor]:
@@ -173,11 +175,10 @@ class JobQueue:
         return Job(order, known, blocks, fps), video
 
     def _work(self) -> None:
-        while (taken := self._waiting.get()) is not None:
-            job, video = taken
-            if job.stop.is_set():
-                job.state = "cancelled"
+        while (key := self._keys.get()) is not None:
+            if (video := self._waiting.pop(key, None)) is None:
                 continue
+            job = self.jobs[key]
             job.began, job.state = time.monotonic(), "running"
             state: State = "failed"
             try:
