@@ -107,6 +107,12 @@ def test_shards_can_be_prepared_and_give_the_same_frames(kth: Path, tmp_path: Pa
     data_sheet(kth, tmp_path / "sheet.png", clips=2, frames=4)
 
 
+def test_shards_of_one_side_alone_are_described(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard_0005.hdf5", [numbered(i, 6, (8, 8)) for i in range(2)], persons=[21, 24])
+    found = info(tmp_path)
+    assert {name: (side.videos, side.frames) for name, side in found.splits.items()} == {"test": (2, 12)}
+
+
 def test_what_is_wrong_is_one_line(kth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(McvdError, match="holds no HDF5 shard"):
         Hdf5Shards(tmp_path / "nothing", 5)

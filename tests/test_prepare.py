@@ -137,6 +137,15 @@ def test_raw_shards_beside_other_videos_are_counted(tmp_path: Path) -> None:
     assert sum(split.videos for split in found.splits.values()) == 2
 
 
+def test_arrays_that_preparing_leaves_out_are_no_videos_of_raw_data_either(tmp_path: Path) -> None:
+    np.savez(tmp_path / "raw.npz", good=clip(5).numpy(), several=np.zeros((7, 4, 8, 8, 3), np.uint8))
+    prepare(tmp_path / "raw.npz", tmp_path / "data", SMALL, workers=1)
+    for path in (tmp_path / "raw.npz", tmp_path / "data"):
+        found = info(path)
+        assert [name for name, _ in found.skipped] == ["raw.npz#several"]
+        assert sum(side.frames for side in found.splits.values()) == 5
+
+
 def test_a_worker_process_or_this_one_make_the_same(mixed: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         prepare(mixed, tmp_path / f"data{workers}", SMALL, workers=workers, shard_bytes=20 * 768)

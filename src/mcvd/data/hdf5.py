@@ -12,6 +12,7 @@ folders. Which videos are for what is decided as published:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +47,9 @@ class Hdf5Shards(Clips):
     """
 
     def __init__(self, path: Path | str, frames: int, *, split: str = "train", **options: Any):
-        root = Path(path).expanduser()
-        self.files = hdf5_shards(root)
-        if not self.files:
-            raise McvdError(f"{root} holds no HDF5 shard ({' or '.join(SUFFIXES)})")
         self._open: dict[Path, Any] = {}
-        self.places: list[tuple[Path, int]] = []
-        videos: list[StoredVideo] = []
-        undecided = []
-        for file in self.files:
-            name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-            for key, said, group in shard_videos(file, name):
-                undecided += [] if said else [len(videos)]
-                videos.append(StoredVideo(f"{name}#{key}", self._length(file, key), said, group))
-                self.places.append((file, key))
-        drawn = assign_splits([videos[i].name for i in undecided], "file")
-        for i, (drawn_split, group) in zip(undecided, drawn):
-            videos[i] = StoredVideo(videos[i].name, videos[i].frames, drawn_split, group)
-        if not videos:
-            raise McvdError(f"{root} holds no video")
-        height, width, channels = self._frame(*self.places[0], 0).shape
-        super().__init__(videos, (height, width, channels), frames, split=split, where=str(path), **options)
-
-    def _length(self, file: Path, key: int) -> int:
-        return int(self._file(file)[f"len/{key}"][()])
+        videos, self.places, stored = stored_videos(Path(path).expanduser())
+        super().__init__(videos, stored, frames, split=split, where=str(path), **options)
 
     def _file(self, file: Path) -> Any:
         if file not in self._open:
@@ -88,6 +68,30 @@ class Hdf5Shards(Clips):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files cannot go to another process
+
+
+def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]], tuple[int, int, int]]:
+    """All videos of the shards at or below a path; of each its shard and number there; (H, W, C) of the first frame.
+
+    Raises McvdError where there is none, or a shard is damaged.
+    """
+    videos: list[StoredVideo] = []
+    places: list[tuple[Path, int]] = []
+    for file in hdf5_shards(root):
+        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+        found = list(shard_videos(file, name))
+        with open_shard(file) as shard:
+            lengths = [int(shard[f"len/{key}"][()]) for key, *_ in found]
+        videos += [StoredVideo(f"{name}#{key}", n, split, group) for n, (key, split, group) in zip(lengths, found)]
+        places += [(file, key) for key, *_ in found]
+    if not videos:
+        raise McvdError(f"{root} holds no HDF5 shard ({' or '.join(SUFFIXES)}) with a video in it")
+    undecided = [i for i, video in enumerate(videos) if not video.split]
+    for i, (split, group) in zip(undecided, assign_splits([videos[i].name for i in undecided], "file")):
+        videos[i] = replace(videos[i], split=split, group=group)
+    with open_shard(places[0][0]) as shard:
+        height, width, channels = _frame(shard, *places[0], 0).shape
+    return videos, places, (height, width, channels)
 
 
 def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from mcvd.data.clips import Clips
-from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards, video_length
+from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards, stored_videos, video_length
 from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
 from mcvd.data.prepare.parts import too_short
 from mcvd.data.settings import Settings
@@ -103,9 +103,9 @@ def info(path: Path | str) -> DataInfo:
         out.skipped = [(entry.source, entry.skipped) for entry in manifest.skipped]
         return out
     if path.exists() and hdf5_shards(path):
-        shards = Hdf5Shards(path, 1)
-        out = DataInfo(path, "hdf5", stored=shards.stored)
-        for video in shards.all_videos:
+        videos, _, stored = stored_videos(path)
+        out = DataInfo(path, "hdf5", stored=stored)
+        for video in videos:
             out.add(video.split, video.group, video.frames, None, None)
         return out
     items, ignored = find_items(path)
@@ -136,7 +136,9 @@ def _measured(item: Item) -> tuple[int, tuple[int, int] | None, float | None]:
         with item.on_disk() as readable:
             return _measured(readable)
     if item.kind in ("npz", "npy"):
-        return array_shape(item)[0], None, None
+        if len(shape := array_shape(item)) not in (3, 4):
+            raise McvdError(f"{item.name} holds an array {shape}; a video has 3 or 4 dimensions")
+        return shape[0], None, None
     if item.kind == "hdf5":
         return video_length(Path(item.files[0]), int(item.key)), None, None
     one = video_info(item.files[0])
