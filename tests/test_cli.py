@@ -162,6 +162,7 @@ def test_where_output_goes(clip, models):
         ("new/", "new/generate.mp4"),
         ("new", "new/generate.mp4"),
         ("picture.png", "picture.png"),
+        ("picture.PNG", "picture.PNG"),
         ("deep/down/x.gif", "deep/down/x.png"),
     ):
         assert main([*generate, "--out", out]) == 0

@@ -43,7 +43,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["a.npz", "frames", "a.mkv"])
+@pytest.mark.parametrize("name", ["a.npz", "A.NPZ", "frames", "a.mkv"])
 def test_lossless(tmp_path: Path, name: str, channels: int) -> None:
     video = numbered(11, channels, 15, 21)
     path = write_video(tmp_path / "new/folder" / name, video)

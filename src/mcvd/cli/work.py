@@ -133,7 +133,8 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fp
     if out is not None and (out.endswith(("/", "\\")) or (path.is_dir() and not _holds_frames(path))):
         path /= f"{name}.mp4"
     check_target(path, fps)
-    suffix, sheet = path.suffix.lower(), path.with_suffix(".png")
+    suffix = path.suffix.lower()
+    sheet = path if suffix == ".png" else path.with_suffix(".png")
     digits = len(str(samples))
     names = [path.name] if samples == 1 else [f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, samples + 1)]
     files = [] if suffix == ".png" else [path.with_name(n) for n in names]

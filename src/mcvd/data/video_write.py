@@ -63,7 +63,8 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
         if suffix == ".png":
             contact_sheet([("", frames)], scale=scale).save(part)
         elif suffix == ".npz":
-            np.savez_compressed(part, video=_enlarge(frames, scale or 1).numpy())
+            with part.open("wb") as stream:  # to a name that ends in .NPZ numpy would add .npz
+                np.savez_compressed(stream, video=_enlarge(frames, scale or 1).numpy())
         elif suffix:
             short = min(frames.shape[-2:])
             shown = max(1, -(-_VISIBLE // short)) if suffix in _SHOWN else 1
