@@ -6,15 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from mcvd.data.hdf5 import KTH_TRAIN_PERSONS
 from mcvd.data.prepare.items import Item, not_downloaded
 
-TRAIN_PERSONS = range(1, 21)
 _NAME = re.compile(r"person(\d\d)_([a-z]+)_d(\d)(_uncomp)?\.avi")
-
-
-def kth_split(person: int) -> str:
-    """The published rule."""
-    return "train" if person in TRAIN_PERSONS else "test"
 
 
 def find_kth(root: Path) -> tuple[list[Item], Counter[str]]:
@@ -23,9 +18,8 @@ def find_kth(root: Path) -> tuple[list[Item], Counter[str]]:
     for file in sorted(root.rglob("*")):
         match = _NAME.fullmatch(file.name)
         if match:
-            person = int(match[1])
-            name = file.relative_to(root).as_posix()
-            items.append(Item(name, "video", (str(file),), split=kth_split(person), group=f"person{match[1]}"))
+            name, split = file.relative_to(root).as_posix(), "train" if int(match[1]) <= KTH_TRAIN_PERSONS else "test"
+            items.append(Item(name, "video", (str(file),), split=split, group=f"person{match[1]}"))
         elif file.is_file():
             ignored[file.suffix or "(none)"] += 1
     if not items:
