@@ -17,10 +17,9 @@ from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.evaluation.clips import RealClips, content, real_clips
 from mcvd.evaluation.folder import Folder
-from mcvd.evaluation.measure import Instruments, load_instruments
+from mcvd.evaluation.measure import Instruments, load_instruments, network_hashes
 from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.published_weights import PUBLISHED
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import ModelConfig, VideoDiffusion
@@ -105,12 +104,6 @@ def evaluate(
         report=say,
         progress=progress if worker.rank == 0 else None,
     )
-
-
-def network_hashes(metrics: Sequence[str]) -> dict[str, str]:
-    """sha256 of the published networks that these metrics need."""
-    needed = (["i3d"] if {"fvd", "kvd"} & set(metrics) else []) + (["lpips"] if "lpips" in metrics else [])
-    return {name: published.tensors_sha256 for name, published in PUBLISHED.items() if name in needed}
 
 
 def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:

@@ -121,8 +121,13 @@ def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 
     return float(torch.linalg.lstsq(line, torch.tensor(distances, dtype=torch.float64)[:, None]).solution[0])
 
 
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """The kernel (x.y / D + 1)^3 of KVD between all pairs of features: ``(N, D)``, ``(M, D)`` -> ``(N, M)``."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """KVD: squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), unbiased.
+    """KVD: squared maximum mean discrepancy with `kernel` (Binkowski et al. 2018), unbiased.
 
     real ``(N, D)``, fake ``(M, D)``, N and M at least 2, of videos that do not depend on each other: those made for
     clips are like these, see `statistics.kvd_number`. Its mean is 0 for two samples of the same videos whatever their
@@ -133,9 +138,6 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     if len(real) < 2 or len(fake) < 2:
         raise McvdError(f"KVD needs at least 2 videos on each side, there are {len(real)} and {len(fake)}")
     real, fake = real.cpu().double(), fake.cpu().double()
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
 
     def within(x: Tensor) -> Tensor:
         matrix = kernel(x, x)

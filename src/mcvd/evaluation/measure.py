@@ -12,9 +12,10 @@ from mcvd.errors import McvdError
 from mcvd.evaluation import i3d, lpips
 from mcvd.evaluation.calibration import calibration
 from mcvd.evaluation.image import mse, ssim
+from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_frames import published_lpips, published_ssim, through_network_range
-from mcvd.evaluation.published_weights import PUBLISHED
+from mcvd.evaluation.published_weights import PUBLISHED, Name
 from mcvd.evaluation.table import Table
 
 
@@ -30,24 +31,28 @@ class Instruments:
     """sha256 of their weights, by name."""
 
 
+def network_hashes(metrics: Sequence[str]) -> dict[str, str]:
+    """sha256 of the published networks that these metrics need, by name."""
+    needed: dict[Name, bool] = {"i3d": bool(OF_FEATURES & set(metrics)), "lpips": "lpips" in metrics}
+    return {name: PUBLISHED[name].tensors_sha256 for name, is_needed in needed.items() if is_needed}
+
+
 def load_instruments(metrics: Sequence[str], device: torch.device | str = "cpu") -> Instruments:
     """The networks that these metrics need, on a device; McvdError that says how to get weights that are not there."""
     features = distance = None
-    hashes = {}
+    hashes = network_hashes(metrics)
     try:
-        if {"fvd", "kvd"} & set(metrics):
+        if "i3d" in hashes:
             network = i3d.load(device=device)
             chunk = 4 if torch.device(device).type == "cpu" else 16
 
             def features(videos: Tensor) -> Tensor:
                 return network.features(videos, chunk)
 
-            hashes["i3d"] = PUBLISHED["i3d"].tensors_sha256
-        if "lpips" in metrics:
+        if "lpips" in hashes:
             distance = lpips.load(device=device)
-            hashes["lpips"] = PUBLISHED["lpips"].tensors_sha256
     except McvdError as error:
-        rest = ",".join(name for name in metrics if name in ("psnr", "ssim", "calibration"))
+        rest = ",".join(name for name in metrics if name not in OF_FEATURES | {"lpips"})
         without = f" (or measure without: --metrics {rest})" if rest else ""
         raise McvdError(f"{error}{without}") from None
     return Instruments(features, distance, hashes)
@@ -96,7 +101,7 @@ def measure(
             add(lpips=_lpips(protocol, instruments, x, y_each))
         if "calibration" in metrics:
             table.add(clips, 0, **calibration(x, y))
-    if {"fvd", "kvd"} & set(metrics):
+    if OF_FEATURES & set(metrics):
         assert instruments.features is not None
         seen = protocol.made if protocol.fvd == "made" else slice(None)
         if real_features is None:

@@ -137,6 +137,8 @@ def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
 
 METRICS = ("psnr", "ssim", "lpips", "fvd", "kvd", "calibration")
 """What can be measured; `calibration` is CRPS and spread over skill."""
+OF_FEATURES = frozenset({"fvd", "kvd"})
+"""Those that compare the features of I3D."""
 
 
 def choose_metrics(

@@ -29,6 +29,7 @@ from mcvd.evaluation.clips import RealClips
 from mcvd.evaluation.files import load_tensors, save_tensors
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, as_saved, measure
+from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.statistics import numbers
@@ -110,7 +111,7 @@ def run(
     """
     worker = worker or Worker.of_torchrun()
     folder.check(job.identity())
-    if job.clips < 2 and {"fvd", "kvd"} & set(job.metrics):
+    if job.clips < 2 and OF_FEATURES & set(job.metrics):
         report("note: FVD and KVD need at least 2 clips, there is 1: they have no number")
     if job.different < job.clips:
         report(f"note: {job.different} of {counted(job.clips, 'clip')} are different, the others repeat them")
@@ -208,7 +209,7 @@ def machine(device: torch.device | str) -> str:
 
 def _features_file(job: Job) -> Path | None:
     network = job.networks.get("i3d")
-    if network is None or not {"fvd", "kvd"} & set(job.metrics):
+    if network is None or not OF_FEATURES & set(job.metrics):
         return None
     seen = range(job.protocol.clip_frames)[job.protocol.made if job.protocol.fvd == "made" else slice(None)]
     # the published way of real frames differs by a rounding from the plain one

@@ -11,9 +11,8 @@ from torch import Tensor
 from mcvd import __version__
 from mcvd.errors import McvdError
 from mcvd.evaluation.clips import content
-from mcvd.evaluation.evaluate import network_hashes
 from mcvd.evaluation.folder import Folder
-from mcvd.evaluation.measure import Instruments, load_instruments
+from mcvd.evaluation.measure import Instruments, load_instruments, network_hashes
 from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, System

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mcvd.evaluation.calibration import spread_skill
-from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity
+from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity, kernel
+from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.table import Table, summarize
@@ -42,7 +43,7 @@ def numbers(
             out[metric], curves[metric] = _frame_metric(table, metric, protocol.best, clips, samples)
     if "calibration" in metrics:
         out |= _calibration_numbers(table, clips, samples, curves)
-    if {"fvd", "kvd"} & set(metrics):
+    if OF_FEATURES & set(metrics):
         real, fake = table.rows("real", sample=0), table.grid("features")
         if "fvd" in metrics:
             out |= _fvd_numbers(real, fake)
@@ -174,10 +175,6 @@ def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     """Sums of the kernel over the videos of two clips, ``(N, N)`` each: real-real, real-made, made-made; and of made
     videos with themselves ``(N,)``."""
     clips, samples, dimensions = fake.shape
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / dimensions + 1) ** 3
-
     flat = fake.flatten(0, 1)
     within = torch.stack([kernel(x, flat).sum(0).view(clips, samples).sum(1) for x in fake])
     itself = ((fake.square().sum(2) / dimensions + 1) ** 3).sum(1)
