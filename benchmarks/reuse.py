@@ -25,7 +25,7 @@ from mcvd.benchmark.run import machine
 from mcvd.evaluation.evaluate import Sampling, evaluate
 from mcvd.evaluation.presets import find_protocol
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.summary import value_text
+from mcvd.evaluation.wording import value_text
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition

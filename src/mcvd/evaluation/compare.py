@@ -22,8 +22,8 @@ from mcvd.evaluation.paired import Paired, paired_differences
 from mcvd.evaluation.published import Published, Quoted, benchmark_of, published
 from mcvd.evaluation.result import json_text
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.summary import order, repeated
-from mcvd.evaluation.wording import best_of, heading, in_order, interval, printed
+from mcvd.evaluation.summary import repeated
+from mcvd.evaluation.wording import best_of, heading, in_order, interval, order, printed
 from mcvd.text import counted, printable
 
 
@@ -55,8 +55,8 @@ class Comparison:
 
     def quoted(self, row: Published) -> dict[str, Quoted]:
         """Published values by metric; their FVD stands in the column of the one that the protocol counts."""
-        counted = order(self.evaluations[0].result.protocol)[0]
-        return {counted if name == "fvd" else name: value for name, value in row.values.items()}
+        column = order(self.evaluations[0].result.protocol)[0]
+        return {column if name == "fvd" else name: value for name, value in row.values.items()}
 
 
 def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published: bool = False) -> Comparison:

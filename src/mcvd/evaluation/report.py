@@ -12,10 +12,10 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published import METRICS, benchmark_of, published
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.shown import draw_clips
-from mcvd.evaluation.summary import order, repeated
+from mcvd.evaluation.summary import repeated
 from mcvd.evaluation.svg import line_chart
 from mcvd.evaluation.table import Table
-from mcvd.evaluation.wording import direction, heading, in_order, interval, printed, title
+from mcvd.evaluation.wording import direction, heading, in_order, interval, order, printed, title
 from mcvd.text import counted
 
 PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown
@@ -144,8 +144,8 @@ def _published(evaluation: Evaluation) -> Section:
     rows = published(benchmark)
     if not rows:
         return Section("Published values", [Text(f"None are known for {benchmark}.")])
-    counted = [(name, result.numbers.get(order(result.protocol)[0] if name == "fvd" else name)) for name in METRICS]
-    own = [printed(name, number.value) if number else "" for name, number in counted]
+    ours = [(name, result.numbers.get(order(result.protocol)[0] if name == "fvd" else name)) for name in METRICS]
+    own = [printed(name, number.value) if number else "" for name, number in ours]
     cells = [[result.system.name, *own, "this evaluation", "", ""]]
     for row in rows:
         values = [row.values[name].text if name in row.values else "" for name in METRICS]

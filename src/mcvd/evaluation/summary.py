@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from mcvd.evaluation.page import plain
-from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.result import Number, Result
+from mcvd.evaluation.result import Result
+from mcvd.evaluation.wording import TITLES, order, value_text
 from mcvd.text import counted
-
-TITLES = {
-    "fvd": "FVD",
-    "fvd_trajectory": "FVD, mean of trajectories",
-    "fvd_infinity": "FVD, endless",
-    "kvd": "KVD",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "crps": "CRPS",
-    "spread_skill": "spread/skill",
-}
-_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "kvd": 4, "crps": 4, "spread_skill": 3}
-
-
-def order(protocol: Protocol) -> list[str]:
-    """Metrics in the order of a table: the protocol's own FVD first."""
-    fvd = ["fvd", "fvd_trajectory"] if protocol.fvd_pooled else ["fvd_trajectory", "fvd"]
-    return [*fvd, *(name for name in TITLES if name not in fvd)]
-
-
-def value_text(metric: str, number: Number) -> str:
-    """``25.31 [24.90, 25.77]``; 0 has no sign."""
-    digits = _DIGITS.get(metric, 1)
-    text = f"{number.value:z.{digits}f}"
-    if number.low is None or number.high is None or not math.isfinite(number.low + number.high):
-        return text
-    return f"{text} [{number.low:z.{digits}f}, {number.high:z.{digits}f}]"
 
 
 def how_sampled(result: Result) -> str:

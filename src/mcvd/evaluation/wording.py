@@ -1,4 +1,4 @@
-"""Which values of a metric are better, and how numbers of several systems stand in one table."""
+"""What metrics are called, in which order they stand in a table, how their values are printed and which are better."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from typing import Literal
 
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
-from mcvd.evaluation.summary import TITLES, order, value_text
 
+TITLES = {
+    "fvd": "FVD",
+    "fvd_trajectory": "FVD, mean of trajectories",
+    "fvd_infinity": "FVD, endless",
+    "kvd": "KVD",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "crps": "CRPS",
+    "spread_skill": "spread/skill",
+}
+_DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4, "kvd": 4, "crps": 4, "spread_skill": 3}
 _BETTER: dict[str, Literal["higher", "lower", "one"]] = {
     "psnr": "higher",
     "ssim": "higher",
@@ -36,10 +47,25 @@ def direction(metric: str) -> str:
     ]
 
 
+def order(protocol: Protocol) -> list[str]:
+    """Metrics in the order of a table: the protocol's own FVD first."""
+    fvd = ["fvd", "fvd_trajectory"] if protocol.fvd_pooled else ["fvd_trajectory", "fvd"]
+    return [*fvd, *(name for name in TITLES if name not in fvd)]
+
+
 def in_order(metrics: set[str], protocol: Protocol) -> list[str]:
     """Metrics in the order of a table under this protocol; those that are not known last."""
     known = [name for name in order(protocol) if name in metrics]
     return known + sorted(metrics - set(known))
+
+
+def value_text(metric: str, number: Number) -> str:
+    """``25.31 [24.90, 25.77]``; 0 has no sign."""
+    digits = _DIGITS.get(metric, 1)
+    text = f"{number.value:z.{digits}f}"
+    if number.low is None or number.high is None or not math.isfinite(number.low + number.high):
+        return text
+    return f"{text} [{number.low:z.{digits}f}, {number.high:z.{digits}f}]"
 
 
 def printed(metric: str, value: float | None) -> str:
