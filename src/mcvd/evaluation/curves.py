@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcvd.evaluation.image import mse, ssim
+from mcvd.evaluation.image import SMALLEST, mse, ssim
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_frames import published_ssim, through_network_range
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.table import Table
+from mcvd.evaluation.table import Z95, Table
+from mcvd.text import counted
 
 SMALLEST_ERROR = 1e-10  # mean squared error of a frame; 100 dB: a frame that is equal would be infinitely good
 COLUMN = {"psnr": "mse", "ssim": "ssim", "lpips": "lpips"}
@@ -59,7 +60,7 @@ def _with_interval(label: str, values: Tensor) -> Curve:
     mean = values.mean(0)
     if len(values) < 2:
         return Curve(label, mean.tolist())
-    half = 1.959964 * values.std(0, unbiased=True) / len(values) ** 0.5
+    half = Z95 * values.std(0, unbiased=True) / len(values) ** 0.5
     return Curve(label, mean.tolist(), (mean - half).tolist(), (mean + half).tolist())
 
 
@@ -103,7 +104,7 @@ def copy_table(evaluation: Evaluation) -> Table | None:
         else:
             ours, truth = (frames.float() / 255 for frames in pictures)
         columns = {"mse": mse(ours, truth)}
-        if min(real.shape[-2:]) >= 11:
+        if min(real.shape[-2:]) >= SMALLEST:
             same = published_ssim(ours, truth, protocol.binary) if protocol.pixels == "published" else ssim(ours, truth)
             columns["ssim"] = same
         table.add([clip], **{name: value[None] for name, value in columns.items()})
@@ -114,6 +115,5 @@ def copy_curve(table: Table, metric: str, label: str) -> Curve | None:
     """The curve of a `copy_table`; None for a metric that is not in it."""
     if COLUMN[metric] not in table.columns:
         return None
-    clips = len(table)
-    words = f"{label} ({clips} clip{'s' if clips != 1 else ''})"
+    words = f"{label} ({counted(len(table), 'clip')})"
     return Curve(words, frame_values(table, metric).mean((0, 1)).tolist(), role="copy")

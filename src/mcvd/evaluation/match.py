@@ -83,11 +83,6 @@ class Match:
         """Whether something is known to differ."""
         return bool(self.differs or self.apart)
 
-    @property
-    def sure(self) -> bool:
-        """Whether everything is stated and the same."""
-        return not (self.differing or self.unknown)
-
     def __str__(self) -> str:
         unknown = ", ".join(FIELDS.get(name, name) for name in self.unknown)
         if self.differing:

@@ -21,7 +21,7 @@ from mcvd.evaluation.protocol import Protocol
 Confidence = Literal["verified", "third party", "recalled"]
 METRICS = ("fvd", "psnr", "ssim", "lpips")
 _NUMBER = r"\d+(?:\.\d+)?"
-_VALUE = re.compile(rf"(?P<about>~?)(?P<low>{_NUMBER})(?:\.\.(?P<high>{_NUMBER})|\s*\+-\s*(?P<spread>{_NUMBER}))?")
+_VALUE = re.compile(rf"~?(?P<low>{_NUMBER})(?:\.\.(?P<high>{_NUMBER})|\s*\+-\s*{_NUMBER})?")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,6 @@ class Quoted:
     """As printed: `87.9`, `0.121 ± 0.05`, `94–96`, `~17`."""
     value: float
     """The number; the middle of a range."""
-    exact: bool
-    """False for a range and for what is known only roughly."""
 
     @classmethod
     def parse(cls, written: object, where: str) -> Quoted:
@@ -43,7 +41,7 @@ class Quoted:
             raise McvdError(f"{where}: {written!r} is no value: a number, `a +- b`, `a..b` or `~a`")
         low, high = float(found["low"]), float(found["high"] or found["low"])
         text = str(written).strip().replace("..", "–").replace("+-", "±")
-        return cls(text, (low + high) / 2, exact=not (found["about"] or found["high"]))
+        return cls(text, (low + high) / 2)
 
 
 @dataclass(frozen=True)

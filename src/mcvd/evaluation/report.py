@@ -104,10 +104,13 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
         parts += [Text(words), Picture(f"curve-{name}.svg", alone.encode(), words, inline)]
     if not parts:
         return Section("Frame by frame", [Text("No frame has a true one to be compared with, or none was measured.")])
-    note = (
-        "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors over clips. PSNR of a"
-        " frame ends at 100 dB."
-    )
+    if evaluation.table is not None:
+        note = (
+            "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors over clips. PSNR of"
+            " a frame ends at 100 dB."
+        )
+    else:
+        note = "Means over clips; PSNR is that of the mean error. The rows were not kept, so there is no band."
     if copy is None and protocol.task != "generate":
         note += " There is no curve of copying: videos/ is not in the folder."
     return Section("Frame by frame", [*parts, Text(note, note=True)])

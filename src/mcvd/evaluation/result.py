@@ -85,7 +85,7 @@ class Result:
     numbers: dict[str, Number] = field(default_factory=dict)
     """By metric: psnr, ssim, lpips, fvd, fvd_trajectory, kvd, crps, spread_skill ..."""
     frames: dict[str, list[float]] = field(default_factory=dict)
-    """By metric: its mean at every made frame, in the order of time."""
+    """By metric: its mean over clips at every made frame, in the order of time; psnr: that of the mean error."""
     networks: dict[str, str] = field(default_factory=dict)
     """sha256 of the tensors of the networks that measure: i3d, lpips."""
     different: int | None = None

@@ -1,7 +1,7 @@
 """The accumulator of per-video results: whatever was measured for each (clip, sample), in any order, from any process.
 
 Everything reported is made from a table of numbers this small (a few curves and 400 features a video), so batches,
-processes and interrupted runs only ever add rows, and merging in any order gives the very same numbers.
+processes and interrupted runs only ever add rows, in any order.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ ROUNDING = 0.3
 in float32; in half precision a few videos drift by 0.2 until their last frame. Two samples of a clip are about 0.3
 apart, so that several clips of another evaluation would not pass."""
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
+Z95 = 1.959964
+"""Standard errors from the mean to an end of its 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def summarize(values: Tensor) -> Summary:
     """Summary of one value a clip, ``(clips,)``."""
     values, n = values.double(), len(values)
     error = float(values.std(unbiased=True)) / n**0.5 if n > 1 else float("nan")
-    return Summary(float(values.mean()), float(values.std(unbiased=False)), 1.959964 * error, n)
+    return Summary(float(values.mean()), float(values.std(unbiased=False)), Z95 * error, n)
 
 
 class Table:
@@ -88,7 +90,7 @@ class Table:
                     raise McvdError(f"clip {key[0]}, sample {key[1]} was measured twice with different {name}")
 
     def merge(self, *others: Table) -> Table:
-        """Takes the rows of other tables in; returns itself. The order of merging does not matter."""
+        """Takes the rows of other tables in; returns itself. Of rows that several have the first stays, as in `add`."""
         for other in others:
             for (clip, sample), row in other._rows.items():
                 self.add([clip], [sample], **{name: value[None] for name, value in row.items()})
