@@ -164,6 +164,16 @@ def test_names_of_which_none_is_met_are_paired_in_sorted_order(tmp_path):
     assert pair(real, find_videos(_written(tmp_path / "m", ["x", "y"]), "made"), 1) == ([[0], [1]], False)
 
 
+def test_names_with_a_number_sign_are_whole(tmp_path):
+    clips = torch.from_numpy(arrays(2)).permute(0, 1, 4, 2, 3)
+    for i, clip in enumerate(clips, 1):
+        write_video(tmp_path / "real" / f"take#{i}", clip)
+        write_video(tmp_path / "made" / f"take#{i}.mkv", clip)
+    np.savez(tmp_path / "made" / "take#3.npz", one=clips[0].numpy(), two=clips[1].numpy())
+    names = [[video.name for video in find_videos(tmp_path / side, "made")] for side in ("real", "made")]
+    assert names == [["take#1", "take#2"], ["take#1", "take#2", "take#3#one", "take#3#two"]]
+
+
 def test_names_that_are_no_text(tmp_path):
     folders = [tmp_path / os.fsdecode(name) for name in (b"real", b"made\xff")]
     for folder in folders:

@@ -220,6 +220,9 @@ def test_splits_are_of_whole_groups_and_stay_when_videos_are_added(count: int) -
 def test_split_by_folder_file_and_existing_folders() -> None:
     names = ["a/1.mp4", "a/2.mp4", "b/1.mp4", "x.npz#k1", "x.npz#k2"]
     assert [group for _, group in assign_splits(names, "folder")] == ["a", "a", "b", "x.npz", "x.npz"]
+    names = ["a/take#1.mp4", "a/take.mp4", "day#1/x.npz#key", "day#1/x.NPZ#other/key"]  # a letter of names, too
+    assert [group for _, group in assign_splits(names, "folder")] == ["a", "a", "day#1/x.npz", "day#1/x.NPZ"]
+    assert [split for split, _ in assign_splits(["day#1/train/a.mp4", "day#1/test/a.mp4"])] == ["train", "test"]
     assert [group for _, group in assign_splits(names, "file")] == names
     said = ["train/a.mp4", "train/b.mp4", "Test/a.mp4", "validation/sub/c.mp4", "other.mp4"]
     assert [split for split, _ in assign_splits(said)] == ["train", "train", "test", "val", "train"]

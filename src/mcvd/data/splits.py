@@ -21,11 +21,12 @@ FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+_PART = re.compile(r".*?\.(?:npz|tfrecords?|hdf5|h5|png)(?=#)", re.IGNORECASE)
 
 
 def folder_split(name: str) -> str | None:
     """The split that a folder on the way to a video says: train/, val/ or test/ (and usual spellings)."""
-    for part in PurePosixPath(name.split("#")[0]).parent.parts:
+    for part in PurePosixPath(_file(name)).parent.parts:
         if part.lower() in FOLDERS:
             return FOLDERS[part.lower()]
     return None
@@ -80,7 +81,7 @@ def _grouping(split_by: str) -> Callable[[str], str]:
     if split_by in ("auto", "file"):
         return lambda name: name
     if split_by == "folder":
-        return lambda name: name.split("#")[0] if "#" in name else PurePosixPath(name).parent.as_posix()
+        return lambda name: file if (file := _file(name)) != name else PurePosixPath(name).parent.as_posix()
     try:
         pattern = re.compile(split_by)
     except re.error as error:
@@ -97,6 +98,12 @@ def _grouping(split_by: str) -> Callable[[str], str]:
         return match[1]
 
     return group
+
+
+def _file(name: str) -> str:
+    """The path of the file that holds a video, which may be a part of it; # is a letter of paths, too."""
+    match = _PART.match(name)
+    return match[0] if match else name
 
 
 def _draw(group: str) -> float:

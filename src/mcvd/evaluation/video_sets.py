@@ -155,13 +155,13 @@ def files_sha256(videos: Sequence[Video]) -> str:
 
 def _stem(item: Item, root: Path, pair_file: bool) -> str:
     """A video's name without suffix and, where all are of one file, without that file."""
-    file, _, key = item.name.partition("#")
     if item.kind == "images":
-        return file
+        return item.name
+    file = item.name.removesuffix(f"#{item.key}")
     name = str(PurePosixPath(file).with_suffix(""))
-    if not key or pair_file:
+    if file == item.name or pair_file:
         return name
-    return key if root.is_file() else f"{name}#{key}"
+    return item.key if root.is_file() else f"{name}#{item.key}"
 
 
 def _shape(item: Item) -> tuple[int, ...]:
