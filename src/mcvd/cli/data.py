@@ -80,14 +80,14 @@ class Info:
     """
 
     path: Annotated[Path, Positional, arg(metavar="PATH")]
-    """Of the data."""
+    """Prepared folder, HDF5 shards (a file or a folder of them), or raw videos."""
     sheet: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="(default: none)")] = None
     """Write a picture of some clips too (not of raw videos)."""
     clips: Count = 8
     """Rows of the picture."""
     frames: Count = 10
     """Frames of each row."""
-    split: Annotated[str, arg(metavar="train|val|test")] = "train"
+    split: Annotated[Literal["train", "val", "test"], arg(metavar="train|val|test")] = "train"
     """Side of the split that the picture shows."""
 
     def run(self) -> None:

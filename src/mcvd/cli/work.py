@@ -46,7 +46,7 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
     video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
     fps = info.fps / reading.stride if info.fps else None
     height, width = model.size
-    every = f", every {reading.stride}. frame" if reading.stride > 1 else ""
+    every = f", one frame in {reading.stride}" if reading.stride > 1 else ""
     print(f"{path.name}: {info.text} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
     return Clip(path, video, fps)
 

@@ -68,6 +68,7 @@ def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame
 
 
 def still_size(path: Path) -> tuple[int, int]:
+    """Height and width of the first picture in an image file, turned upright. Raises McvdError for what is none."""
     [first] = decoded_stills(path, first_only=True)
     return first.size
 
@@ -108,6 +109,7 @@ def pages(image: Image.Image) -> int:
 
 
 def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder in natural order, hidden ones left out. Raises McvdError where there is none."""
     images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     if not images:
         raise McvdError(f"the folder {folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
@@ -115,6 +117,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
+    """An image file, opened but not decoded, if it is of a known format. Raises McvdError for what is none."""
     try:
         return Image.open(path, formats=_FORMATS)
     except IMAGE_ERRORS as error:

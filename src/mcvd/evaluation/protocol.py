@@ -133,7 +133,7 @@ class Protocol:
         parts = [
             f"{self.data} ({self.split})",
             f"{width}x{height} {'grey' if self.channels == 1 else 'RGB'}",
-            given + (f", every {self.stride}. frame" if self.stride > 1 else ""),
+            given + (f", one frame in {self.stride}" if self.stride > 1 else ""),
             f"{counted(self.clips, 'clip')} ({self._clips_words}), {counted(self.samples, 'sample')} each",
         ]
         if self.task != "generate":
