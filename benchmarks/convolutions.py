@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mcvd.benchmark.cases import random_weights
+from mcvd.benchmark.measure import interleave
 from mcvd.interop.official import from_official
 from mcvd.model import VideoDiffusion
 from mcvd.networks import winograd
@@ -44,22 +44,12 @@ def packed_for_one(network: nn.Module) -> nn.Module:
     return network
 
 
-def interleaved(calls: list[Callable[[], Tensor]], rounds: int) -> list[list[float]]:
-    """Seconds of each call in each round, after one that does not count."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds + 1):
-        for call, times in zip(calls, seconds):
-            began = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - began)
-    return [times[1:] for times in seconds]
-
-
 def compare(name: str, calls: dict[str, Callable[[], Tensor]], rounds: int) -> None:
     """Prints one line about two calls, by name: how much faster the second is."""
     (slow, slow_call), (fast, fast_call) = calls.items()
     difference = (slow_call() - fast_call()).abs().max()
-    before, after = interleaved([slow_call, fast_call], rounds)
+    taken = interleave(calls, rounds, torch.device("cpu"))
+    before, after = ([times[which].wall for times in taken] for which in calls)
     ratio = statistics.median(a / b for a, b in zip(before, after))
     print(
         f"{name}: {slow} {1e3 * min(before):.2f} ms, {fast} {1e3 * min(after):.2f} ms, {ratio:.2f} times as fast "

@@ -23,8 +23,6 @@ from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from mcvd.evaluation.video_sets import find_videos
 
 NOISE = 0.1  # standard deviation, frames in [0, 1]
-
-
 MADE = ("as they are", "wrong order", "noise")
 
 

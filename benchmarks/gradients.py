@@ -10,13 +10,13 @@ does it and as training does. Milliseconds, the least of a few goes, interleaved
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcvd.benchmark.measure import interleave
 from mcvd.networks import winograd
 from mcvd.networks.dropout import dropout
 
@@ -72,15 +72,9 @@ def dropouts(clips: int) -> dict[str, Callable[[], object]]:
 
 
 def least_seconds(calls: Mapping[str, Callable[[], object]], goes: int) -> dict[str, float]:
-    """The shortest time of each call, after one that does not count."""
-    least = dict.fromkeys(calls, float("inf"))
-    for go in range(goes + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if go:
-                least[name] = min(least[name], time.perf_counter() - began)
-    return least
+    """The shortest time of each call."""
+    taken = interleave(calls, goes, torch.device("cpu"))
+    return {name: min(times[name].wall for times in taken) for name in calls}
 
 
 def ways(c_in: int, c_out: int, side: int, clips: int) -> dict[str, Callable[[], Tensor]]:

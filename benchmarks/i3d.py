@@ -17,13 +17,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mcvd.benchmark.measure import interleave
 from mcvd.evaluation import i3d
 from mcvd.evaluation.weights import load_weights
 
@@ -69,13 +69,6 @@ class Straight:
         return F.pad(x, [amount for side in reversed(sides) for amount in side], value=value)
 
 
-def seconds(function: Callable[[Tensor], Tensor], clips: Tensor) -> tuple[float, float]:
-    """Wall and processor time of one call."""
-    start = time.perf_counter(), time.process_time()
-    function(clips)
-    return time.perf_counter() - start[0], time.process_time() - start[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[10, 16], help="lengths of the clips")
@@ -88,12 +81,10 @@ def main() -> None:
     ours, straight = i3d.load(options.weights), Straight(load_weights("i3d", options.weights))
     for frames in options.frames:
         clips = torch.rand(options.clips, frames, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        difference = (ours(clips) - straight(clips)).abs().max().item()  # warms both up, too
-        times: dict[str, list[tuple[float, float]]] = {"straight": [], "ours": []}
-        for _ in range(options.rounds):
-            for name, function in (("straight", straight), ("ours", ours)):
-                times[name].append(seconds(function, clips))
-        wall, processor = ({name: min(row[i] for row in rows) for name, rows in times.items()} for i in (0, 1))
+        difference = (ours(clips) - straight(clips)).abs().max().item()
+        calls = {"straight": partial(straight, clips), "ours": partial(ours, clips)}
+        taken = interleave(calls, options.rounds, torch.device("cpu"))
+        wall, processor = ({name: min(times[name][i] for times in taken) for name in calls} for i in (0, 1))
         rates = {name: round(options.clips / value, 3) for name, value in wall.items()}
         ratio, processor_ratio = (round(best["straight"] / best["ours"], 2) for best in (wall, processor))
         threads = torch.get_num_threads()
