@@ -105,7 +105,7 @@ class Sampling:
     batch_size: Count = 32
     """Samples generated at once; fewer need less memory."""
     reference: Flag = False
-    """Sample as the published code does, defects included (ddpm or ddim)."""
+    """Sample as the published code does, defects included (ddpm or ddim; 100 steps unless --steps is given)."""
     precision: Precision = "fp32"
     """Arithmetic of the network; bf16 and fp16 are for GPUs, bf16 also for CPUs with bf16 units."""
     engine: Engine = "torch"
