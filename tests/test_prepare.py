@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from mcvd.data import hub
 from mcvd.data.prepare import PRESETS, Settings, bair, info, parts, prepare, prepared_data, run
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
+from mcvd.data.prepare.workers import make_parts
 from mcvd.data.settings import settings_for
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
 from mcvd.data.video import read_video, write_video
@@ -417,6 +419,26 @@ def test_a_decoder_that_crashes_costs_one_file(tmp_path: Path, monkeypatch: pyte
     ]
     monkeypatch.delenv("DEADLY")
     assert len(prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1).videos) == 4  # tried again
+
+
+def test_crashes_leave_no_pipes_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(5):
+        write_video(tmp_path / "raw" / f"{i}.npz", clip(5))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import numpy, os\nnumpy.load = lambda *a, **k: os._exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    (tmp_path / "parts").mkdir()
+
+    def pipes() -> int:
+        found = 0
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found += os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
+        return found
+
+    before, items = pipes(), find_items(tmp_path / "raw")[0]
+    open_then = [pipes() - before for _ in make_parts(items, SMALL, tmp_path / "parts", 2)]
+    assert open_then[-1] <= 4  # of two workers
 
 
 # --- time and size ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ crash costs one file.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -75,8 +76,7 @@ class _Crew:
                 process = process or self._start()
                 outcome = self._ask(process, item)
                 if outcome is None:
-                    code = process.wait()
-                    process = None
+                    code, process = self._end(process), None
                     if self.stopped:
                         return
                     outcome = Entry(item.name, *item.stamp(), skipped=f"{RETRY}its process ended with code {code}")
@@ -131,10 +131,15 @@ class _Crew:
                 raise McvdError(f"a worker process cannot start ({last}); try with one worker")
         return process
 
-    def _end(self, process: subprocess.Popen) -> None:
-        process.stdin.close()  # type: ignore[union-attr]
-        process.wait()
+    def _end(self, process: subprocess.Popen) -> int:
+        """Ends a worker's input, and so the worker; returns its exit code."""
+        with contextlib.suppress(BrokenPipeError):  # it died before it was asked
+            process.stdin.close()  # type: ignore[union-attr]
+        code = process.wait()
         process.stdout.close()  # type: ignore[union-attr]
+        with self.lock:
+            self.processes.discard(process)
+        return code
 
     def stop(self) -> None:
         """Ends all workers now."""
