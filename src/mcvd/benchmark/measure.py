@@ -7,12 +7,18 @@ within a round and summarised over the rounds by their median, with an interval 
 from __future__ import annotations
 
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from mcvd.errors import McvdError
 
 
 class Sample(NamedTuple):
@@ -44,6 +50,26 @@ def timed(function: Callable[[], object], device: torch.device) -> Sample:
     function()
     synchronize(device)
     return Sample(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def run_child(arguments: Sequence[str], what: str, told: str = "") -> str:
+    """A Python process that finds this very package -> what it printed.
+
+    arguments: of the interpreter. told: its input. Raises McvdError that says `what` failed, and why.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=told,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])},
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise McvdError(f"{what} failed: {reason.removeprefix('mcvd.errors.McvdError: ')}")
+    return done.stdout
 
 
 class Laps:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +18,9 @@ import torch
 
 from mcvd.benchmark import ours
 from mcvd.benchmark.cases import CASES, Case, Setting, random_weights
+from mcvd.benchmark.measure import run_child
 from mcvd.benchmark.peer import Build, load_peer
 from mcvd.config import from_dict, to_dict
-from mcvd.errors import McvdError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RUNS = 2  # the second of training has the optimizer's state
@@ -46,20 +44,8 @@ def peak_bytes(request: Request) -> int | None:
     """Asks a child process; None where resident memory cannot be read (no GPU, and not Linux)."""
     if not request.device.startswith("cuda") and not CLEAR.exists():
         return None
-    home = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [sys.executable, "-m", "mcvd.benchmark.memory"],
-        input=json.dumps(to_dict(request)),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])},
-        check=False,
-    )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        reason = reason.removeprefix("mcvd.errors.McvdError: ")
-        raise McvdError(f"measuring the memory of {request.peer or ours.NAME} ({request.case}) failed: {reason}")
-    return int(done.stdout.splitlines()[-1])
+    what = f"measuring the memory of {request.peer or ours.NAME} ({request.case})"
+    return int(run_child(["-m", __name__], what, json.dumps(to_dict(request))).splitlines()[-1])
 
 
 def measure(request: Request) -> int:

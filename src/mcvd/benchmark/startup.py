@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mcvd.benchmark.measure import interleave, summarise
-from mcvd.errors import McvdError
+from mcvd.benchmark.measure import interleave, run_child, summarise
 
 HELP, IMPORT, PREDICT = "mcvd --help", "import torch", "mcvd predict"
 
@@ -25,13 +22,12 @@ def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         clip, out = Path(folder) / "clip.npz", Path(folder) / "out.mp4"
         np.savez(clip, np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8))
-        mcvd = [sys.executable, "-m", "mcvd"]
         commands = {
-            IMPORT: [sys.executable, "-c", "import torch"],
-            HELP: [*mcvd, "--help"],
-            PREDICT: [*mcvd, "predict", str(clip), "--device", "cpu", "--out", str(out)],
+            IMPORT: ["-c", "import torch"],
+            HELP: ["-m", "mcvd", "--help"],
+            PREDICT: ["-m", "mcvd", "predict", str(clip), "--device", "cpu", "--out", str(out)],
         }
-        functions = {name: _runner(words) for name, words in commands.items()}
+        functions = {name: partial(run_child, arguments, name) for name, arguments in commands.items()}
         taken = interleave(functions, rounds, torch.device("cpu"), on_round)
     rows = []
     for name in (HELP, IMPORT, PREDICT):
@@ -41,16 +37,3 @@ def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, An
             row["beyond_torch"] = summarise([t[name].wall - t[IMPORT].wall for t in taken])._asdict()
         rows.append(row)
     return rows
-
-
-def _runner(words: list[str]) -> Callable[[], None]:
-    home = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
-
-    def run() -> None:
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise McvdError(f"{' '.join(words)} failed: {reason}")
-
-    return run
