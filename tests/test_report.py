@@ -231,7 +231,7 @@ def test_ticks_are_round_and_enclose(low: float, high: float) -> None:
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9
-    assert 4 <= len(ticks) <= 7
+    assert 3 <= len(ticks) <= 6
 
 
 # ------------------------------------------------------------------------------------------- published values

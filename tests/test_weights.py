@@ -198,6 +198,13 @@ def test_damaged_weights_in_the_cache_are_named_and_fetched_again(tmp_path, offl
     assert file.read_bytes() == good
 
 
+def test_a_cache_whose_name_is_no_text(tmp_path, monkeypatch, offline, assets_dir):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / os.fsdecode(b"cache\xff")))
+    file = fetch_weights("lpips", source=assets_dir)
+    assert fetch_weights("lpips") == file
+    assert tensors_sha256(load_weights("lpips")) == PUBLISHED["lpips"].tensors_sha256
+
+
 def test_assets_are_found_by_their_variable(tmp_path, monkeypatch):
     (tmp_path / PUBLISHED["lpips"].npz).write_bytes(b"")
     monkeypatch.setenv("MCVD_ASSETS", str(tmp_path))

