@@ -203,8 +203,9 @@ def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
         prepare(mixed, tmp_path / "full", SMALL)
     with pytest.raises(McvdError, match="outside of"):
         prepare(mixed, mixed / "data", SMALL)
-    with pytest.raises(McvdError, match="gone does not exist"):
-        prepare(tmp_path / "gone", tmp_path / "data", SMALL)
+    for layout in PRESETS:
+        with pytest.raises(McvdError, match="gone does not exist"):
+            prepare(tmp_path / "gone", tmp_path / "data", PRESETS[layout])
     (tmp_path / "empty").mkdir()
     with pytest.raises(McvdError, match="empty holds no videos"):
         prepare(tmp_path / "empty", tmp_path / "data", SMALL)

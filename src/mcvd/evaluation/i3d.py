@@ -80,7 +80,7 @@ class I3D(nn.Module):
         device = self.logits.weight.device
         with exactly(device):
             parts = [self._logits(unit_range(part.to(device)).float()) for part in clips.split(chunk)]
-        return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)  # outside: an ordinary tensor
+        return torch.cat(parts)  # outside: an ordinary tensor
 
     def features(self, videos: Tensor, chunk: int = 8) -> Tensor:
         """Logits of videos of any size, grey or colour, resized chunk by chunk: ``(B, T, C, H, W)`` -> ``(B, 400)``."""
@@ -88,7 +88,7 @@ class I3D(nn.Module):
             raise McvdError(f"I3D takes videos of shape (B, T, C, H, W), not {tuple(videos.shape)}")
         device = self.logits.weight.device
         parts = [self(resize(part.to(device)), chunk) for part in videos.split(chunk)]
-        return torch.cat(parts) if parts else torch.zeros(0, 400, device=device)
+        return torch.cat(parts)
 
     def _logits(self, clips: Tensor) -> Tensor:
         def pool(x: Tensor) -> Tensor:

@@ -57,10 +57,9 @@ class LPIPS(nn.Module):
                 f"LPIPS takes two batches of images (B, 3, H, W) of at least {SMALLEST} pixels a side, not"
                 f" {tuple(a.shape)} and {tuple(b.shape)}"
             )
-        device = self.shift.device
-        with exactly(device):
+        with exactly(self.shift.device):
             parts = [self._distance(x, y) for x, y in zip(a.split(chunk), b.split(chunk))]
-        return torch.cat(parts) if parts else torch.zeros(0, device=device)  # outside: an ordinary tensor
+        return torch.cat(parts)  # outside: an ordinary tensor
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         images = torch.cat([a, b]).to(self.shift.device, torch.float32)

@@ -75,6 +75,8 @@ def prepare(
         raise McvdError(f"{root} is prepared already; train with it as it is")
     if root == folder or root in folder.parents:
         raise McvdError(f"{folder} lies in the folder of the videos; choose one outside of {root}")
+    if not root.exists():
+        raise McvdError(f"{root} does not exist")
     items, ignored = FIND[settings.layout](root)
     if not items:
         raise no_videos(root)
