@@ -14,11 +14,11 @@ import torch
 import evaluations
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
-from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
-from mcvd.evaluation.paired import bootstrap
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.wording import best_of, printed
+from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
+from mcvd.reports.paired import bootstrap
 
 
 @pytest.fixture

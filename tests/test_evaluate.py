@@ -27,11 +27,11 @@ from mcvd.evaluation.image import psnr
 from mcvd.evaluation.measure import Instruments, measure
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.report import write_report
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.run import Worker
 from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
 from mcvd.evaluation.table import Table
+from mcvd.reports.report import write_report
 
 PROTOCOL = Protocol(
     "tiny", "noise", "predict", past=2, frames=7, size=(16, 16), channels=1, clips=6, samples=2, binary=True

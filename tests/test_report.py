@@ -18,20 +18,20 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import evaluations
-import mcvd.evaluation.published as published_module
+import mcvd.reports.published as published_module
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
 from mcvd.evaluation import summary
-from mcvd.evaluation.curves import Curve, copied, copy_table, system_curves
-from mcvd.evaluation.match import measured
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.published import Quoted, benchmark_of, published
-from mcvd.evaluation.report import write_report
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.shown import choose_clips
-from mcvd.evaluation.svg import line_chart, nice_ticks
+from mcvd.reports.curves import Curve, copied, copy_table, system_curves
+from mcvd.reports.match import measured
+from mcvd.reports.published import Quoted, benchmark_of, published
+from mcvd.reports.report import write_report
+from mcvd.reports.shown import choose_clips
+from mcvd.reports.svg import line_chart, nice_ticks
 
 FVD = {"fvd": Number(101.25, 95.04, 107.46, "1.96 standard errors over 10 trajectories", "pooled")}
 

@@ -16,3 +16,10 @@ def printable(text: str) -> str:
 def colours(channels: int) -> str:
     """How a person calls this number of channels."""
     return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    for sign in "\\`*_<>[]|":
+        text = text.replace(sign, "\\" + sign)
+    return " ".join(text.splitlines())

@@ -31,7 +31,7 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
-        from mcvd.evaluation.compare import compare, to_csv, to_json, to_markdown
+        from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
         from mcvd.text import printable
 
         comparison = compare(self.folders, mixed=self.mixed, with_published=self.published)

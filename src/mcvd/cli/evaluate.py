@@ -160,8 +160,8 @@ def show(result: Result | None, output: Path) -> None:
     """Prints the numbers and writes the report; only the first process has them."""
     if result is None:
         return
-    from mcvd.evaluation.report import write_report
     from mcvd.evaluation.summary import lines
+    from mcvd.reports.report import write_report
 
     say("\n".join(lines(result)))
     page, *_ = write_report(output)

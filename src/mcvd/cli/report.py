@@ -22,7 +22,7 @@ class Command:
 
     def run(self) -> None:
         """Does it."""
-        from mcvd.evaluation.report import write_report
+        from mcvd.reports.report import write_report
         from mcvd.text import printable
 
         for path in write_report(self.folder):

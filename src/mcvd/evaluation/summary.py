@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from mcvd.evaluation.page import plain
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.wording import TITLES, order, value_text
-from mcvd.text import counted
+from mcvd.text import counted, plain
 
 
 def how_sampled(result: Result) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import yaml
 
 from mcvd.errors import McvdError
-from mcvd.evaluation.match import Match, match_fields
 from mcvd.evaluation.presets import EDITED
 from mcvd.evaluation.protocol import Protocol
+from mcvd.reports.match import Match, match_fields
 
 Confidence = Literal["verified", "third party", "recalled"]
 METRICS = ("fvd", "psnr", "ssim", "lpips")
@@ -81,7 +81,7 @@ def published(benchmark: str | None = None) -> tuple[Published, ...]:
 
 @cache
 def _all() -> tuple[Published, ...]:
-    data = yaml.safe_load((files("mcvd.evaluation") / "published.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load((files("mcvd.reports") / "published.yaml").read_text(encoding="utf-8"))
     return parse(data)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mcvd.errors import McvdError
 from mcvd.files import write_whole
+from mcvd.text import plain
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#222;--faint:#666;--line:#ddd;--paper:#fff;--good:#eef4fb}
@@ -136,13 +137,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    for sign in "\\`*_<>[]|":
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.splitlines())
 
 
 def write_page(page: Page, folder: Path, name: str) -> list[Path]:

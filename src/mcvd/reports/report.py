@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from mcvd.evaluation.curves import COLUMN, Curve, copy_curve, copy_label, copy_table, system_curves
-from mcvd.evaluation.match import FIELDS, in_words, measured
-from mcvd.evaluation.page import Grid, Page, Picture, Section, Text, write_page
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.published import METRICS, benchmark_of, published
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.shown import draw_clips
 from mcvd.evaluation.summary import repeated
-from mcvd.evaluation.svg import line_chart
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import direction, heading, in_order, interval, order, printed, title
+from mcvd.reports.curves import COLUMN, Curve, copy_curve, copy_label, copy_table, system_curves
+from mcvd.reports.match import FIELDS, in_words, measured
+from mcvd.reports.page import Grid, Page, Picture, Section, Text, write_page
+from mcvd.reports.published import METRICS, benchmark_of, published
+from mcvd.reports.shown import draw_clips
+from mcvd.reports.svg import line_chart
 from mcvd.text import counted
 
 PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown

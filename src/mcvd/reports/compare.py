@@ -16,15 +16,15 @@ from typing import Any
 
 from mcvd.config import to_dict
 from mcvd.errors import McvdError
-from mcvd.evaluation.match import Difference, differences, measured
-from mcvd.evaluation.page import markdown_table, plain
-from mcvd.evaluation.paired import Paired, paired_differences
-from mcvd.evaluation.published import Published, Quoted, benchmark_of, published
 from mcvd.evaluation.result import json_text
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.summary import repeated
 from mcvd.evaluation.wording import best_of, heading, in_order, interval, order, printed
-from mcvd.text import counted, printable
+from mcvd.reports.match import Difference, differences, measured
+from mcvd.reports.page import markdown_table
+from mcvd.reports.paired import Paired, paired_differences
+from mcvd.reports.published import Published, Quoted, benchmark_of, published
+from mcvd.text import counted, plain, printable
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from mcvd.evaluation.curves import Curve
 from mcvd.evaluation.wording import printed
+from mcvd.reports.curves import Curve
 
 WIDTH, HEIGHT = 720, 290
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 42  # px around the plot

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcvd.evaluation.curves import COLUMN
-from mcvd.evaluation.match import differences
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_counts, resampled_frechet
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import in_order
+from mcvd.reports.curves import COLUMN
+from mcvd.reports.match import differences
 
 ENOUGH = 10  # clips; the interval of fewer is too narrow to call anything significant
 
