@@ -1,5 +1,7 @@
 """The public surface of the package: what `import mcvd` gives, whatever has been imported before."""
 
+import ast
+import graphlib
 import inspect
 import json
 import pkgutil
@@ -28,6 +30,34 @@ def test_editors_and_type_checkers_know_the_options_of_every_task():
     assert typing.get_type_hints(FillOptions) == {name: hints[name] for name in options}
     for task in ("predict", "interpolate", "generate"):
         assert typing.get_type_hints(getattr(mcvd.VideoDiffusion, task))["options"] == typing.Unpack[FillOptions]
+
+
+def imports(package):
+    """Rooms of the house (packages and modules right below mcvd) -> those that they import when they run."""
+    rooms = {}
+    for file in package.rglob("*.py"):
+        room, tree = file.relative_to(package).parts[0].removesuffix(".py"), ast.parse(file.read_text())
+        for_types = [
+            node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        ]
+        skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in skipped]
+        names = {node.module.split(".")[1] for node in found if node.module.startswith("mcvd.")}
+        rooms.setdefault(room, set()).update(names - {room})
+    return rooms
+
+
+def test_dependencies_point_one_way():
+    """As docs/architecture.md draws them."""
+    rooms = imports(Path(mcvd.__file__).parent)
+    graphlib.TopologicalSorter(rooms).prepare()  # raises CycleError
+    assert rooms["cli"] > {"evaluation", "reports", "training", "web", "benchmark"}
+    outer = {"cli", "web", "benchmark", "reports", "training", "evaluation", "interop", "model", "rollout"}
+    assert not rooms["data"] & {*outer, "planner", "diffusion", "networks"}
+    assert not rooms["diffusion"] & {*outer, "data", "layout", "networks"}
+    assert not rooms["networks"] & {*outer, "data", "diffusion"}
+    assert not rooms["training"] & {"evaluation", "reports"}
+    assert not rooms["evaluation"] & {"training", "reports"}
 
 
 def test_the_tour_runs_and_shows_its_pictures(monkeypatch):
