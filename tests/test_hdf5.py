@@ -66,8 +66,8 @@ def test_kth_is_split_by_the_persons_in_the_shard(kth: Path) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(test)).batch([4]), clips[4:5])
 
 
-def test_ucf_takes_the_first_videos_and_every_10th_of_the_rest(tmp_path: Path) -> None:
-    videos = [numbered(i, 6, (16, 21, 3)) for i in range(8 + 25)]
+def test_ucf_takes_the_first_videos_and_one_of_each_whole_ten_of_the_rest(tmp_path: Path) -> None:
+    videos = [numbered(i, 6, (16, 21, 3)) for i in range(8 + 35)]  # the last five are no ten
     write_shard(tmp_path / "UCF101_64.hdf5", videos, num_train=8, empty="data")
     train = Hdf5Shards(tmp_path / "UCF101_64.hdf5", 4)
     assert train.videos == list(range(8))
@@ -85,6 +85,18 @@ def test_bair_has_folders_and_several_shards(tmp_path: Path) -> None:
     assert seen(train.batch(range(200))) == set(range(14))  # video 10 comes after 9, not after 1
     assert len(train.videos) == 14
     assert seen(test.batch(range(20))) == {50, 51}
+
+
+def test_a_first_video_without_frames_is_left_out(tmp_path: Path) -> None:
+    # the published conversion writes one where it could not decode a file
+    empty = np.zeros((0, 8, 8, 3), np.uint8)
+    write_shard(tmp_path / "shard.hdf5", [empty, *(numbered(i, 6, (8, 8, 3)) for i in (1, 2))])
+    with pytest.warns(UserWarning, match=r"shard.hdf5#0 \(0\)"):
+        clips = [Hdf5Shards(tmp_path, 4, split=split) for split in ("train", "test")]
+    assert seen(torch.cat([some.batch(range(20)) for some in clips])) == {1, 2}
+    write_shard(tmp_path / "none" / "shard.hdf5", [empty])
+    with pytest.raises(McvdError, match="holds no video"):
+        Hdf5Shards(tmp_path / "none", 4)
 
 
 def test_other_shards_hold_out_some_videos(tmp_path: Path) -> None:

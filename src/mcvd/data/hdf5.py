@@ -5,7 +5,7 @@ adds ``person/<i>``; UCF-101 adds the numbers ``num_train`` and ``num_test``; BA
 folders. Which videos are for what is decided as published:
 
     KTH          persons 1-20 train, 21-25 test
-    UCF-101      the first num_train videos train; every 10th of the others test
+    UCF-101      the first num_train videos train; of each whole ten of the others the first test
     other sets   by train/, val/ and test/ folders, else one video in ten is test
 """
 
@@ -84,13 +84,15 @@ def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]]
             lengths = [int(shard[f"len/{key}"][()]) for key, *_ in found]
         videos += [StoredVideo(f"{name}#{key}", n, split, group) for n, (key, split, group) in zip(lengths, found)]
         places += [(file, key) for key, *_ in found]
-    if not videos:
+    # the published conversion leaves a video that it could not decode, without frames
+    first = next((place for place, video in zip(places, videos) if video.frames), None)
+    if first is None:
         raise McvdError(f"{root} holds no HDF5 shard ({' or '.join(SUFFIXES)}) with a video in it")
     undecided = [i for i, video in enumerate(videos) if not video.split]
     for i, (split, group) in zip(undecided, assign_splits([videos[i].name for i in undecided], "file")):
         videos[i] = replace(videos[i], split=split, group=group)
-    with open_shard(places[0][0]) as shard:
-        height, width, channels = _frame(shard, *places[0], 0).shape
+    with open_shard(first[0]) as shard:
+        height, width, channels = _frame(shard, *first, 0).shape
     return videos, places, (height, width, channels)
 
 
@@ -103,13 +105,16 @@ def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
         keys = sorted(int(key) for key in shard["len"] if key.isdigit())
         persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
         train = int(shard["num_train"][()]) if "num_train" in shard else None
+    if train is not None:
+        # of whole tens: 369 of the 3696 test videos, not the 370th that begins the last six
+        tens = max((len(keys) - train) // UCF_TEST_EVERY, 1)
+        tests = range(train, train + tens * UCF_TEST_EVERY, UCF_TEST_EVERY)
     for key in keys:
         if persons is not None:
             split = "train" if persons[key] <= KTH_TRAIN_PERSONS else "test"
             yield key, split, f"person{persons[key]:02d}"
         elif train is not None:
-            used = key < train or (key - train) % UCF_TEST_EVERY == 0
-            yield key, ("train" if key < train else "test") if used else "unused", f"{name}#{key}"
+            yield key, "train" if key < train else "test" if key in tests else "unused", f"{name}#{key}"
         else:
             yield key, folder_split(name) or "", f"{name}#{key}"
 
