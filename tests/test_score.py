@@ -206,10 +206,11 @@ def test_made_frames_alone_get_the_given_ones(tmp_path):
     assert results[0].numbers == results[1].numbers
 
 
-def test_a_set_against_itself(tmp_path):
+@pytest.mark.parametrize("protocol", [PLAIN, PROTOCOL])
+def test_a_set_against_itself(tmp_path, protocol):
     np.save(tmp_path / "real.npy", arrays(6))
     np.save(tmp_path / "made.npy", arrays(6))
-    result, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", replace(PLAIN, samples=1))
+    result, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", replace(protocol, samples=1))
     assert result.numbers["fvd"].value == pytest.approx(0, abs=1e-9)
     assert result.numbers["ssim"].value == pytest.approx(1)
     assert result.numbers["lpips"].value == 0
