@@ -99,6 +99,12 @@ def test_a_first_video_without_frames_is_left_out(tmp_path: Path) -> None:
         Hdf5Shards(tmp_path / "none", 4)
 
 
+def test_a_test_side_alone_can_be_looked_at(tmp_path: Path) -> None:
+    write_shard(tmp_path / "test" / "shard_0001.hdf5", [numbered(i, 5, (8, 8, 3)) for i in range(3)])
+    assert [(name, part.videos) for name, part in info(tmp_path).splits.items()] == [("test", 3)]
+    assert data_sheet(tmp_path, clips=3, split="test").width > 5 * 64
+
+
 def test_other_shards_hold_out_some_videos(tmp_path: Path) -> None:
     write_shard(tmp_path / "shard_0001.hdf5", [numbered(i, 5, (8, 8, 3)) for i in range(30)])
     train, test = (Hdf5Shards(tmp_path, 5, split=split) for split in ("train", "test"))

@@ -263,5 +263,11 @@ def test_info_and_sheet(data: Path, tmp_path: Path) -> None:
     sheet = data_sheet(data, tmp_path / "sheet.png", clips=3, frames=5)
     assert (tmp_path / "sheet.png").is_file()
     assert sheet.width > 5 * 64
+    # the default 10 frames, of videos that have fewer: as many as there are
+    write_video(tmp_path / "7.npz", numbered(0, 7))
+    prepare(tmp_path / "7.npz", tmp_path / "short", NUMBERED)
+    with pytest.warns(UserWarning, match="holds one group"):
+        sizes = [data_sheet(tmp_path / "short", clips=1, frames=n, split="test").size for n in (6, 7, 10)]
+    assert sizes[0] != sizes[1] == sizes[2]
     with warnings.catch_warnings(), pytest.raises(McvdError, match="neither a prepared folder"):
         data_sheet(tmp_path / "raw")

@@ -86,7 +86,7 @@ class Info:
     clips: Count = 8
     """Rows of the picture."""
     frames: Count = 10
-    """Frames of each row."""
+    """Frames of each row, at most."""
     split: Annotated[Literal["train", "val", "test"], arg(metavar="train|val|test")] = "train"
     """Side of the split that the picture shows."""
 

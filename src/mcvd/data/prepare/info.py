@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,9 +161,14 @@ def data_sheet(
 ) -> Image.Image:
     """A picture of clips spread evenly over the videos of a split of a prepared folder or HDF5 shards.
 
-    png: where to save it too. Each row is named by its video.
+    png: where to save it too. Each row is named by its video. frames: of each row; as many as the longest video has,
+    where no video has so many.
     """
-    source = open_data(Path(path).expanduser(), frames, split=split, fixed=clips)
+    path = Path(path).expanduser()
+    with warnings.catch_warnings(action="ignore"):  # what there is to say is said of the clips of the sheet
+        whole = open_data(path, 1, split=split)
+    frames = min(frames, max(whole.all_videos[i].frames for i in whole.videos))
+    source = open_data(path, frames, split=split, fixed=clips)
     names = [source.all_videos[source.place(i).video].name for i in range(clips)]
     rows = [(name[-32:], clip) for name, clip in zip(names, source.batch(range(clips)))]
     return contact_sheet(rows, path=png)
