@@ -9,7 +9,7 @@ import mcvd.rollout
 import tiny
 from mcvd.diffusion.solvers import SOLVERS, solver_table
 from mcvd.errors import McvdError
-from mcvd.layout import BlockLayout
+from mcvd.layout import BlockLayout, Masking
 from mcvd.planner import plan
 from mcvd.rollout import SeededNoise, rollout
 
@@ -294,6 +294,15 @@ def test_the_reference_mode_tells_of_no_hidden_past(monkeypatch):
     outs = [model.generate(3, solver="ddpm", steps=3, reference=reference) for reference in (False, True)]
     assert [bool(seen) for seen in told] == [False, True]
     assert not torch.equal(*outs)
+
+
+def test_a_network_without_past_frames_is_told_what_training_told_it():
+    """The published code has one mask embedding, that of a seen past, wherever there is no past to hide."""
+    model = tiny.model(mask_embedding=True, layout=BlockLayout(0, 3, 1), masking=Masking(0.0, 0.5))
+    with torch.no_grad():
+        model.network.mask.weight[0] = torch.nan  # that of a hidden one, which training never touched
+    model.predict(tiny.video(2, 1, 16, 16), 3, backward=True, steps=2, guidance=2)
+    model.generate(5, steps=2)
 
 
 def test_the_reference_mode_makes_the_published_extra_call(model):

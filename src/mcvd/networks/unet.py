@@ -326,6 +326,8 @@ class UNet(nn.Module):
         every norm. sigma ``(B,)``: standard deviation of the noise that the frames hold (None: none).
         keep_maps: False leaves it to every SPATIN norm to make its maps when it runs (`Condition.frames`).
         """
+        if not self.config.layout.past:
+            past_seen = None  # as published: a past that is not there was never hidden in training
         condition = self.ops.fold(torch.cat([past, future], dim=1))
         if not self.concat and not (keep_maps and self.keeps_maps):
             return Condition(None, [], past_seen, sigma, condition)
