@@ -87,7 +87,8 @@ def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]]
     # the published conversion leaves a video that it could not decode, without frames
     first = next((place for place, video in zip(places, videos) if video.frames), None)
     if first is None:
-        raise McvdError(f"{root} holds no HDF5 shard ({' or '.join(SUFFIXES)}) with a video in it")
+        what = "video with frames" if videos else f"HDF5 shard ({' or '.join(SUFFIXES)}) with a video in it"
+        raise McvdError(f"{root} holds no {what}")
     undecided = [i for i, video in enumerate(videos) if not video.split]
     for i, (split, group) in zip(undecided, assign_splits([videos[i].name for i in undecided], "file")):
         videos[i] = replace(videos[i], split=split, group=group)
