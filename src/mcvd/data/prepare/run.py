@@ -145,7 +145,7 @@ class _Work:
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             (self.folder / "shards").mkdir(exist_ok=True)
-            if self.journal.is_file() and not self.journal.read_bytes().endswith(b"\n"):
+            if self.journal.is_file() and self.journal.read_bytes()[-1:] not in (b"", b"\n"):
                 with self.journal.open("a") as out:
                     out.write("\n")  # the next line would go on where a full disk, or the power, cut the last
         except OSError as error:
