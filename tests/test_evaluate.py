@@ -25,7 +25,7 @@ from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from mcvd.evaluation.image import psnr
 from mcvd.evaluation.measure import Instruments, measure
-from mcvd.evaluation.presets import PRESETS
+from mcvd.evaluation.presets import PRESETS, find_protocol
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.run import Worker
@@ -491,16 +491,29 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     protocol = replace(PROTOCOL, channels=3, clips=4)
     lines = []
     fixed = real_clips(protocol, tmp_path / "raw", lines.append).batch(range(4))
-    assert "3 videos, 36 frames" in lines[-1]
+    assert "3 videos, 36 frames" in lines[0]
+    assert lines[1:] == ["measuring on 2 videos of 3, those for test; --set split=all takes all"]
     first = torch.from_numpy(np.load(tmp_path / "raw" / "test" / "1.npy")).permute(0, 3, 1, 2)
     assert torch.equal(fixed[0], first[:9, ..., 2:18])  # the middle, from the first frame on; never the training video
     assert torch.equal(fixed[1], first[3:, ..., 2:18])  # the second clip of a video is its last frames
     drawn = real_clips(replace(protocol, choice="published"), tmp_path / "raw", lines.append).batch(range(4))
     starts = published_starts([4] * 4, 0)
     assert torch.equal(drawn[1], first[starts[1] : starts[1] + 9, ..., 2:18])
+    told = len(lines)
+    everything = real_clips(replace(protocol, split="all"), tmp_path / "raw", lines.append).batch(range(4))
+    last = torch.from_numpy(np.load(tmp_path / "raw" / "train" / "0.npy")).permute(0, 3, 1, 2)
+    assert torch.equal(everything[3], last[:9, ..., 2:18])
+    assert not any("split=all" in line for line in lines[told:])
     folder = next((tmp_path / "cache" / "prepared").iterdir())
     with pytest.raises(McvdError, match="are needed: prepare the videos again"):
         real_clips(replace(protocol, channels=1), folder, lines.append)
+
+
+def test_which_videos_a_protocol_says_it_is_of(assets_dir):
+    kth = {split: find_protocol("kth-10to30", [f"split={split}"]).data for split in ("test", "train", "all")}
+    assert kth == {"test": "KTH, persons 21-25", "train": "KTH, persons 1-20", "all": "KTH"}
+    with pytest.raises(McvdError, match="split is train or test"):
+        real_clips(find_protocol("smmnist-5to10", ["split=all"]), assets_dir / "mnist")
 
 
 def test_videos_without_data_are_asked_for():

@@ -506,6 +506,10 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
     assert 'mcvd.load("me/mine")' in page
     for command in ("predict", "predict --backward", "interpolate", "generate"):
         assert f"\nmcvd {command} " in page
+    with monkeypatch.context() as offline:
+        offline.setattr(Api, "create_repo", lambda *_, **__: (_ for _ in ()).throw(Exception("no route to host\n...")))
+        with pytest.raises(McvdError, match=r"cannot upload to me/mine \(no route to host\); log in with"):
+            model.push_to_hub("me/mine")
     seen["there"] = ["README.md"]  # which somebody wrote
     model.push_to_hub("me/mine")
     assert seen["files"].keys() == {"config.json", "model.safetensors"}

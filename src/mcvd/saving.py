@@ -109,6 +109,6 @@ def upload(folder: Path, repo_id: str, card: str, **options: object) -> str:
         if not api.file_exists(repo_id, "README.md"):
             (folder / "README.md").write_text(card, encoding="utf-8")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore
-    except (OSError, ValueError) as error:  # the hub's and the network's errors derive from these
+    except Exception as error:  # the hub's errors share no base class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None

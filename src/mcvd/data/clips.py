@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcvd.data.stills import natural
 from mcvd.errors import McvdError
 from mcvd.given import whole
 
@@ -49,6 +50,7 @@ class Clips:
     fixed: None: an endless random stream; long videos hold more clips, so they are drawn more often. A number: that
     many clips that never change, spread evenly over the videos (as the published test sets are) and over their time;
     position i is clip i mod `fixed`.
+    split: side of the split that the videos are from; `all`: every video.
     starts: of fixed clips: spread over the time of their video, or `published_starts` of the seed.
     where: the data set's name in errors. Videos too short for a clip are named in a warning and left out.
     """
@@ -83,6 +85,8 @@ class Clips:
         self.slack = (stored[0] - size[0], stored[1] - size[1])
         self.span = (frames - 1) * stride + 1
         mine = _of_split(videos, split, where)
+        if fixed is not None:  # by persons, then by names, as the published test set of KTH; other groups follow names
+            mine.sort(key=lambda i: natural(videos[i].group))
         self.videos = [i for i in mine if videos[i].frames >= self.span]
         if not self.videos:
             raise _all_short(videos, mine, split, self.span, where)
@@ -162,7 +166,9 @@ def published_starts(rooms: Sequence[int], seed: int) -> list[int]:
 
 
 def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int]:
-    """Indices of the videos of a split; data of one single group serve for all splits, with a warning."""
+    """Indices of the videos of a split, or of `all`; data of one single group serve for all splits, with a warning."""
+    if split == "all":
+        return list(range(len(videos)))
     mine = [i for i, video in enumerate(videos) if video.split == split]
     if mine:
         return mine
@@ -170,7 +176,10 @@ def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int
     if len({video.group for video in videos}) == 1:
         warnings.warn(f"{where} holds one group of videos, so '{split}' is the same as training", stacklevel=4)
         return list(range(len(videos)))
-    raise McvdError(f"{where} holds no video for {split}, only {counts}; prepare it again with another --split-by")
+    raise McvdError(
+        f"{where} holds no video for {split}, only {counts}: name the folder of all of them, or split them otherwise "
+        "(split_by)"
+    )
 
 
 def _all_short(videos: Sequence[StoredVideo], mine: Sequence[int], split: str, span: int, where: str) -> McvdError:

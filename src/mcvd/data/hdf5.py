@@ -107,9 +107,7 @@ def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
         persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
         train = int(shard["num_train"][()]) if "num_train" in shard else None
     if train is not None:
-        # of whole tens: 369 of the 3696 test videos, not the 370th that begins the last six
-        tens = max((len(keys) - train) // UCF_TEST_EVERY, 1)
-        tests = range(train, train + tens * UCF_TEST_EVERY, UCF_TEST_EVERY)
+        tests = {train + position for position in ucf_test_positions(len(keys) - train)}
     for key in keys:
         if persons is not None:
             split = "train" if persons[key] <= KTH_TRAIN_PERSONS else "test"
@@ -118,6 +116,11 @@ def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
             yield key, "train" if key < train else "test" if key in tests else "unused", f"{name}#{key}"
         else:
             yield key, folder_split(name) or "", f"{name}#{key}"
+
+
+def ucf_test_positions(videos: int) -> range:
+    """Which of the test videos of UCF-101 the published test set takes: one of each whole ten (369 of 3696)."""
+    return range(0, max(videos // UCF_TEST_EVERY, 1) * UCF_TEST_EVERY, UCF_TEST_EVERY)
 
 
 def video_length(file: Path, key: int) -> int:

@@ -15,6 +15,7 @@ from mcvd.data.moving_mnist import CANVAS, MovingMNIST, find_mnist, load_digits,
 from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
+from mcvd.text import counted
 
 PUBLISHED_DIGITS = 256
 """The published test set draws its digits from so many of the first test images."""
@@ -44,6 +45,8 @@ def real_clips(protocol: Protocol, data: Path | str | None = None, report: Calla
 
 
 def _moving_digits(protocol: Protocol, path: Path | None) -> RealClips:
+    if protocol.split == "all":
+        raise McvdError("Moving MNIST has training and test digits, drawn alike: split is train or test")
     if protocol.size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or protocol.channels != 1:
         height, width = protocol.size
         raise McvdError(
@@ -104,6 +107,11 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
             f"{path} holds frames of {clips.stored[1]}x{clips.stored[0]}, protocol {protocol.name} compares"
             f" {width}x{height}: prepare the videos at that size, or measure at theirs with"
             f" --set size=[{clips.stored[0]},{clips.stored[1]}]"
+        )
+    used, whole = len(clips.videos), len(clips.all_videos)
+    if protocol.source == "videos" and used < whole:
+        report(
+            f"measuring on {counted(used, 'video')} of {whole}, those for {protocol.split}; --set split=all takes all"
         )
     return clips
 

@@ -70,9 +70,11 @@ _PAPER = {
     ),
     "ucf101": _Data("UCF-101, list 3", {"source": "ucf101"}, [(4, 16)], [(4, 4, 4)], [20]),
 }
-_TRAINING_DATA = {  # the words above that say which side of the split they mean
-    "Stochastic Moving MNIST of the first 256 test digits": "Stochastic Moving MNIST of the first 256 training digits",
-    "KTH, persons 21-25": "KTH, persons 1-20",
+_DIGITS, _PERSONS = "Stochastic Moving MNIST of the first 256 test digits", "KTH, persons 21-25"
+_OTHER_SIDES = {  # of the words above that say which side of the split they mean
+    ("train", _DIGITS): "Stochastic Moving MNIST of the first 256 training digits",
+    ("train", _PERSONS): "KTH, persons 1-20",
+    ("all", _PERSONS): "KTH",
 }
 _PLAIN: dict[str, Any] = {"pixels": "plain", "binary": False, "lpips_size": None}
 
@@ -130,8 +132,8 @@ def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
     if "name" in values:
         raise McvdError(f"--set: name cannot be set; an edited preset is called {name}{EDITED}")
     edited = override(preset, values, "--set")
-    if edited.split == "train" and "data" not in values:
-        edited = replace(edited, data=_TRAINING_DATA.get(edited.data, edited.data))
+    if "data" not in values:
+        edited = replace(edited, data=_OTHER_SIDES.get((edited.split, edited.data), edited.data))
     return preset if edited == preset else replace(edited, name=f"{name}{EDITED}")
 
 

@@ -39,8 +39,8 @@ class Protocol:
     source: Source = "videos"
     """How real frames come to be: `moving-mnist`: drawn on the fly; else decoded and resized as
     `mcvd data prepare --layout` does for that data set (`videos`: area averages, the middle cut out)."""
-    split: Literal["train", "val", "test"] = "test"
-    """Side of the data's split that the clips are from."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Side of the data's split that the clips are from; `all`: every video."""
     size: tuple[int, int] = (64, 64)
     """Height and width of the frames that are compared, in pixels."""
     channels: int = 3

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from mcvd.data.hdf5 import ucf_test_positions
 from mcvd.data.prepare.items import Item, not_downloaded
 from mcvd.errors import McvdError
 
@@ -14,14 +15,18 @@ _NAME = re.compile(r"v_(\w+)_g(\d+)_c(\d+)\.avi")
 
 
 def find_ucf101(root: Path) -> tuple[list[Item], Counter[str]]:
-    """One item a video, with the split of list 3 (9624 and 3696 videos); a group is what was cut from one film.
+    """One item a video, with the split of list 3 (9624 and 3696 videos, of which every tenth is for test, as
+    published); a group is what was cut from one film.
 
     A video in neither list, and a listed one that is not there, is an item with a problem.
     """
-    splits = {}
-    for split in ("train", "test"):
-        for line in _read(root, f"{split}list{SPLIT_LIST}.txt"):
-            splits[line.split()[0].rpartition("/")[2]] = split
+    listed = {split: _read(root, f"{split}list{SPLIT_LIST}.txt") for split in ("train", "test")}
+    tests = ucf_test_positions(len(listed["test"]))
+    splits = {
+        line.split()[0].rpartition("/")[2]: split if split == "train" or position in tests else "unused"
+        for split, lines in listed.items()
+        for position, line in enumerate(lines)
+    }
     items, ignored = [], Counter[str]()
     for file in sorted(root.rglob("*")):
         match = _NAME.fullmatch(file.name)
@@ -34,7 +39,7 @@ def find_ucf101(root: Path) -> tuple[list[Item], Counter[str]]:
             ignored[file.suffix or "(none)"] += 1
     if not items:
         raise not_downloaded(root, "files like v_Archery_g01_c01.avi")
-    items += [Item(name, "video", (), split=split, problem=f"{name} is in the {split} list but not there")
+    items += [Item(name, "video", (), split=split, problem=f"{name} is in list {SPLIT_LIST} but not there")
               for name, split in splits.items()]  # fmt: skip
     return sorted(items, key=lambda item: item.name), ignored
 
