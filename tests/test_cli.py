@@ -477,7 +477,7 @@ def test_overrides_of_a_recipe():
         ("modle.network.width=3", "model.network.width"),
         ("width=3", "model.network.width"),
         ("optimizer.lrr=3", "optimizer.lr"),
-        ("xyzzy=3", "keys at the top: model"),
+        ("xyzzy=3", "top-level keys: model"),
     ):
         with pytest.raises(McvdError, match=near):
             override(Recipe(), parse_assignments([word], "--set"), "--set")

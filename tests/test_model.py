@@ -164,7 +164,7 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"a float tensor with values in \[-1, 1\], not torch.uint8"),
         (lambda m: m.predict(GOOD.permute(0, 2, 3, 1), 3), r"16 channels, the model 1; it is \(T, C, H, W\)"),
         (lambda m: m.predict(GOOD.numpy(), 3), "a video is a tensor, not ndarray; torch.as_tensor"),
-        (lambda m: m.fill(GOOD, [0, 3]), "not the numbers of frames"),
+        (lambda m: m.fill(GOOD, [0, 3]), "not frame numbers"),
         (lambda m: m.fill(GOOD, "yes"), "known is yes; it takes one flag"),
         (lambda m: m.fill(GOOD, None), "known is None; it takes one flag"),
         (lambda m: m.predict(GOOD, 3, steps=0), "steps is 0"),
@@ -234,7 +234,7 @@ def test_threads_leave_the_mode_of_the_model_as_it_was():
 
 
 def test_other_weights_than_float32_are_refused():
-    with pytest.raises(McvdError, match=r"the weights are torch.float64; sample with model.float\(\)"):
+    with pytest.raises(McvdError, match=r"the weights are torch.float64; use model.float\(\)"):
         tiny.model().double().predict(GOOD, 3)
 
 
@@ -418,8 +418,8 @@ def edit_config(change):
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json cannot be read as JSON"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "is not of an mcvd model"),
-        (edit_config(lambda data: data.pop("format")), "is not of an mcvd model"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "does not belong to an mcvd model"),
+        (edit_config(lambda data: data.pop("format")), "does not belong to an mcvd model"),
         (edit_config(lambda data: data.update(predictoin="v")), "unknown key predictoin; did you mean prediction?"),
         (edit_config(lambda data: data["network"].update(width="8")), "network: width: expected int, found '8'"),
         (edit_config(lambda data: data["network"].update(blocks=2)), "it does not belong to this configuration"),

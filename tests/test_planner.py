@@ -177,7 +177,7 @@ def test_groups_hidden_together():
     (BlockLayout(2, 5), Masking(), mask(10), "always saw its 2 past frames .* frames 0 to 9: give at least 2 known"),
     (BlockLayout(1, 5), Masking(), mask(10), "always saw its 1 past frame in"),
     (FIVE, Masking(0.0, 0.5), mask(10, (5, 10)), "5 past frames .* frames 0 to 4: .* in a row before"),
-    (FIVE, Masking(0.5, 0.0), mask(10, (0, 5)), "5 future frames .* frames 5 to 9: .* in a row behind"),
+    (FIVE, Masking(0.5, 0.0), mask(10, (0, 5)), "5 future frames .* frames 5 to 9: .* in a row after"),
     (FIVE, Masking(), mask(16, (0, 5), (11, 16)), "5 past and 5 future frames .* frames 5 to 10: give gaps"),
     (FIVE, FREE, [], "no frames"),
 ])  # fmt: skip
@@ -208,7 +208,7 @@ def test_drawing():
             "known    #####.......#####",
             "block 1  <<<<<+++++xxxxx..",
             "block 2  ..<<<<<===++>>>>>",
-            "# known   < past seen   > future seen   x hidden   + made   = imposed   . not known, or not in use",
+            "# known   < past seen   > future seen   x hidden   + generated   = imposed   . not known, or not in use",
         ]
     )
     known = mask(3, (2, 3))

@@ -608,8 +608,8 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("model: {network: {multipliers: []}}", "multipliers is (); it must be at least 1"),
         ("model: {network: {head_channels: 0}}", "head_channels is 0; it must be at least 1, or -1 for one head"),
         ("model: {fps: .nan}", "fps is nan; it must be a number from 0.001 to 1000"),
-        ("batch: 8\nsteps: 5\nbatch: 16", "batch is there twice"),
-        ("optimizer: {lr: 1, eps: 1, lr: 2}", "lr is there twice"),
+        ("batch: 8\nsteps: 5\nbatch: 16", "batch is given twice"),
+        ("optimizer: {lr: 1, eps: 1, lr: 2}", "lr is given twice"),
         (b"# Gr\xf6\xdfe\nsteps: 5", "r.yaml cannot be read as YAML: unacceptable character"),
     ],
 )

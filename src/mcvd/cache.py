@@ -1,4 +1,4 @@
-"""The folder for what the library fetched or made and can bring again, and the hash that such things are known by."""
+"""The cache folder, for files that can be downloaded or made again, and the hash that identifies its entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def cache_dir() -> Path:
-    """``MCVD_CACHE``, else ``mcvd`` in the user's folder for such things (not made here)."""
+    """``MCVD_CACHE``, else ``mcvd`` in the user's cache folder on this system (not created here)."""
     if own := os.environ.get("MCVD_CACHE"):
         return Path(own).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -27,7 +27,7 @@ def cache_dir() -> Path:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes, types and values; the order and the file around them do not matter."""
+    """A hash of names, shapes, types and values, independent of their order and of the file that holds them."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

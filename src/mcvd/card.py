@@ -1,4 +1,4 @@
-"""What a model is, said to people: the rows of `mcvd info`, and the page of a model on a hub."""
+"""What a model is, for people: the rows of `mcvd info`, and the README of a model on a hub."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def commands(model: VideoDiffusion) -> list[str]:
 
 
 def model_card(model: VideoDiffusion, repo_id: str) -> str:
-    """The README.md of a model in a hub repository, as far as the model knows itself; data and licence are its owner's
-    to say."""
+    """The README.md of a model in a hub repository, from what the model itself holds; its owner adds data and
+    licence."""
     given = {
         "predict": "clip.mp4 --frames 20",
         "predict --backward": "clip.mp4 --frames 10",

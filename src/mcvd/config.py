@@ -1,4 +1,4 @@
-"""Typed configurations to and from plain dictionaries (JSON, YAML); unknown keys are errors that name the nearest."""
+"""Typed configurations to and from plain dictionaries (JSON, YAML); errors for unknown keys name the nearest one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def to_dict(config: Any) -> Any:
-    """A dataclass, with everything in it, as dictionaries and lists."""
+    """A dataclass, with all that it contains, as dictionaries and lists."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, dict):
@@ -24,8 +24,8 @@ def to_dict(config: Any) -> Any:
 
 
 def differences(config: Any, usual: Any) -> dict[str, Any]:
-    """What a dataclass says that another of its kind does not, as dictionaries and lists; beside the defaults, it stays
-    the same whatever fields are added one day."""
+    """The fields of a dataclass that differ from those of `usual`, as dictionaries and lists. Compared with the
+    defaults, the result does not change when fields are added to the class."""
     out = {}
     for field in dataclasses.fields(config):
         value, other = getattr(config, field.name), getattr(usual, field.name)
@@ -57,7 +57,7 @@ def from_dict(cls: type[T], data: Any, where: str) -> T:
 
 def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
     """``["optimizer.lr=1e-4"]`` -> {"optimizer.lr": "1e-4"}; values are YAML. Raises McvdError for other words."""
-    import yaml  # only here: training on a bare GPU machine does without
+    import yaml  # only here: training on a bare GPU machine does not need it
 
     out = {}
     for word in words:
@@ -72,8 +72,8 @@ def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """What a YAML text holds. Raises yaml.YAMLError; also for a key that is there twice, of which PyYAML would take the
-    last without a word."""
+    """The content of a YAML text. Raises yaml.YAMLError, also for a duplicate key, of which PyYAML would silently take
+    the last."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -82,7 +82,7 @@ def read_yaml(text: str | bytes) -> Any:
             seen = set()
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"{key.value} is there twice", key.start_mark)
+                    raise yaml.composer.ComposerError(None, None, f"{key.value} is given twice", key.start_mark)
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
             return node
 
@@ -123,7 +123,7 @@ def _nearest(path: str, known: list[str]) -> str:
     leaves = {other.rpartition(".")[2]: other for other in reversed(known)}
     near = difflib.get_close_matches(path, same or known, n=1, cutoff=0.0 if same else 0.6)
     near = near or [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)]
-    return f"did you mean {near[0]}?" if near else f"keys at the top: {', '.join(k for k in known if '.' not in k)}"
+    return f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(k for k in known if '.' not in k)}"
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -154,7 +154,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return [_convert(arguments[0], item, where) for item in value]
     if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
-            return float(value)  # of text: YAML 1.1 reads 1e-4 as such
+            return float(value)  # also of text: YAML 1.1 reads 1e-4 as text
         except (ValueError, OverflowError):
             raise McvdError(f"{where}: expected a number, found {value!r}") from None
     if hint in (int, float, str, bool) and (type(value) is not hint):

@@ -1,4 +1,4 @@
-"""Where the work is done: when nobody says where, and whether it can be."""
+"""Which device is used by default, and whether a device is available."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def default_device() -> str:
 
 
 def usable_device(device: str | None) -> str:
-    """`device`, None being the default one; McvdError where torch cannot work on it."""
+    """`device` (None: the default one); McvdError if torch cannot use it."""
     device = default_device() if device is None else device
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, ImportError):  # by what this torch was built with
+    except (RuntimeError, AssertionError, ImportError):  # which of them depends on the build of torch
         raise McvdError(f"torch cannot use the device {device!r} on this machine; try cpu") from None
     return device

@@ -2,4 +2,4 @@
 
 
 class McvdError(Exception):
-    """A problem in the input, the files or the options; the command line prints it alone and exits with 1."""
+    """A problem in the input, the files or the options; the command line prints only this line and exits with 1."""

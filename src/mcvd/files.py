@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the folders that are of mcvd's own making."""
+"""Atomic writes of files, and how to recognise the folders that mcvd itself made."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 OWN = {"recipe.yaml": ("log.jsonl", "samples", "model"), "manifest.jsonl": ("shards",), "identity.json": ("videos",)}
-"""What tells folders of a training run, of prepared data and of an evaluation: a file, and one of these beside it."""
+"""How to recognise folders of a training run, of prepared data and of an evaluation: a file, and one of these beside
+it."""
 
 
 def own_folders(root: Path, files: Iterable[Path]) -> set[Path]:
-    """The folders of these files, below `root`, that mcvd made itself: what lies in them is nobody's data."""
+    """The folders of these files, below `root`, that mcvd itself made: their contents are not the user's data."""
     return {
         file.parent
         for file in files
@@ -21,28 +22,28 @@ def own_folders(root: Path, files: Iterable[Path]) -> set[Path]:
 
 
 def stem(path: Path | str) -> str:
-    """The name of a file without its suffix, of a folder whole: a dot in it is no suffix."""
+    """The name of a file without its suffix, or the whole name of a folder, where a dot does not begin a suffix."""
     path = Path(path).expanduser()
     return path.resolve().name if path.is_dir() else path.stem
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into, which takes its place at the end; where writing fails, neither is
-    changed. It can be read by whom any new file can. Raises OSError where it cannot be written.
+    """A temporary file beside `path` to write into, which replaces `path` at the end. If writing fails, `path` stays as
+    it was and the temporary file is removed. Permissions are those of any new file. Raises OSError if writing fails.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
+        temporary.chmod(mode)  # safetensors makes its files readable only by their owner
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file, whole or not at all. Raises OSError where it cannot."""
+    """Writes a file atomically. Raises OSError if that fails."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -1,4 +1,4 @@
-"""What a caller gives: videos, flags and numbers, checked and brought to one form."""
+"""Checks and normalises what a caller passes: videos, flags and numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from mcvd.errors import McvdError
 
 MOST_FRAMES = 1_000_000
-"""That can be asked for in one video; beyond it a number is a mistake, and memory would end first."""
+"""The most frames of one video; a larger number is a mistake, and memory would run out first."""
 MOST_FPS = 1000
-"""Frames a second: frames are repeated to reach a rate, and a larger one would fill any disk."""
+"""Frames per second: frames are repeated to reach a rate, and a higher one would fill any disk."""
 LUMA = 0.299, 0.587, 0.114
 """ITU-R 601: weights of red, green and blue in grey."""
 
@@ -22,8 +22,8 @@ LUMA = 0.299, 0.587, 0.114
 def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tensor | None = None) -> Tensor:
     """A video ``(T, C, H, W)`` or ``(B, T, C, H, W)``, uint8 or float in [0, 1] -> ``(B, T, C, H, W)`` float32.
 
-    size: (height, width) that the frames must have; channels: 1 or 3, which they are brought to. known: ``(T,)`` bool,
-    the frames that count; the others are black then, whatever they were. Raises McvdError for anything else.
+    size: (height, width) that the frames must have; channels: 1 or 3, to which they are converted. known: ``(T,)``
+    bool, the frames to use; all others become black, whatever they hold. Raises McvdError for anything else.
     """
     if tensor(video).dim() not in (4, 5):
         raise McvdError(f"a video is (T, C, H, W) or (B, T, C, H, W); this has shape {tuple(video.shape)}")
@@ -52,16 +52,16 @@ def given_video(video: Tensor, size: tuple[int, int], channels: int, known: Tens
 
 
 def tensor(video: Tensor) -> Tensor:
-    """The video itself; McvdError where it is no tensor."""
+    """The video itself; McvdError if it is not a tensor."""
     if not isinstance(video, Tensor):
-        raise McvdError(f"a video is a tensor, not {type(video).__name__}; torch.as_tensor makes one of an array")
+        raise McvdError(f"a video is a tensor, not {type(video).__name__}; torch.as_tensor converts an array")
     return video
 
 
 def unit_range(video: Tensor, beyond: float = 0.01, *, nan: bool = True) -> Tensor:
-    """uint8, or float in [0, 1], of any shape -> float in [0, 1]; McvdError for other types, and floats beyond.
+    """uint8, or float in [0, 1], of any shape -> float in [0, 1]; McvdError for other types and values.
 
-    beyond: how far outside is taken for what filters and rounding leave. nan: let it pass; a model may have made it.
+    beyond: how far outside floats may lie, because of filters and rounding. nan: accept it, as a model may generate it.
     """
     if tensor(video).dtype == torch.uint8:
         return video.float() / 255
@@ -75,18 +75,18 @@ def unit_range(video: Tensor, beyond: float = 0.01, *, nan: bool = True) -> Tens
 
 
 def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
-    """One flag a frame as a bool tensor on the CPU; 0 and 1 are flags, too. Raises McvdError for anything else."""
+    """One flag per frame as a bool tensor on the CPU; flags may also be 0 and 1. Raises McvdError for anything else."""
     try:
         flags = torch.as_tensor(known, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise McvdError(f"known is {str(known)[:60]}; it takes one flag, True or False, for each frame") from None
     if ((flags != 0) & (flags != 1)).any():
-        raise McvdError("known takes one flag, True or False, for each frame, not the numbers of frames")
+        raise McvdError("known takes one flag, True or False, for each frame, not frame numbers")
     return flags.bool()
 
 
 def finite(name: str, value: float) -> float:
-    """The value of an argument that is a finite number; McvdError that names it where it is none."""
+    """The value of an argument that must be a finite number; if it is not, McvdError names it."""
     try:
         good = math.isfinite(value)
     except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
@@ -97,7 +97,7 @@ def finite(name: str, value: float) -> float:
 
 
 def whole(name: str, value: int, least: int, most: int | None = None) -> int:
-    """The value of an argument that is a whole number in [least, most]; McvdError that names it where it is none."""
+    """The value of an argument that must be a whole number in [least, most]; if it is not, McvdError names it."""
     try:
         value = operator.index(value)
     except TypeError:

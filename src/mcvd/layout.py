@@ -1,4 +1,4 @@
-"""What one network call sees and makes, and how its past and future are hidden in training (MCVD, section 3)."""
+"""What one network call sees and generates, and how past and future are hidden in training (MCVD, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mcvd.errors import McvdError
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Consecutive frames of one network call, in time order: `past` seen, `current` made, `future` seen.
+    """Consecutive frames of one network call, in time order: `past` seen, `current` generated, `future` seen.
 
     Raises McvdError when `current` < 1 or another count is negative.
     """
@@ -44,8 +44,8 @@ class Masking:
 
     past, future: probability in [0, 1] that the group is hidden (the paper trains with 1/2).
     together: one draw for both, the published `prob_mask_sync`; needs equal probabilities above 0.
-    frames: probability in [0, 1) that a frame of a group that is seen is hidden all the same, each on its own (the
-        paper: 0). A model trained so also takes a past or future that is known in part.
+    frames: probability in [0, 1) that a single frame of a seen group is hidden, independently of the others (the
+        paper: 0). A model trained this way also accepts a past or future that is partly known.
     """
 
     past: float = 0.0
@@ -92,7 +92,7 @@ class Masking:
     def draw_frames(
         self, batch: int, layout: BlockLayout, *, generator: torch.Generator | None = None
     ) -> Tensor | None:
-        """Draws which past and future frames are seen where their group is, bool (batch, p + f); None if all are."""
+        """Draws which past and future frames are seen if their group is, bool (batch, p + f); None if all are."""
         if self.frames == 0.0:
             return None
         home = None if generator is None else generator.device
@@ -110,7 +110,7 @@ class Masking:
 
         uniforms: (2, batch) in [0, 1), row 0 for the past, row 1 for the future; drawn with `generator` if not given.
         The published rule is `seen = uniform > probability`, so probability 1 hides every group. Probability 0 is
-        not compared at all (as published), or a uniform of exactly 0 would hide a group that is always seen.
+        not compared at all (as published): a uniform of exactly 0 would hide a group that is always seen.
         """
         if uniforms is None:
             home = None if generator is None else generator.device
@@ -126,7 +126,7 @@ class Masking:
 def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts one training clip (B, T, C, H, W), T == layout.frames, into past, current and future frames (views).
 
-    Raises McvdError when the shape is another, or the clip is no float tensor.
+    Raises McvdError for another shape, or a clip that is not a float tensor.
     """
     if not (isinstance(video, Tensor) and video.is_floating_point()):
         have = video.dtype if isinstance(video, Tensor) else type(video).__name__
@@ -143,6 +143,6 @@ def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
 def hide(frames: Tensor, seen: Tensor) -> Tensor:
     """Hides the frames (B, T, C, H, W) of each clip whose `seen` (B,), or each frame whose `seen` (B, T), is False.
 
-    Hidden frames are all 0, as the published code multiplies by the flag: mid-grey in the network's range [-1, 1].
+    Hidden frames are all 0, mid-grey in the network's range [-1, 1]: the published code also multiplies by the flag.
     """
     return frames * seen.to(frames).reshape(*seen.shape, *[1] * (frames.ndim - seen.ndim))

@@ -1,4 +1,4 @@
-"""The lock of a folder, which ends with the process that holds it."""
+"""A lock on a folder, released when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mcvd.errors import McvdError
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
-    """Holds a folder, made if need be, against other processes of this machine; death, of whatever kind, unlocks.
+    """Locks a folder, created if need be, against other processes of this machine, until this one leaves or ends.
 
-    busy: called where another process holds it; it says so before this one waits, or raises. McvdError where nothing
-    can be written there. Disks without locks, and Windows, go without.
+    busy: called if another process holds the lock; it reports that before this process waits, or raises. McvdError if
+    nothing can be written there. File systems without locks, and Windows, go without.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""VideoDiffusion: a network, its noise schedule and its block layout; the loss, and filling in frames."""
+"""VideoDiffusion: a network, its noise schedule and its block layout; the training loss, and filling in frames."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from mcvd.text import counted
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What config.json of a model folder holds."""
+    """The content of config.json in a model folder."""
 
     network: UNetConfig = field(default_factory=UNetConfig)
     masking: Masking = field(default_factory=Masking)
-    """How past and future were hidden in training; what the model can be asked for follows from it."""
+    """How past and future were hidden in training, which determines the tasks of the model."""
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
     prediction: str = "eps"
-    """What the network puts out: `eps` (the paper), `x0` or `v`."""
+    """What the network predicts: `eps` (the paper), `x0` or `v`."""
     noisy_condition: bool = False
     """Past and future get the noise of the current frames' level before the network sees them (old checkpoints)."""
     context_noise: float = 0.0
-    """Largest standard deviation sigma of Gaussian noise that past and future frames get in training, in [0, 1), so
-    that long rollouts forgive the model's own errors: sigma is uniform in [0, context_noise], one for each clip, the
+    """Largest standard deviation sigma of the Gaussian noise added to past and future frames in training, in [0, 1),
+    which makes long rollouts robust to the model's own errors: sigma is uniform in [0, context_noise], one per clip,
     frames become sqrt(1 - sigma^2) x + sigma eps, and the network is told sigma (conditioning augmentation, Ho et al.
-    2021, arXiv 2106.15282; of past frames, GameNGen, arXiv 2408.14837, section 3.2.1)."""
+    2021, arXiv 2106.15282; for past frames, GameNGen, arXiv 2408.14837, section 3.2.1)."""
     time_from_noise: bool = False
     """The network counts time from the noisiest level (published checkpoints), not from the cleanest."""
     solver: str = "ddpm"
-    """How frames are made where no other of `mcvd.diffusion.solvers.SOLVERS` is named."""
+    """The solver that is used unless another of `mcvd.diffusion.solvers.SOLVERS` is named."""
     fps: float = 10.0
-    """Frame rate that written videos get, frames per second."""
+    """Frame rate of written videos, frames per second."""
 
     def __post_init__(self) -> None:
         if self.prediction not in gaussian.PREDICTIONS:
@@ -68,16 +68,16 @@ class ModelConfig:
         if not 0.0 <= self.context_noise < 1.0:
             raise McvdError(f"context_noise is {self.context_noise}; it must be at least 0 and below 1")
         if self.context_noise and not self.network.layout.condition_frames:
-            raise McvdError("context_noise is of past and future frames, and this layout has none; leave it at 0")
+            raise McvdError("context_noise is for past and future frames, and this layout has none; leave it at 0")
         if self.context_noise and self.noisy_condition:
             raise McvdError("noisy_condition adds noise of its own to past and future; leave context_noise at 0")
 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout within it, also between two training steps; then every part is in its mode again.
+    """Evaluation mode (no dropout) within it, also between two training steps; then every part returns to its own mode.
 
-    One thread at a time, or one would put back what another has changed: so inside of `calls_by`.
+    Only within `calls_by`, which admits one thread at a time: otherwise, one would restore what another has changed.
     """
     training = [(part, part.training) for part in model.modules()]
     model.eval()
@@ -89,7 +89,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class FillOptions(TypedDict, total=False):
-    """The options of `VideoDiffusion.fill`, which has their meaning and defaults; all tasks take them."""
+    """The options of `VideoDiffusion.fill`, which documents them and has their defaults; all tasks take them."""
 
     samples: int
     solver: str | None
@@ -106,7 +106,7 @@ class FillOptions(TypedDict, total=False):
 
 
 class _View(NamedTuple):
-    """What trajectories see: the frames of all distinct conditions, and which of them each trajectory has."""
+    """What trajectories see: the frames of each distinct condition, and which condition each trajectory has."""
 
     past: Tensor
     future: Tensor
@@ -119,15 +119,16 @@ class VideoDiffusion(nn.Module):
     """A masked conditional video diffusion model.
 
     All public methods take video ``(T, C, H, W)`` or ``(B, T, C, H, W)``, uint8 or float in [0, 1], and return float in
-    [0, 1] of shape ``(B * samples, T, C, H, W)``, the samples of a clip one after another. Inside, values are [-1, 1].
+    [0, 1] of shape ``(B * samples, T, C, H, W)``, the samples of a clip one after another. Inside, values lie in
+    [-1, 1].
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default is
+        self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default dtype
         for weight in self.network.parameters():
-            if weight.dim() == 4:  # the layout that convolutions are fastest in, on CPUs and GPUs; same values
+            if weight.dim() == 4:  # the memory format with the fastest convolutions, on CPUs and GPUs
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
     @property
@@ -151,16 +152,16 @@ class VideoDiffusion(nn.Module):
         return next(self.parameters()).device
 
     def extra_repr(self) -> str:
-        """What stands first where the model is printed."""
+        """What is shown first when the model is printed."""
         return f"size={self.size}, channels={self.channels}, layout={self.layout}, solver={self.config.solver!r}"
 
     # --- training -----------------------------------------------------------------------------------------------
 
     def draw(self, clips: int, generator: torch.Generator | None = None) -> Draw:
-        """Everything random in the loss of this many clips; on the generator's device."""
+        """Everything random in the loss of this many clips, on the generator's device."""
         home = None if generator is None else generator.device
         masking, frame = self.config.masking, (self.channels, *self.size)
-        dtype = torch.float32  # whatever the default is
+        dtype = torch.float32  # whatever the default dtype
         draw = Draw(
             *masking.draw(clips, generator=generator),
             torch.randint(self.config.schedule.steps, (clips,), generator=generator, device=home),
@@ -176,10 +177,10 @@ class VideoDiffusion(nn.Module):
         return draw
 
     def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
-        """The training loss of each clip, ``(B,)``; also what calling the model does.
+        """The training loss of each clip, ``(B,)``; calling the model does the same.
 
         video: ``(B, p + k + f, C, H, W)`` consecutive frames in [-1, 1].
-        draw: its random masks, time numbers and noise; None draws them from torch's global generator.
+        draw: the random masks, time numbers and noise; None draws them from torch's global generator.
         """
         draw = self.draw(len(video)) if draw is None else draw
         draw = draw.to(video.device)
@@ -210,7 +211,7 @@ class VideoDiffusion(nn.Module):
         """The loss of each clip at time numbers t ``(B,)`` with noise eps (DDPM algorithm 1); frames in [-1, 1].
 
         condition_noise ``(B, p + f, C, H, W)``: N(0, I) for past and future of a model with `noisy_condition` (None:
-            torch's own). sigma ``(B,)``: standard deviation of the noise that they hold, for one with `context_noise`.
+            drawn here). sigma ``(B,)``: standard deviation of the noise already in them, with `context_noise`.
         """
         alpha_bar = self.config.schedule.at(t, current)
         x_t = gaussian.add_noise(current, eps, alpha_bar)
@@ -247,11 +248,11 @@ class VideoDiffusion(nn.Module):
         past ``(b, p, C, H, W)``, future ``(b, f, C, H, W)`` in [-1, 1], hidden frames 0, past_seen ``(b,)`` bool: one
         entry for each distinct condition; rows ``(B,)``: which of them each trajectory has. The condition is encoded
         once, here.
-        guidance: 1 is the plain model; larger leans on the condition, by classifier-free guidance (arXiv 2207.12598)
-            against the same network with everything hidden.
-        condition_noise: fresh N(0, I) noise ``(B, p + f, C, H, W)`` for every call, read only by a model with
-            `noisy_condition` (None: torch's own).
-        sigma: standard deviation of the noise that past and future hold, which a model with `context_noise` is told.
+        guidance: 1 is the plain model; a larger value follows the condition more closely, by classifier-free guidance
+            (arXiv 2207.12598) against the same network with everything hidden.
+        condition_noise: returns fresh N(0, I) noise ``(B, p + f, C, H, W)`` for each call; used only by a model with
+            `noisy_condition` (None: drawn from torch's global generator).
+        sigma: standard deviation of the noise already in past and future; a model with `context_noise` is told it.
         """
         told = past.new_full((len(past),), sigma) if self.config.context_noise else None
         shared = len(past) == 1 and not self.config.noisy_condition
@@ -268,20 +269,20 @@ class VideoDiffusion(nn.Module):
             time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
-                # the level that the network is told: of the published last call it is another than that of x
+                # the level that the network is told: in the published last call, it differs from that of x
                 level = x.new_full((), float(self.config.schedule.alpha_bar[int(t)]))
                 fresh = condition_noise and condition_noise()
                 noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for v in views]
                 here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
             outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
-            # torch.tensor(...) would wait for a GPU to finish what it does
+            # torch.tensor(...) would wait for the GPU
             return gaussian.x0_from(prediction, x, output, torch.full((), alpha_bar, dtype=x.dtype, device=x.device))
 
         return denoise
 
     def solver(self, reference: bool = False) -> str:
-        """The solver that is used unless another is named; the published code's (`reference`) is DDPM for any model."""
+        """The solver that is used unless another is named; with `reference`, DDPM for any model."""
         return "ddpm" if reference else self.config.solver
 
     # --- filling in ---------------------------------------------------------------------------------------------
@@ -304,29 +305,29 @@ class VideoDiffusion(nn.Module):
         engine: str = "torch",
         progress: Progress | None = None,
     ) -> Tensor:
-        """Makes every frame that is not known; every task is a call of this.
+        """Generates every frame that is not known; every task is a call of this.
 
-        video: all T frames; what stands where `known` is False is ignored.
-        known: ``(T,)`` bool, the frames that are given; they come back bit for bit (as float in [0, 1]).
-        samples: how many different fillings of each clip.
-        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None is the model's solver, and the solver's steps.
-        seed: same seed, same result (to float rounding) however the work is split into batches. Sample j of the clip at
-            place i is always the same trajectory.
-        first_clip: place of the first clip here among all that are filled in with this seed, in several calls.
-        guidance: 1 is the model itself; larger follows the known frames more closely, at the cost of variety.
-        batch_size: trajectories in one network call.
-        reference: sample as the published code did, its final denoising defect included (solver ddpm or ddim).
-        context_noise: standard deviation of noise that a block's past and future get where the model made some of
-            these frames, so that it trusts them less in long rollouts; at most what it was trained with.
-        precision: what the network computes in: `fp32`; `bf16` or `fp16` on GPUs, `bf16` on CPUs, that have units for
-            it. The solver stays in float32.
-        engine: what carries out network calls: `torch`; `compile` (torch.compile), which is faster on GPUs once it has
-            taken a minute; or on CPUs `openvino` (an extra), which is faster where one trajectory is made at a time, in
-            a hundred calls or more, and takes half a minute at its first use.
-        progress: called with (steps done, steps in all).
+        video: all T frames; those where `known` is False are ignored.
+        known: ``(T,)`` bool, the frames that are given; they are returned bit-identical (as float in [0, 1]).
+        samples: how many different results for each clip.
+        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None: the model's solver, and the solver's default steps.
+        seed: the same seed gives the same result (up to float rounding), however the work is batched. Sample j of the
+            clip at position i is always the same trajectory.
+        first_clip: position of the first clip, if several calls with the same seed share the clips.
+        guidance: 1 is the model itself; a larger value follows the known frames more closely, at the cost of variety.
+        batch_size: trajectories per network call.
+        reference: sample as the published code does, its final denoising defect included (solver ddpm or ddim).
+        context_noise: standard deviation of the noise added to a block's past and future if any of these frames were
+            generated, so that the model trusts them less in long rollouts; at most its value in training.
+        precision: precision of the network: `fp32`; `bf16` or `fp16` on GPUs, `bf16` on CPUs, that have units for it.
+            The solver stays in float32.
+        engine: what runs the network: `torch`; `compile` (torch.compile), faster on GPUs after about a minute of
+            compiling; or, on CPUs, `openvino` (an extra), faster for one trajectory at a time in a hundred calls or
+            more, after half a minute at its first use.
+        progress: called with (steps done, steps in total).
 
         Returns float ``(B * samples, T, C, H, W)`` in [0, 1]. Raises McvdError for input that does not fit the model,
-        a task that it was not trained for, or a model that makes values that are not finite.
+        a task that it was not trained for, or a model that generates non-finite values.
         """
         flags = frame_flags(known)
         given, known = self._given(video, flags), flags.tolist()
@@ -365,7 +366,7 @@ class VideoDiffusion(nn.Module):
             )
 
     def predict(self, past: Tensor, frames: int, *, backward: bool = False, **options: Unpack[FillOptions]) -> Tensor:
-        """What happens next (or, `backward`, what happened before): `frames` new frames; options as in `fill`.
+        """What happens next (with `backward`, what happened before): `frames` new frames; options as in `fill`.
 
         Returns the new frames only, in time order, ``(B * samples, frames, C, H, W)``.
         """
@@ -379,7 +380,7 @@ class VideoDiffusion(nn.Module):
     def interpolate(
         self, past: Tensor, future: Tensor, *, frames: int | None = None, **options: Unpack[FillOptions]
     ) -> Tensor:
-        """What happened between: `frames` new frames (None: a block's) between past and future; options as in `fill`.
+        """What happened between past and future: `frames` new frames (None: one block); options as in `fill`.
 
         Returns the new frames only, ``(B * samples, frames, C, H, W)``.
         """
@@ -392,14 +393,14 @@ class VideoDiffusion(nn.Module):
         return self.fill(video, known, **options)[:, past.shape[1] : past.shape[1] + n]
 
     def generate(self, frames: int, **options: Unpack[FillOptions]) -> Tensor:
-        """New videos from nothing, ``(samples, frames, C, H, W)``; options as in `fill`."""
+        """Generates new videos unconditionally, ``(samples, frames, C, H, W)``; options as in `fill`."""
         n = whole("frames", frames, 1, MOST_FRAMES)
         return self.fill(torch.zeros(n, self.channels, *self.size, device="cpu"), [False] * n, **options)
 
     def _given(self, video: Tensor, known: Tensor | None = None) -> Tensor:
-        """A public video as `given_video` makes it for this model."""
+        """A caller's video, as `given_video` normalises it for this model."""
         if (weights := next(self.parameters()).dtype) != torch.float32:
-            raise McvdError(f"the weights are {weights}; sample with model.float(), and precision= for half of it")
+            raise McvdError(f"the weights are {weights}; use model.float(), with precision= for half precision")
         return given_video(video, self.size, self.channels, known).to(self.device)
 
     # --- files --------------------------------------------------------------------------------------------------
@@ -407,13 +408,13 @@ class VideoDiffusion(nn.Module):
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, notes: dict | None = None) -> Path:
         """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it.
 
-        notes: more for config.json, for people; loading ignores it.
+        notes: what else config.json should say to people; ignored by loading.
         """
         return write_model(folder, to_dict(self.config), self.state_dict(), dtype, notes)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VideoDiffusion:
-        """The model that `save` wrote; in evaluation mode."""
+        """The model that `save` wrote, in evaluation mode."""
         config, weights = read_model(folder)
         model = cls(from_dict(ModelConfig, config, str(Path(folder) / CONFIG)))
         load_weights(model, weights, str(Path(folder) / WEIGHTS))

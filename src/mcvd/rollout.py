@@ -24,7 +24,7 @@ Noise = Callable[[list[tuple[int, int]], tuple[int, ...]], Tensor]
 
 
 class SeededNoise:
-    """Noise for each trajectory (clip, sample) from a generator of its own, so that batching changes nothing."""
+    """Noise for each trajectory (clip, sample) from its own generator, so that batching changes nothing."""
 
     def __init__(self, seed: int, device: torch.device):
         self.seed, self.device = seed, device
@@ -43,7 +43,7 @@ class SeededNoise:
         return self.generators[trajectory]
 
 
-@torch.no_grad()  # not inference_mode, whose tensors nobody may write into afterwards
+@torch.no_grad()  # not inference_mode, whose tensors cannot be written to afterwards
 def rollout(
     model: VideoDiffusion,
     video: Tensor,
@@ -64,14 +64,15 @@ def rollout(
 ) -> Tensor:
     """Fills in the frames of video ``(B, T, C, H, W)`` in [0, 1] that are not known -> ``(B * samples, T, C, H, W)``.
 
-    Given frames are returned bit for bit. noise: where noise comes from (None: :class:`SeededNoise` of `seed`).
-    first_clip: number of the first clip; trajectory (clip number, sample) has noise of its own.
-    clip_made: limit made frames to the range of a video before later blocks read them (the published code does not).
-    tell_hidden: tell a network with `mask_embedding` of a hidden past (the published samplers do not).
-    context_noise: standard deviation of the noise that a block's past and future get where some of them were made. The
-    given ones among them get it too: a network is told one level for all, as it was in training.
+    Given frames are returned bit-identical. noise: where noise comes from (None: :class:`SeededNoise` of `seed`).
+    first_clip: number of the first clip; each trajectory (clip number, sample) has its own noise.
+    clip_made: clamp generated frames to the range of a video before later blocks read them (the published code does
+    not).
+    tell_hidden: tell a network with `mask_embedding` when the past is hidden (the published samplers do not).
+    context_noise: standard deviation of the noise added to a block's past and future if any of these frames were
+    generated. The given ones among them get it too: the network is told one level for all, as in training.
 
-    Raises McvdError where the model makes values that are not finite.
+    Raises McvdError if the model generates non-finite values.
     """
     noise = SeededNoise(seed, video.device) if noise is None else noise
     trajectories = [(first_clip + clip, i) for clip in range(len(video)) for i in range(samples)]
@@ -107,8 +108,8 @@ def rollout(
             done += len(table.rows)
         if not frames.isfinite().all():
             raise McvdError(
-                "the model made values that are no numbers: its weights are damaged, its training came apart, or half "
-                "precision is too narrow for it (precision fp32)"
+                "the model generated non-finite values: its weights are damaged, its training diverged, or half "
+                "precision is too narrow for it (choose precision fp32)"
             )
         out.append(torch.where(given.view(-1, 1, 1, 1), video[clips], ((frames + 1) / 2).clamp(0, 1)))
     return torch.cat(out)
@@ -131,9 +132,9 @@ def _run_block(
     """Samples the current frames of one block -> ``(B, k, C, H, W)`` in [-1, 1].
 
     chunk: the trajectories, as `noise` takes them.
-    clips: which clip each trajectory belongs to, if all frames that the block sees are given ones: then the condition
-    is encoded once a clip. None: every trajectory has a condition of its own. past_seen: what the network is told of
-    it. sigma: of the noise that it gets.
+    clips: which clip each trajectory belongs to, if the block sees only given frames: then the condition is encoded
+    once per clip. None: every trajectory has its own condition. past_seen: what the network is told about the past.
+    sigma: standard deviation of the noise added to the condition.
     """
     if clips is None:
         rows = torch.arange(len(frames), device=frames.device)
@@ -145,7 +146,7 @@ def _run_block(
     past, future = _gather(sources, block.past), _gather(sources, block.future)
     told = torch.full((len(sources),), past_seen, device=frames.device)
     condition_shape = (past.shape[1] + future.shape[1], *frames.shape[2:])
-    if sigma:  # then every trajectory has a row of its own
+    if sigma:  # then every trajectory has its own row
         seen = torch.tensor([i is not None for i in (*block.past, *block.future)], device=frames.device)
         kept = torch.tensor(1 - sigma**2, device=frames.device, dtype=frames.dtype)
         noisy = add_noise(torch.cat([past, future], 1), noise(chunk, condition_shape), kept)
@@ -154,9 +155,9 @@ def _run_block(
 
     imposed = [i for i, known in enumerate(block.imposed) if known]
     if imposed:
-        # frames of the block that are known already: whatever the network thinks, they are what they are
+        # frames of the block that are known already: they replace the network's output
         truth = frames[:, [block.current[i] for i in imposed]]
-        places = torch.tensor(imposed, device=frames.device)  # once: every step would wait for a GPU to take a list
+        places = torch.tensor(imposed, device=frames.device)  # once: with a list, every step would wait for the GPU
         network = denoise
 
         def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:

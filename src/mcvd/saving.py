@@ -1,4 +1,4 @@
-"""The folder of a model: config.json and model.safetensors, written whole or not at all, and read with plain errors."""
+"""The folder of a model: config.json and model.safetensors, written atomically; errors are one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_model(
 ) -> Path:
     """Writes a model's configuration and weights (as `dtype`) into a folder; returns it.
 
-    Raises McvdError where `dtype` is of whole numbers, OSError where nothing can be written.
+    Raises McvdError if `dtype` is not a floating-point type, OSError if writing fails.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -41,22 +41,22 @@ def write_model(
         (WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"})),
         (CONFIG, lambda path: path.write_text(text + "\n")),
     ):
-        partial = folder / f".{name}.partial"  # always the same: what a kill leaves is written over
+        partial = folder / f".{name}.partial"  # always the same name: what a killed process leaves is overwritten
         try:
             partial.touch()
             mode = partial.stat().st_mode
             write(partial)
-            partial.chmod(mode)  # safetensors makes its files readable by their owner alone
+            partial.chmod(mode)  # safetensors makes its files readable only by their owner
             os.replace(partial, folder / name)
         except (OSError, SafetensorError):
             with contextlib.suppress(OSError):
-                partial.unlink()  # a disk that is full needs the room
+                partial.unlink()  # a full disk needs the space
             raise
     return folder
 
 
 def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration (without notes) and weights that `write_model` wrote."""
+    """The configuration (without notes) and weights that `write_model` wrote."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -72,20 +72,20 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_config_and_notes(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration and notes in the config.json that `write_model` wrote."""
+    """The configuration and notes in the config.json that `write_model` wrote."""
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise McvdError(f"{path} cannot be read as JSON ({error}); fetch or save it again") from None
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-        raise McvdError(f"{path} is not of an mcvd model (format {FORMAT})")
+        raise McvdError(f"{path} does not belong to an mcvd model (format {FORMAT})")
     notes = config.pop("notes", None)
     return config, notes if isinstance(notes, dict) else {}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Strict loading with a one-line error: names what is missing, left over or of another shape."""
+    """Strict loading with a one-line error that names what is missing, unknown or of another shape."""
     own = model.state_dict()
     missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
@@ -99,7 +99,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
 def upload(folder: Path, repo_id: str, card: str, **options: object) -> str:
     """Uploads a model's folder to a hub repository, with options of `upload_folder`; returns its address.
 
-    card: README.md of a repository that has none.
+    card: README.md for a repository that has none.
     """
     from huggingface_hub import HfApi
 

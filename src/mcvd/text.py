@@ -1,4 +1,4 @@
-"""Small matters of text."""
+"""Small helpers for text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ def counted(n: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A name as text that can be printed and written: `?` for bytes of a file name that are no UTF-8."""
+    """A name as text that can be printed and written: `?` for bytes of a file name that are not UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 
 def colours(channels: int) -> str:
-    """How a person calls this number of channels."""
+    """The usual name for this number of channels."""
     return "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"
 
 
