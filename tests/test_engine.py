@@ -144,7 +144,7 @@ def test_the_command_line_says_how_to_get_openvino(monkeypatch, capsys, tmp_path
 )
 def test_a_compiled_network_makes_the_same_frames(network):
     model = tiny.model(attention=(8,), **network)
-    with pytest.warns(UserWarning, match="compiling the network, once for 2 at a time"):
+    with pytest.warns(UserWarning, match="compiling the network once for batches of 2"):
         compiled = model.predict(CLIPS[:1], 3, engine="compile", samples=2, steps=3)
     plain = model.predict(CLIPS[:1], 3, samples=2, steps=3)
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-4)

@@ -51,7 +51,7 @@ def posterior(x0: Tensor, x_t: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) 
 
 
 def target(prediction: str, x0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """What a network with this `prediction` ("eps", "x0" or "v") should have put out."""
+    """What a network with this `prediction` ("eps", "x0" or "v") should output."""
     if prediction == "eps":
         return eps
     if prediction == "x0":

@@ -26,12 +26,12 @@ def sample(
     """From start noise x ~ N(0, I) to a clean video, by the rows of `table`.
 
     denoiser: see :data:`Denoiser`.
-    noise: gives fresh N(0, I) noise shaped like x each time it is called; called once per row whose noise weight is
-        not 0, in the order of the rows.
+    noise: returns fresh N(0, I) noise shaped like x; called once for each row whose noise weight is not 0, in the order
+        of the rows.
     clip: limit x0_hat to [-1, 1] before it is used (the published `clip_before`).
     on_step: called with (row number, state after the row); for progress and for trajectories.
 
-    Returns the state after the last row; it is x0_hat-like but not clipped.
+    Returns the state after the last row, an estimate of x0 that is not clipped.
     """
     base = x
     x0s: list[Tensor] = []

@@ -25,8 +25,8 @@ class NoiseSchedule:
     beta_last: float = 0.02
     """beta at t = T - 1 (linear only)."""
     zero_terminal: bool = False
-    """Rescale so that alpha_bar is 0 at t = T - 1: pure noise, as sampling starts from (arXiv 2305.08891). Needs a
-    network that predicts v or x0, for eps says nothing of the video there."""
+    """Rescale so that alpha_bar is 0 at t = T - 1: pure noise, from which sampling starts (arXiv 2305.08891). Needs a
+    network that predicts v or x0, because eps says nothing about the video there."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "cosine"):
@@ -36,7 +36,7 @@ class NoiseSchedule:
         if self.steps < 1:
             raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
         if self.zero_terminal and self.steps < 2:
-            raise McvdError("a zero-terminal noise schedule needs at least 2 steps: one with noise alone says nothing")
+            raise McvdError("a zero-terminal noise schedule needs at least 2 steps: a single one would be pure noise")
 
     @cached_property
     def alpha_bar(self) -> Tensor:
@@ -59,5 +59,5 @@ class NoiseSchedule:
         return 1 - self.alpha_bar / before
 
     def at(self, t: Tensor, like: Tensor) -> Tensor:
-        """alpha_bar of time numbers t ``(B,)``, to broadcast over `like` ``(B, ...)``, on its device and dtype."""
+        """alpha_bar at time numbers t ``(B,)``, on t's device, to broadcast over `like` ``(B, ...)``, in its dtype."""
         return self.alpha_bar.to(t.device, non_blocking=True)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

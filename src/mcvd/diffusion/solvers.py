@@ -25,7 +25,7 @@ from mcvd.errors import McvdError
 
 @dataclass(frozen=True)
 class Row:
-    """One network call at time t, and how the next state is made from it and its predecessors."""
+    """One network call at time t, and how the next state follows from it and its predecessors."""
 
     t: int
     """Time number the network is called with."""
@@ -71,15 +71,16 @@ def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
 def spaced_quadratically(schedule: NoiseSchedule, steps: int) -> list[int]:
     """`steps` time numbers from T - 1 down, closer together near the clean end: T (1 - i / steps)^2 - 1, all different.
 
-    Evenly spaced, the last of 20 steps leaves t = 49 at once, and what it makes varies too little: Gaussian data of
-    standard deviation 0.19 comes out at 0.14 from DPM-Solver++; so spaced, at 0.196 (tests/test_solvers.py).
+    With even spacing, the last of 20 steps goes from t = 49 to the end at once, and results vary too little: Gaussian
+    data of standard deviation 0.19 comes out of DPM-Solver++ at 0.14, with this spacing at 0.196
+    (tests/test_solvers.py).
     """
     _check_steps(schedule, steps)
     return [max(round(schedule.steps * (1 - i / steps) ** 2) - 1, steps - 1 - i) for i in range(steps)]
 
 
 def spaced_as_published(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """The published spacing: every (T // steps)-th time number from T - 1 down, so 7 of 1000 asked means 8 run."""
+    """The published spacing: every (T // steps)-th time number from T - 1 down: for 7 steps of 1000, it gives 8."""
     _check_steps(schedule, steps)
     return list(range(schedule.steps - 1, -1, -(schedule.steps // steps)))
 
@@ -126,7 +127,7 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     """F-PNDM (arXiv 2202.09778, algorithm 2): three pseudo Runge-Kutta steps, then linear multistep of order 4.
 
     A Runge-Kutta step takes 4 calls, two of them half-way between two levels; so 4 or more steps are len(times) + 9
-    calls. With fewer, the last step, which ends at the clean video where no noise can be told, is first order. The
+    calls. With fewer, the last step, which ends at the clean video where eps is undefined, is first order. The
     published code has the time axis of this solver reversed (docs/reference.md); these are the PNDM paper's equations.
     """
     rows: list[Row] = []
@@ -134,7 +135,8 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     for i, (t, a, b) in enumerate(_levels(schedule, times)):
         firsts.append(len(rows))
         if a < 1e-6:
-            # the first level of cosine and zero-terminal schedules: eps says nothing of x0; first order in x0 is stable
+            # the first level of cosine and zero-terminal schedules, where eps says nothing about x0: first order in x0
+            # is stable
             rows.append(Row(t, a, base=0.0, x0=(math.sqrt(b),), eps=(math.sqrt(1 - b),)))
             continue
         full_x, full_eps = _transfer(a, b)
@@ -161,12 +163,12 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
 
 
 def _half_log_snr(alpha_bar: float) -> float:
-    """lambda of the DPM-Solver papers; minus infinity at a zero-terminal first level: formulas have limits."""
+    """lambda of the DPM-Solver papers; minus infinity at a zero-terminal first level, where formulas have limits."""
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar else -math.inf
 
 
 def dpm_solver_pp(schedule: NoiseSchedule, times: list[int], noisy: bool = False) -> Table:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends: predicts x0, remembers 2 calls.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), first order at both ends; predicts x0, reads 2 calls.
 
     noisy: SDE-DPM-Solver++(2M) (same paper, section 4), which adds noise in every step as DDPM does.
     """
@@ -192,8 +194,8 @@ def dpm_solver_pp(schedule: NoiseSchedule, times: list[int], noisy: bool = False
 def unipc(schedule: NoiseSchedule, times: list[int]) -> Table:
     """UniPC-2 (arXiv 2302.04867, algorithms 1 and 2, x0 prediction, B(h) = e^h - 1), first order at both ends.
 
-    When a call has been made, the state it saw is corrected by its output, before the next step starts from there. The
-    corrected state is the one that was seen plus a sum of outputs, so that both are one row.
+    The output of each call first corrects the state that it saw; the next step starts from the corrected state. The
+    correction is a sum of outputs, so correction and step fit into one row.
     """
     levels = _levels(schedule, times)
     rows = []
@@ -270,7 +272,7 @@ def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: boo
     L steps): this pulls every video towards grey, by 4.3 % at 100 steps.
     """
     if name not in ("ddpm", "ddim"):
-        raise McvdError(f"the published results use ddpm and ddim, not {name!r}; leave out the reference mode for it")
+        raise McvdError(f"the published results use ddpm and ddim, not {name!r}; leave out reference mode to use it")
     times = spaced_as_published(schedule, steps)
     table = SOLVERS[name].build(schedule, times)
     rows = list(table.rows)
@@ -285,8 +287,8 @@ def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: boo
 def _ddpm_rows_in_float32(schedule: NoiseSchedule) -> list[Row]:
     """DDPM's rows for all T steps, as published: from float32 tables of beta and alpha_bar that do not quite match.
 
-    (1 - alpha_bar loses digits near the clean end; the last step returns 0.99983 x0_hat. With fewer steps the published
-    code takes beta from alpha_bar, and the rows of `ddpm` fit.)
+    (1 - alpha_bar loses digits near the clean end; the last step returns 0.99983 x0_hat. With fewer steps, the
+    published code computes beta from alpha_bar, as `ddpm` does.)
     """
     ends = schedule.beta_last, schedule.beta_first
     betas = torch.linspace(*ends, schedule.steps, dtype=torch.float32, device="cpu").flip(0)
@@ -308,8 +310,8 @@ def _ddpm_rows_in_float32(schedule: NoiseSchedule) -> list[Row]:
 def gains(table: Table, schedule: NoiseSchedule) -> Tensor:
     """For an exact predictor of a single clean video x0: how much of x0 is in the state after every row, ``(rows,)``.
 
-    The predictor knows the noise level by the time number alone, as a network does. A sound solver ends at 1; this is
-    what the "gain" of a solver means in docs and tests.
+    The predictor knows the noise level only from the time number, as a network does. A sound solver ends at 1; this is
+    the "gain" of a solver in docs and tests.
     """
     out = []
     state = base = math.sqrt(table.rows[0].alpha_bar)

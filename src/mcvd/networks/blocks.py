@@ -1,7 +1,7 @@
 """The parts of the paper's U-Net: groups, time-modulated norms, SPATIN, residual blocks.
 
-All parts take features ``(B, C, H, W)`` or, in the 3-D variants, ``(B, C, N, H, W)``: what depends on the frame axis is
-chosen by a :class:`FrameOps`; everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled
+All parts take features ``(B, C, H, W)`` or, in the 3-D variants, ``(B, C, N, H, W)``: what depends on the frame axis
+comes from a :class:`FrameOps`; everything else is the same code. Initialisation follows DDPM: uniform, variance-scaled
 by the average of fan-in and fan-out; the last convolution of every residual branch starts near zero.
 """
 
@@ -21,7 +21,7 @@ from mcvd.networks.dropout import dropout
 from mcvd.networks.norm import norm_silu
 from mcvd.networks.resample import downsample, upsample
 
-NEAR_ZERO = 1e-10  # the init scale of layers that should start silent; not exactly 0, as in the published code
+NEAR_ZERO = 1e-10  # initial scale of layers whose output should start near 0; not exactly 0, as in the published code
 RESIDUAL = 1 / math.sqrt(2)
 
 
@@ -51,7 +51,7 @@ def initialise(layer: nn.Module, scale: float = 1.0) -> nn.Module:
 
 
 def residual_sum(x: Tensor, h: Tensor) -> Tensor:
-    """(x + h) / sqrt(2), in the memory of h where no gradient needs it."""
+    """(x + h) / sqrt(2), written into h if no gradient needs it."""
     free = not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and h.dtype == x.dtype
     return torch.add(x, h, out=h if free else None).mul_(RESIDUAL)
 
@@ -60,13 +60,13 @@ class FrameOps(Protocol):
     """How the layers of a network see the frames of a block: as channels, or along an axis of their own."""
 
     frames: int
-    """Frames in units of which the time embedding is as wide as the first level; 1 where frames are channels."""
+    """Width of the sinusoidal time embedding, in units of the first level's; 1 if frames are channels."""
 
     def maps(self, frames: int) -> int:
-        """Channels of so many folded frames."""
+        """Channels of this many folded frames."""
 
     def fold(self, frames: Tensor) -> Tensor:
-        """``(B, frames, C, H, W)`` -> what convolutions take."""
+        """``(B, frames, C, H, W)`` -> the input of convolutions."""
 
     def unfold(self, maps: Tensor) -> Tensor:
         """The inverse of `fold`, for the current frames."""
@@ -81,25 +81,25 @@ class FrameOps(Protocol):
         """The SPATIN norm of this level; None for concat."""
 
     def merge(self) -> nn.Module:
-        """From the frames on the way down to those on the way up."""
+        """A layer from the frames on the way down to those on the way up."""
 
     def share(self, conv_in: nn.Module, condition: Tensor) -> Tensor:
-        """What can be computed once of the first convolution, for a folded condition."""
+        """What the first convolution can compute once from a folded condition."""
 
     def first(self, conv_in: nn.Module, x: Tensor, share: Tensor | None) -> Tensor:
-        """The first convolution, of folded current frames x and the condition's share (None: there is no condition)."""
+        """The first convolution, of folded current frames x and the condition's share (None: no condition)."""
 
 
 @dataclass
 class Condition:
-    """What past and future frames become, once per block; the same for every step and every sample of a clip.
+    """The encoded past and future frames, computed once per block; shared by all steps and all samples of a clip.
 
     share: what the condition adds to the first convolution of a concat network (`FrameOps.share`), or None.
     maps: one (1 + gamma, beta) pair per SPATIN norm, in the order of the norms; empty for concat.
-    frames: in place of maps, the folded frames that every SPATIN norm makes its maps of when it runs: the same work
-        again in every step, for less memory. `rows` says which of them each trajectory has (None: each its own).
-    past_seen: ``(B,)`` bool, whether the past was given; None means that all were.
-    sigma: ``(B,)``, standard deviation of the noise that past and future frames hold; None means 0 for all.
+    frames: instead of maps, the folded frames from which every SPATIN norm computes its maps when it runs: this saves
+        memory, but repeats the work in every step. `rows`: which of them each trajectory has (None: each its own).
+    past_seen: ``(B,)`` bool, whether the past is seen; None: all are.
+    sigma: ``(B,)``, standard deviation of the noise in past and future frames; None: 0 for all.
 
     A condition of one row serves any number of trajectories.
     """
@@ -112,12 +112,12 @@ class Condition:
     rows: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds."""
+        """All tensors in it."""
         parts = [getattr(self, name) for name in self._parts()]
         return [*parts, *chain.from_iterable(self.maps)]
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Condition:
-        """A condition of the same kind that holds others, in the order of `tensors()`."""
+        """A condition of the same kind with other tensors, in the order of `tensors()`."""
         left = iter(tensors)
         parts = {name: next(left) for name in self._parts()}
         return replace(self, maps=[(next(left), next(left)) for _ in self.maps], **parts)
@@ -127,7 +127,7 @@ class Condition:
         return [name for name in names if getattr(self, name) is not None]
 
     def take(self, rows: Tensor) -> Condition:
-        """The conditions of these rows ``(B,)``, repeated as often as they are named; a single one serves as it is."""
+        """The conditions of these rows ``(B,)``, which may repeat; a condition of one row is returned unchanged."""
         parts = (self.share, self.frames, self.past_seen, *(gain for gain, _ in self.maps))
         if all(part is None or len(part) == 1 for part in parts):
             return self
@@ -144,8 +144,8 @@ class Condition:
 class Spatin(nn.Module):
     """Space-time adaptive normalisation: maps from the condition scale and shift a GroupNorm (paper, section 2.4).
 
-    `maps` is everything that depends on the condition alone; it leaves the sampling loop. `scale` is the factor between
-    the video's resolution and the features' (nearest-neighbour: every scale-th pixel).
+    `maps` computes everything that depends only on the condition, outside the sampling loop. `scale` is the factor
+    between the video's resolution and the features' (nearest-neighbour: every scale-th pixel).
     """
 
     def __init__(self, channels: int, condition_channels: int, width: int, scale: int, ops: FrameOps):
@@ -155,7 +155,7 @@ class Spatin(nn.Module):
         self.shared = initialise(ops.conv(condition_channels, width, 3))
         self.gamma = initialise(ops.conv(width, channels, 3))
         self.beta = initialise(ops.conv(width, channels, 3))
-        self.slot = -1  # its place in Condition.maps, given by the network
+        self.slot = -1  # its index in Condition.maps, set by the network
 
     def maps(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Folded condition ``(B, frames * C, H, W)`` -> 1 + gamma, beta ``(B, channels, H / scale, W / scale)``."""
@@ -163,7 +163,7 @@ class Spatin(nn.Module):
         return 1 + self.gamma(hidden), self.beta(hidden)
 
     def maps_in(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """This norm's maps, for every trajectory or one for all."""
+        """This norm's maps, one for each trajectory or one for all."""
         if condition.frames is None:
             return condition.maps[self.slot]
         gain, bias = self.maps(condition.frames)
@@ -177,7 +177,7 @@ class Spatin(nn.Module):
 class ModulatedNorm(nn.Module):
     """silu(norm(x) * (1 + scale) + shift): scale and shift from the time embedding, norm is GroupNorm or SPATIN.
 
-    embedding: its width; at 0 nothing modulates, and a GroupNorm has a learned scale and shift of its own.
+    embedding: width of the time embedding; 0: no modulation, and a GroupNorm learns its own scale and shift.
     """
 
     def __init__(self, channels: int, embedding: int, spatin: Spatin | None):
@@ -204,7 +204,7 @@ class ModulatedNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two modulated norms and convolutions (BigGAN order), maybe resampling by 2; the sum is divided by sqrt(2)."""
+    """Two modulated norms and convolutions (BigGAN order), optionally with resampling by 2; the sum over sqrt(2)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Network calls compiled by torch.compile: a few kernels do what is to be done between two convolutions."""
+"""Network calls compiled by torch.compile, which fuses the operations between two convolutions into few kernels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mcvd.networks.replay import Replay
 from mcvd.networks.unet import UNet
 
 _SEEN: WeakKeyDictionary[UNet, set[Any]] = WeakKeyDictionary()
-"""What PyTorch has compiled in this process: of every network, shapes and precisions."""
+"""What PyTorch has compiled in this process: the shapes and precisions, by network."""
 
 
 def compiled_calls(network: UNet) -> Callable[..., Tensor]:
-    """Calls of this network, compiled once for every shape of their inputs (a minute); on GPUs also recorded.
+    """Calls of this network, compiled once per shape of their inputs (about a minute); on GPUs also recorded.
 
-    Raises McvdError, at the first call, where PyTorch finds no compiler.
+    The first call raises McvdError if PyTorch finds no compiler.
     """
-    compiled = torch.compile(network, dynamic=False)  # sizes that may change make slower kernels
+    compiled = torch.compile(network, dynamic=False)  # kernels for variable sizes are slower
     seen = _SEEN.setdefault(network, set())
 
     def call(x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -32,9 +32,9 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
         kind = x.device.type
         what = shapes, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
         if what not in seen:
-            warnings.warn(f"compiling the network, once for {len(x)} at a time: a minute or two", stacklevel=2)
+            warnings.warn(f"compiling the network once for batches of {len(x)}: a minute or two", stacklevel=2)
             seen.add(what)
-            # PyTorch compiles the same code 8 times, and then runs it uncompiled; in every thread anew
+            # after 8 compilations of the same code, PyTorch runs it uncompiled; every thread has its own limit
             versions = sum(len(shapes) for shapes in _SEEN.values())
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, versions + 8)
         try:

@@ -1,4 +1,4 @@
-"""3x3 and 1x1 convolutions, and what makes them fast on CPUs: packed weights in sampling, gradients in training."""
+"""3x3 and 1x1 convolutions that are fast on CPUs: packed weights in sampling, weight gradients in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from mcvd.networks import winograd
 
 SAMPLING, LEARNING = 96, 64
-"""Channels from which Winograd is faster: for a convolution with turned weights, and for the gradient of a weight."""
+"""Channels from which Winograd is faster: for a convolution with transformed weights, and for a weight's gradient."""
 
 
 class Conv2d(nn.Conv2d):
@@ -41,7 +41,7 @@ class Conv2d(nn.Conv2d):
         return self.packed(x)
 
     def _suits_winograd(self, x: Tensor, channels: int) -> bool:
-        """Where a quarter of the multiplications pays for turning images and weights (docs/performance.md)."""
+        """Whether fewer multiplications pay for transforming images and weights (docs/performance.md)."""
         count, _, height, width = x.shape
         whole = self.kernel_size == (3, 3) and height % winograd.TILE == width % winograd.TILE == 0
         return whole and min(self.in_channels, self.out_channels) >= channels and count * height * width >= 512
@@ -50,8 +50,8 @@ class Conv2d(nn.Conv2d):
         return partial(winograd.convolve, turned=winograd.turn_weight(self.weight.detach()), bias=self.bias)
 
     def _directly(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        # the best layout depends on the size and number of images: made for others, it is turned again in every call,
-        # which takes up to twenty times as long as the convolution
+        # the best layout depends on the size and number of images: weights packed for others are packed again in every
+        # call, which takes up to twenty times as long as the convolution
         where = self.padding, self.stride, self.dilation, self.groups
         weight = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
             self.weight.detach().to_mkldnn(),
@@ -62,7 +62,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """A 3x3 convolution whose weight gets its gradient by Winograd: oneDNN's own is its slowest on many processors."""
+    """A 3x3 convolution with its weight gradient by Winograd; oneDNN's is its slowest operation on many processors."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,13 +82,13 @@ class _Convolution(torch.autograd.Function):
 
 @contextlib.contextmanager
 def packed_convolutions(network: nn.Module) -> Iterator[None]:
-    """Within it, and without gradients, convolutions on CPUs keep their weights as they are fastest.
+    """Within it, and without gradients, convolutions on CPUs keep their weights packed in the fastest layout.
 
-    Plain weights are turned into oneDNN's layout in every call, which takes as long as the arithmetic where images are
-    small and few. 3x3 convolutions of many channels go through :mod:`mcvd.networks.winograd`: their weights take four
-    times as much memory. The results are the same to rounding. The copies are made by the first call, made again by one
-    with another number of images, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, other
-    than float32, autocast, PyTorch without oneDNN) nothing is kept, and this does nothing.
+    Otherwise, oneDNN packs plain weights in every call, which takes as long as the arithmetic if images are small and
+    few. 3x3 convolutions of many channels use :mod:`mcvd.networks.winograd`, whose weights take four times as much
+    memory. The results are the same up to rounding. The copies are made by the first call, again by one with images of
+    another shape or number, and dropped at the end: weights must not change meanwhile. Elsewhere (GPUs, types other
+    than float32, autocast, PyTorch without oneDNN) this does nothing.
     """
     convolutions = [part for part in network.modules() if isinstance(part, Conv2d) and not part.packs and _can(part)]
     for part in convolutions:

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers do not hold up a training step on CPUs."""
+"""Dropout whose random numbers do not slow down training steps on CPUs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LEVELS = 2**16
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x with a share `rate` of its elements set to 0, the others divided by 1 - rate; from torch's global generator.
+    """x with a share `rate` of its elements set to 0, the others divided by 1 - rate; uses torch's global generator.
 
-    PyTorch draws its masks on CPUs one element after another. Here one draw of 64 bits serves four elements: half the
-    time of `F.dropout`, backward included. The rate is rounded to 1 / 65536.
+    On CPUs, PyTorch draws its masks one element after another. Here, one draw of 64 bits serves four elements, in half
+    the time of `F.dropout`, backward included. The rate is rounded to 1 / 65536.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.native_dropout(x, rate, True)[0]

@@ -1,4 +1,4 @@
-"""What carries out the network calls of sampling: PyTorch, with what makes it fast, its compiler, or OpenVINO."""
+"""What runs the network calls of sampling: PyTorch with packed or recorded calls, its compiler, or OpenVINO."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ ENGINES: dict[str, Callable[[UNet], Callable[..., Tensor] | None]] = {
 
 
 _LOCKS: WeakKeyDictionary[UNet, threading.RLock] = WeakKeyDictionary()
-"""One for every network, whose engine serves one thread at a time."""
+"""One lock per network, whose engine serves one thread at a time."""
 
 
 @contextlib.contextmanager
 def calls_by(network: UNet, engine: str = "torch") -> Iterator[None]:
-    """Within it, and without gradients, `network_call` of this network is carried out by this engine.
+    """Within it, and without gradients, `network_call` of this network uses this engine.
 
     Weights must not change meanwhile: packed, recorded and exported ones are copies, dropped at the end. Raises
-    McvdError for an unknown name, or an engine that this machine or the network's device does not have. Another thread
-    waits until it is left.
+    McvdError for an unknown name, or an engine that this machine or the network's device does not have. Other threads
+    wait until this one leaves.
     """
     if engine not in ENGINES:
         raise McvdError(f"engine is {engine!r}; it is one of {', '.join(ENGINES)}")
@@ -50,7 +50,7 @@ def calls_by(network: UNet, engine: str = "torch") -> Iterator[None]:
 
 
 def network_call(network: UNet, slot: int = 0) -> Call:
-    """What a sampling step calls: the network, or what its engine has in place. slot: a number
-    for each of the conditions that are used in turn."""
+    """What a sampling step calls: the network, or its engine's replacement. slot: a number for each of the conditions
+    that are used in turn."""
     calls = network.calls
     return network if calls is None else lambda *inputs: calls(slot, *inputs)

@@ -1,7 +1,7 @@
 """The published 3-D and pseudo-3-D networks: frames along an axis of their own, features ``(B, C, N, H, W)``.
 
-No result of the paper uses them. The U-Net is the same; here is what its layers become. A concat network sees current,
-past and future frames along N on the way down, and keeps the current frames alone on the way up.
+No result of the paper uses them. The U-Net is the same; these are its layers. A concat network sees current, past and
+future frames along N on the way down, and keeps only the current frames on the way up.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MergeFrames(nn.Conv2d):
 
 
 class Spatin3d(Spatin):
-    """SPATIN for N frames: a convolution first makes N frames of the condition's, for each colour."""
+    """SPATIN for N frames: a convolution first turns the condition's frames into N frames, for each colour."""
 
     def __init__(self, channels: int, colours: int, frames: tuple[int, int], width: int, scale: int, ops: FrameOps):
         super().__init__(channels, colours, width, scale, ops)

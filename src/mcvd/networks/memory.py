@@ -1,4 +1,4 @@
-"""How much memory is left, for what is kept only to save time."""
+"""How much memory is free, for what is kept only to save time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 UNKNOWN = 8 * 2**30
-"""Bytes taken to be free where the system does not say."""
+"""Bytes assumed to be free if the system does not say."""
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; of a CPU, in this container, before anything is swapped out."""
+    """Bytes that can still be allocated on a device; on a CPU, in this container and without swapping."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -27,10 +27,10 @@ def _available(meminfo: Path) -> int:
 
 
 def _left(group: Path) -> int:
-    """Of a control group's memory; a huge number where it has no limit."""
+    """Bytes that are left to a control group; a huge number if it has no limit."""
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(kept["inactive_file"])  # of files that were read, which goes before anything else
+        return limit - used + int(kept["inactive_file"])  # the page cache is reclaimed first
     except (OSError, ValueError, KeyError):  # no such group, or `max`
         return 2**63

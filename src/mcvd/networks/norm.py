@@ -1,7 +1,7 @@
 """silu(GroupNorm(x), modulated): the step before every convolution, with little memory traffic and little memory.
 
-The formula is `_plain`. Without gradients most of it runs in place. With gradients the three maps between x and the
-result are not kept but computed again in the backward pass: they cost as little as reading them would.
+The formula is `_plain`. Without gradients, most of it runs in place. With gradients, the three maps between x and the
+result are not kept but recomputed in the backward pass, which costs no more than reading them would.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def norm_silu(
 ) -> Tensor:
     """silu((n * gain + bias) * scale + shift) with n the group norm of x ``(B, C, ...)``.
 
-    scale, shift: ``(B, C)``, or ``(1, C)`` for all rows alike; None leaves them out.
+    scale, shift: ``(B, C)``, or ``(1, C)`` for all rows; None leaves them out.
     maps: gain, bias ``(B or 1, C, ...)`` of SPATIN, for every pixel; None leaves them out.
     """
     gain, bias = (None, None) if maps is None else maps
@@ -53,7 +53,7 @@ def _plain(
     if scale is not None and shift is not None and len(scale) == 1:  # the same for all rows
         if gain is None or bias is None:  # the norm's own scale and shift
             return _silu(F.group_norm(x, groups, scale[0], shift[0], eps))
-        if len(gain) == 1 < len(x):  # into one map, not into those of all rows
+        if len(gain) == 1 < len(x):  # modulates one map instead of those of all rows
             by = per_channel(scale, x)
             gain, bias, scale, shift = gain * by, torch.addcmul(per_channel(shift, x), bias, by), None, None
     y = F.group_norm(x, groups, eps=eps)
@@ -69,8 +69,8 @@ def _by_channels(
     gain: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    """`_plain` for a compiler: sums over pixels, channel by channel, which neighbours in memory make side by side (a
-    group alone would read a few bytes of every row), then one factor and one offset for every pixel of a channel."""
+    """`_plain` for a compiler: sums over pixels, channel by channel, so that neighbours in memory are summed side by
+    side (a group alone would read a few bytes of every row); then one factor and one offset per channel."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     pixels = tuple(range(2, x.dim()))
 
@@ -95,7 +95,7 @@ def _silu(y: Tensor) -> Tensor:
 
 
 class _NormSilu(torch.autograd.Function):
-    """`_plain` that keeps x and what modulates it, no map between them and the result. Computes in float32 at least."""
+    """`_plain` that keeps only x and what modulates it for the backward pass. Computes in float32 at least."""
 
     @staticmethod
     def forward(
@@ -154,7 +154,7 @@ class _NormSilu(torch.autograd.Function):
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x in float32 at least, laid out as `native_group_norm` demands: contiguous; on CPUs also channels last."""
+    """x in float32 at least, laid out as `native_group_norm` requires: contiguous or, on CPUs, channels last."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if wide.device.type == "cpu" and x.dim() == 4 and wide.is_contiguous(memory_format=torch.channels_last):
         _, c, h, w = wide.shape

@@ -1,4 +1,4 @@
-"""Network calls on a CPU by OpenVINO, a compiler. It wins where one clip is made at a time (docs/performance.md)."""
+"""Network calls on a CPU by OpenVINO, a compiler; fastest for one clip at a time (docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HINTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
 def openvino_calls(network: UNet) -> Programs:
-    """Calls of this network by OpenVINO, in float32, the same to rounding; under autocast in its precision.
+    """Calls of this network by OpenVINO: in float32, the same up to rounding; under autocast, in its precision.
 
-    The network is exported once for each shape of its inputs, which takes half a minute, and kept in the cache: it
-    starts in seconds from then on. Raises McvdError without OpenVINO, and for a network on a GPU.
+    The network is exported once per shape of its inputs, which takes half a minute, and kept in the cache, from which
+    it starts in seconds. Raises McvdError without OpenVINO, and for a network on a GPU.
     """
     device = next(network.parameters()).device
     if device.type != "cpu":
@@ -62,7 +62,7 @@ class Programs:
 
     @functools.cached_property
     def identity(self) -> str:
-        """What makes programs differ beside shapes: weights, configuration, and all code that a program comes from."""
+        """What identifies a program, besides shapes: weights, configuration, and all code that it comes from."""
         import openvino
 
         code = hashlib.sha256()
@@ -72,7 +72,7 @@ class Programs:
         return f"{weights} {self.network.config} {code.hexdigest()} {torch.__version__} {openvino.__version__}"
 
     def _program(self, identity: str, x: Tensor, time: Tensor, condition: Condition) -> Path:
-        """The folder of the program for inputs of these shapes; made if it is not there yet."""
+        """The folder of the program for inputs of these shapes; exported if it does not exist yet."""
         home = cache_dir() / "openvino"
         folder = home / hashlib.sha256(identity.encode()).hexdigest()[:24]
         if folder.is_dir():
@@ -83,7 +83,7 @@ class Programs:
                 new = Path(partial, "new")
                 new.mkdir()
                 warnings.warn(
-                    f"exporting the network for OpenVINO, once for this model and {len(x)} at a time: half a minute",
+                    f"exporting the network for OpenVINO once for this model and batches of {len(x)}: half a minute",
                     stacklevel=2,
                 )
                 _save(_export(self.network, x, time, condition), new)
@@ -99,9 +99,9 @@ class Programs:
 
 
 class FlatInputs(nn.Module):
-    """What of the network is exported, with a condition in tensors: all but the embedding of time.
+    """The exported part of the network, with the condition as tensors: everything but the time embedding.
 
-    OpenVINO would make that in half precision, too, where one asks for it, and take time 901 for 900.
+    If asked for half precision, OpenVINO would use it for the embedding too, and take time 901 for 900.
     """
 
     def __init__(self, network: UNet, condition: Condition):
@@ -110,7 +110,7 @@ class FlatInputs(nn.Module):
 
     def forward(self, x: Tensor, embedding: list[Tensor], parts: list[Tensor]) -> Tensor:
         condition = self.condition.with_tensors(parts)
-        # maps of one row, broadcast to all by the arithmetic, crash the compiler of OpenVINO 2026.4
+        # maps of one row, implicitly broadcast to all rows, crash the compiler of OpenVINO 2026.4
         maps = [(_rows(gain, len(x)), _rows(bias, len(x))) for gain, bias in condition.maps]
         return self.network.with_embedding(x, embedding[0] if embedding else None, replace(condition, maps=maps))
 
@@ -127,23 +127,23 @@ def embedding(network: UNet, time: Tensor, condition: Condition) -> list[Tensor]
 
 
 def flat(condition: Condition) -> list[Tensor]:
-    """The tensors that `FlatInputs` takes; float32 also where autocast has made them."""
+    """The tensors that `FlatInputs` takes; float32 also under autocast."""
     parts = _pictures(condition).tensors()
     return [(part.float() if part.is_floating_point() else part).contiguous() for part in parts]
 
 
 def _pictures(condition: Condition) -> Condition:
-    """Without what the embedding tells."""
+    """The condition without what the embedding already contains."""
     return replace(condition, past_seen=None, sigma=None)
 
 
 def _export(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> Any:
-    """An OpenVINO model for inputs of these shapes: x, `embedding` and `flat` condition to the network's output."""
+    """An OpenVINO model for inputs of these shapes: x, `embedding` and `flat` condition -> the network's output."""
     import openvino
 
     inputs = x.contiguous(), embedding(network, time, condition), flat(condition)
     with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
-        warnings.simplefilter("ignore")  # of torch's exporter, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about itself
         program = openvino.convert_model(torch.export.export(FlatInputs(network, condition), inputs))
     shapes = [list(part.shape) for part in (inputs[0], *inputs[1], *inputs[2])]
     program.reshape(dict(zip(program.inputs, shapes, strict=True)))
@@ -159,7 +159,7 @@ def _save(program: Any, folder: Path) -> None:
         raise OSError(str(error).splitlines()[-1]) from None
 
 
-@functools.lru_cache(maxsize=2)  # one for whole chunks of samples, one for what is left
+@functools.lru_cache(maxsize=2)  # one for full chunks of samples, one for the rest
 def _compiled(folder: Path, threads: int, precision: str) -> Any:
     import openvino
 
@@ -167,7 +167,7 @@ def _compiled(folder: Path, threads: int, precision: str) -> Any:
 
 
 def settings(threads: int, precision: str = "f32") -> dict[str, object]:
-    """How OpenVINO compiles a program that is called one time after another."""
+    """OpenVINO's settings for a program whose calls run one after another."""
     return {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,4 +1,4 @@
-"""Half precision: which devices are fast in it, and the autocast for it; float32 where numbers must be exact."""
+"""Half precision: which devices are fast in it, and its autocast; plain float32 where numbers must be exact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BF16_UNITS = "avx512_bf16", "amx_bf16"  # of x86 processors: AMD from Zen 4, Int
 
 
 def fast_on(device: torch.device) -> tuple[str, ...]:
-    """Names of the precisions that a device has units for, first the one to train in. CPUs do the others slowly."""
+    """Names of the precisions that a device has units for, the best for training first. CPUs run the others slowly."""
     if device.type == "cpu":
         found = torch.cpu.get_capabilities()
         return ("fp32", "bf16") if any(found.get(name) for name in BF16_UNITS) else ("fp32",)
@@ -26,9 +26,9 @@ def fast_on(device: torch.device) -> tuple[str, ...]:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Convolutions, matrix products and attention in this precision, weights in float32; norms, too, on GPUs.
+    """Convolutions, matrix products and attention in this precision; weights stay in float32, on GPUs norms too.
 
-    Raises McvdError for an unknown precision, or one that the device is not fast in.
+    Raises McvdError for an unknown precision, or one that is slow on the device.
     """
     if precision not in PRECISIONS:
         raise McvdError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
@@ -40,11 +40,11 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Without gradients and in float32 throughout (no TF32, no bf16), whatever surrounds it and was set before."""
+    """Without gradients and in float32 throughout (no TF32, no bf16), whatever the caller has set."""
     to: Any = torch.backends
     changed = []
     try:
-        # from the general to the particular, which follows it where it has no value of its own
+        # from general to specific settings: a specific one without a value of its own follows the general one
         for place in (to, to.cudnn, to.mkldnn, to.cudnn.conv, to.cuda.matmul, to.mkldnn.conv, to.mkldnn.matmul):
             if (precision := place.fp32_precision) in ("tf32", "bf16"):
                 changed.append((place, precision))

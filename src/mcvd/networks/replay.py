@@ -1,4 +1,4 @@
-"""Network calls on a GPU without the time that it takes to launch them: recorded once, then replayed (CUDA graphs)."""
+"""Network calls on a GPU without their launch overhead: recorded once, then replayed (CUDA graphs)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mcvd.networks.unet import UNet
 
 
 def replayed_calls(network: UNet) -> Replay | None:
-    """Calls of this network on a GPU that replay what it has done before; None on CPUs.
+    """Calls of this network on a GPU that replay a recorded call; None on CPUs.
 
-    A small batch keeps a GPU waiting for Python, which starts several hundred kernels a call; a recording starts them
-    all at once, and computes the same bits. The first call with inputs of some shapes runs as ever, the second is
-    recorded, all later ones are replayed. Recordings share their memory.
+    With a small batch, the GPU waits for Python, which launches several hundred kernels per call; a recording launches
+    them all at once, with bit-identical results. For each set of input shapes, the first call runs as usual, the second
+    is recorded, and all later ones are replayed. Recordings share their memory.
     """
     device = next(network.parameters()).device
     return Replay(network, device) if device.type == "cuda" else None
@@ -46,7 +46,7 @@ class Replay:
         return recording(x, time, condition)
 
     def _aside(self, run: Callable[[], Any]) -> Any:
-        """On the stream that recordings are made on, so that what libraries keep for a stream is there already."""
+        """Runs on the stream of the recordings, so that what libraries keep per stream exists before recording."""
         current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):

@@ -1,7 +1,7 @@
 """Factor-2 resampling with the FIR kernel [1, 3, 3, 1] (StyleGAN2's choice, used by the published network).
 
-Plain operations of fixed weights: no custom kernel is needed. But for a factor of 4 each direction is the other's
-transpose, so each is the other's gradient; PyTorch's own gradients of the two are slow on GPUs.
+Plain operations with fixed weights; no custom kernel is needed. Up to a factor of 4, each direction is the other's
+transpose and therefore the other's gradient; PyTorch's own gradients of the two are slow on GPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def downsample(x: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] 2H, 2W)``: the transposed FIR, four times as strong."""
+    """``(B, C, [N,] H, W)`` -> ``(B, C, [N,] 2H, 2W)``: the transposed FIR, times 4."""
     return _on_maps(_Upsample.apply if torch.is_grad_enabled() else _up, x)
 
 
@@ -54,7 +54,7 @@ class _Upsample(torch.autograd.Function):
 
 def _down(x: Tensor) -> Tensor:
     if torch.compiler.is_dynamo_compiling():
-        # sixteen shifted pictures, which a compiler reads while it makes what comes next
+        # sixteen shifted images, which compiled code reads while it computes the next operation
         height, width = x.shape[-2:]
         padded, weights = F.pad(x, (1, 1, 1, 1)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)
         parts = (
@@ -69,12 +69,12 @@ def _down(x: Tensor) -> Tensor:
 
 
 def _up(x: Tensor) -> Tensor:
-    # With these taps it is bilinear interpolation at half-pixel centres over zero padding. Interpolation, which every
-    # backend has as one fast kernel, repeats the border pixel instead: where that counts for a quarter, 3/4 remain.
+    # With these taps, this is bilinear interpolation at half-pixel centres over zero padding. `F.interpolate`, one fast
+    # kernel on every backend, repeats the border pixel instead, with a weight of 1/4: multiplying by 3/4 removes it.
     doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     rows, columns = (_border(side, doubled) for side in doubled.shape[-2:])
     weights = rows[:, None] * columns
-    # in place, what a compiled `_Upsample` puts out has a wrong gradient under PyTorch 2.11
+    # multiplied in place, the output of a compiled `_Upsample` has a wrong gradient under PyTorch 2.11
     return doubled * weights if torch.compiler.is_compiling() else doubled.mul_(weights)
 
 

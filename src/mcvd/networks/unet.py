@@ -35,7 +35,7 @@ from mcvd.networks.norm import norm_silu
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Everything the shape of a network depends on."""
+    """Everything that the shape of a network depends on."""
 
     size: tuple[int, int] = (64, 64)
     """Height and width in pixels; each a multiple of patch * 2 ** (levels - 1)."""
@@ -44,8 +44,8 @@ class UNetConfig:
     layout: BlockLayout = field(default_factory=lambda: BlockLayout(5, 5, 5))
     """Past, current and future frames of a block."""
     patch: int = 1
-    """Side, in pixels, of the squares that the first level sees as one pixel of patch ** 2 times the channels; 1 is the
-    paper. Where 2, the network has a quarter of the pixels to work on (as in arXiv 2410.19324)."""
+    """Side, in pixels, of the squares that the first level sees as one pixel with patch ** 2 times the channels (the
+    paper: 1). With 2, the network works on a quarter of the pixels (as in arXiv 2410.19324)."""
     width: int = 64
     """Channels of the first level."""
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
@@ -53,9 +53,9 @@ class UNetConfig:
     blocks: int = 2
     """Residual blocks per level."""
     attention: tuple[int, ...] = (8, 16, 32)
-    """Resolutions (pixels of a level, of the shorter side) that get self-attention."""
+    """Resolutions (shorter side of a level, in pixels) with self-attention."""
     head_channels: int = 64
-    """Channels per attention head; -1 is one head."""
+    """Channels per attention head; -1: one head."""
     dropout: float = 0.1
     conditioning: str = "concat"
     """How the network sees the condition: `concat` (as channels) or `spatin` (as modulation of every norm)."""
@@ -66,8 +66,8 @@ class UNetConfig:
     time_embedding: bool = True
     """Tell the network the noise level; False exists for published checkpoints only."""
     frames: str = "channels"
-    """Where the frames of a block are: in the `channels` (the paper), or along an axis of their own, with 3-D
-    convolutions (`3d`) or convolutions over space, then time (`pseudo3d`); attention is then over space, then time."""
+    """Where the frames of a block are: in the `channels` (the paper), or along their own axis, with 3-D convolutions
+    (`3d`) or convolutions over space, then time (`pseudo3d`); attention is then over space, then time."""
 
     def __post_init__(self) -> None:
         if self.conditioning not in ("concat", "spatin"):
@@ -80,7 +80,7 @@ class UNetConfig:
             raise McvdError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.mask_embedding and not self.time_embedding:
             raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
-        frames = 1 if self.frames == "channels" else self.layout.current  # that share the SPATIN width
+        frames = 1 if self.frames == "channels" else self.layout.current  # these share the SPATIN width
         for name, value, least in (
             ("size", min(self.size), 1),
             ("channels", self.channels, 1),
@@ -131,7 +131,7 @@ class ChannelFrames:
     """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's; see
     `FrameOps`.
 
-    So are the pixels of a patch, after the colours: those of one frame stay together.
+    The pixels of a patch are channels too, after the colours: those of one frame stay together.
     """
 
     frames = 1
@@ -182,8 +182,8 @@ def frame_ops(config: UNetConfig) -> FrameOps:
 class Level(nn.Module):
     """One resolution of one side of the U-Net: residual blocks with their attention, then a change of resolution.
 
-    On the way down every block may be followed by attention; on the way up only the last one is. `merges` fit the skip
-    of each block on the way up to its frames.
+    On the way down every block may be followed by attention; on the way up only the last one is. `merges` adapt the
+    skip connection of each block on the way up to its frames.
     """
 
     def __init__(
@@ -203,14 +203,14 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """Current frames ``(B, k, C, H, W)``, time ``(B,)`` and a condition -> output ``(B, k, C, H, W)``.
 
-    tell_sigma: whether the network is told how noisy past and future frames are, by an embedding of its own (weights
-    that published networks lack).
+    tell_sigma: whether the network is told how noisy past and future frames are, by a separate embedding (weights that
+    published networks lack).
     """
 
     def __init__(self, config: UNetConfig, tell_sigma: bool = False):
         super().__init__()
         if tell_sigma and not config.time_embedding:
-            raise McvdError("the noise of past and future frames is told with the time: it needs time_embedding")
+            raise McvdError("the noise of past and future is part of the time embedding: it needs time_embedding")
         self.config = c = config
         layout = c.layout
         self.concat = c.conditioning == "concat"
@@ -277,7 +277,7 @@ class UNet(nn.Module):
             self.norm_out = ops.spatin(here, 0)  # type: ignore[assignment]
         self.conv_out = initialise(ops.conv(here, ops.maps(layout.current), 3), NEAR_ZERO)
         self.sigma = None
-        if tell_sigma:  # silent at first; made last, so that all other weights start as without it
+        if tell_sigma:  # near 0 at first; created last, so that all other weights start as without it
             hidden = 4 * self.time_width
             self.sigma = nn.Sequential(
                 initialise(nn.Linear(self.time_width, hidden)),
@@ -287,16 +287,16 @@ class UNet(nn.Module):
         for slot, norm in enumerate(self.spatin_norms()):
             norm.slot = slot
         self.keeps_maps = True
-        """False where the backward pass makes the blocks' insides again, and the maps should be among them."""
+        """False if the backward pass recomputes the blocks, which should then include the maps."""
         self.calls: Callable[[int, Tensor, Tensor, Condition], Tensor] | None = None
-        """What sampling has in place of `forward` (:mod:`mcvd.networks.engine`); takes the condition's slot first."""
+        """What sampling calls instead of `forward` (:mod:`mcvd.networks.engine`); takes the condition's slot first."""
 
     def spatin_norms(self) -> Iterator[Spatin]:
         """All SPATIN norms, in the order of `Condition.maps`."""
         return (part for part in self.modules() if isinstance(part, Spatin))
 
     def maps_fit(self, trajectories: int) -> bool:
-        """Whether the modulation maps of so many trajectories take up to a quarter of the free memory; warns if not."""
+        """Whether the modulation maps of so many trajectories fit into a quarter of the free memory; warns if not."""
         height, width = self.config.inner
         frames = 1 if self.config.frames == "channels" else self.config.layout.current
         values = sum(norm.channels * (height // norm.scale) * (width // norm.scale) for norm in self.spatin_norms())
@@ -307,7 +307,7 @@ class UNet(nn.Module):
             return True
         warnings.warn(
             f"the modulation maps of {trajectories} trajectories would take {wanted / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free: every step makes them again; a smaller batch size is faster",
+            f"{free / 1e9:.1f} GB are free: every step recomputes them; a smaller batch size is faster",
             stacklevel=2,
         )
         return False
@@ -320,11 +320,11 @@ class UNet(nn.Module):
         sigma: Tensor | None = None,
         keep_maps: bool = True,
     ) -> Condition:
-        """What past ``(B, p, C, H, W)`` and future ``(B, f, C, H, W)`` become; hidden frames are all 0.
+        """The condition of past ``(B, p, C, H, W)`` and future ``(B, f, C, H, W)``; hidden frames are all 0.
 
-        Runs once per block. For concat it is their share of the first convolution, for SPATIN the modulation maps of
-        every norm. sigma ``(B,)``: standard deviation of the noise that the frames hold (None: none).
-        keep_maps: False leaves it to every SPATIN norm to make its maps when it runs (`Condition.frames`).
+        Runs once per block. For concat, this is their share of the first convolution; for SPATIN, the modulation maps
+        of every norm. sigma ``(B,)``: standard deviation of the noise in these frames (None: none).
+        keep_maps: if False, every SPATIN norm computes its maps when it runs (`Condition.frames`).
         """
         if not self.config.layout.past:
             past_seen = None  # as published: a past that is not there was never hidden in training
@@ -337,13 +337,13 @@ class UNet(nn.Module):
         return Condition(share, [], past_seen, sigma)
 
     def embed(self, time: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor | None:
-        """What every block is told of the time ``(B,)`` or ``(1,)`` and of the condition's noise level and mask."""
+        """The embedding, for all blocks, of the time ``(B,)`` or ``(1,)`` and the condition's noise level and mask."""
         if self.time is None:
             return None
         embedding = self.time(time_embedding(time, self.time_width).to(dtype))
         if self.sigma is not None:
             sigma = torch.zeros_like(time) if condition.sigma is None else condition.sigma
-            # the sinusoids are made for numbers up to about 1000
+            # the sinusoids are designed for numbers up to about 1000
             embedding = embedding + self.sigma(time_embedding(1000 * sigma, self.time_width).to(dtype))
         if self.mask is not None:
             seen = condition.past_seen
@@ -355,7 +355,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x ``(B, k, C, H, W)``: frames in [-1, 1] plus noise; time ``(B,)``, counted as these weights count it.
 
-        A time ``(1,)`` and a condition of one row hold for all rows of x; sampling is faster with them.
+        A time ``(1,)`` and a condition of one row apply to all rows of x; this makes sampling faster.
         """
         return self.with_embedding(x, self.embed(time, condition, x.dtype), condition)
 

@@ -1,8 +1,8 @@
-"""3x3 convolutions, and their weights' gradients, by a quarter of the multiplications: Winograd's F(4x4, 3x3).
+"""3x3 convolutions, and the gradients of their weights, in a quarter of the multiplications: Winograd's F(4x4, 3x3).
 
-For images of many channels on CPUs, where a convolution is as slow as its arithmetic (Lavin and Gray 2016, arXiv
-1509.09308). 4x4 outputs come from a 6x6 patch of input: both are turned by constant matrices, and between them each of
-36 positions is a plain matrix product over channels. In float32 the sums differ from a direct convolution's by 1e-5, at
+For images of many channels on CPUs, where arithmetic limits the speed of a convolution (Lavin and Gray 2016, arXiv
+1509.09308). 4x4 outputs come from a 6x6 patch of input: constant matrices transform both, and in between each of 36
+positions is a plain matrix product over channels. In float32 the sums differ from a direct convolution's by 1e-5, at
 most 1e-4 of their size.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 TILE = 4
 PARTS = 36
-"""Positions of a patch: matrix products that become one tile of outputs."""
+"""Positions of a patch, each with its matrix product."""
 CACHE = 2**22
-"""Bytes of turned images that are worked on at a time, so that they stay in the caches of the processor."""
+"""Bytes of transformed images to process at a time, so that they stay in the processor's caches."""
 _MATRICES = {
     "input": torch.tensor(
         [
@@ -45,22 +45,22 @@ _MATRICES = {
 
 @functools.cache
 def _both_ways(what: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One of the matrices for rows and columns at once; kept, because a network call wants them a hundred times."""
-    with torch.inference_mode(False):  # the first to ask may be in it, the next may want gradients
+    """One of the matrices, for rows and columns at once; cached, because a network call needs them a hundred times."""
+    with torch.inference_mode(False):  # the first caller may be in inference mode, the next may want gradients
         return torch.kron(_MATRICES[what], _MATRICES[what]).to(device, dtype)
 
 
 def turn_weight(weight: Tensor) -> Tensor:
-    """Weights ``(out, in, 3, 3)`` -> ``(36, in, out)``."""
+    """Transforms weights ``(out, in, 3, 3)`` -> ``(36, in, out)``."""
     out, into = weight.shape[:2]
     matrix = _both_ways("weight", weight.dtype, weight.device)
     return (matrix @ weight.permute(2, 3, 1, 0).reshape(9, into * out)).view(PARTS, into, out)
 
 
 def turn_input(images: Tensor, lines: slice = slice(None)) -> Tensor:
-    """Images ``(..., H, W, C)``, H and W multiples of 4 -> ``(36, ..., H / 4, W / 4, C)``; padded with a pixel of 0.
+    """Transforms images ``(..., H, W, C)``, H and W multiples of 4 -> ``(36, ..., H / 4, W / 4, C)``; zero padding 1.
 
-    lines: of which lines of pixels, from a multiple of 4 to another; beside them are their neighbours, not 0.
+    lines: which lines of pixels, from one multiple of 4 to another; their padding is the neighbouring lines, not 0.
     """
     start, stop, _ = lines.indices(images.shape[-3])
     above, below = int(start > 0), int(stop < images.shape[-3])
@@ -71,7 +71,7 @@ def turn_input(images: Tensor, lines: slice = slice(None)) -> Tensor:
 
 
 def turn_output(products: Tensor) -> Tensor:
-    """``(36, N, H / 4, W / 4, out)`` -> ``(N, H, W, out)``."""
+    """Transforms products ``(36, N, H / 4, W / 4, out)`` -> ``(N, H, W, out)``."""
     _, count, rows, columns, channels = products.shape
     return _output_tiles(products).reshape(count, rows * TILE, columns * TILE, channels)
 
@@ -79,7 +79,7 @@ def turn_output(products: Tensor) -> Tensor:
 def convolve(images: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
     """A 3x3 convolution that keeps the size, ``(N, C, H, W)`` -> ``(N, out, H, W)`` (channels last in memory).
 
-    turned: of `turn_weight`; H and W are multiples of 4.
+    turned: weights from `turn_weight`; H and W are multiples of 4.
     """
     count, _, height, width = images.shape
     rows, columns, channels = height // TILE, width // TILE, turned.shape[2]
@@ -98,27 +98,27 @@ def convolve(images: Tensor, turned: Tensor, bias: Tensor | None) -> Tensor:
 def weight_gradient(images: Tensor, grad: Tensor) -> Tensor:
     """The gradient ``(out, in, 3, 3)`` of the weight of `convolve`, from ``(N, in, H, W)`` and ``(N, out, H, W)``.
 
-    Every step of `convolve` backwards: the gradient of the outputs is turned by the transposed matrix, 36 products with
-    the turned images sum over all tiles, and the transposed matrix of the weight makes 3x3 taps of them.
+    Every step of `convolve` backwards: the transposed output matrix transforms the gradient of the outputs, 36 products
+    with the transformed images sum over all tiles, and the transposed weight matrix turns the sums into 3x3 taps.
     """
     count, into, height, width = images.shape
     rows, columns, out = height // TILE, width // TILE, grad.shape[1]
     images, grad = images.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
     output, weight = (_both_ways(what, images.dtype, images.device).t() for what in ("output", "weight"))
     total = images.new_empty(PARTS, into, out)
-    # the sum is read and written with every piece: pieces as small as elsewhere would only move it
+    # every piece reads and writes the whole sum: with pieces as small as in `convolve`, that would dominate
     row = PARTS * columns * max(into, out)
     pieces = _pieces(count, rows, max(CACHE // images.element_size(), 3 * total.numel()) // row)
     for i, (which, lines) in enumerate(pieces):
         seen = turn_input(images[which], lines).flatten(1, 3)
         tiles = grad[which, lines].unflatten(2, (columns, TILE)).unflatten(1, (-1, TILE)).movedim((2, 4), (0, 1))
         turned = (output @ tiles.reshape(TILE**2, -1)).view(PARTS, -1, out)
-        total.baddbmm_(seen.transpose(1, 2), turned, beta=min(i, 1))  # 0 for the first: it writes, and reads nothing
+        total.baddbmm_(seen.transpose(1, 2), turned, beta=min(i, 1))  # 0 for the first, which writes without reading
     return (weight @ total.flatten(1)).view(3, 3, into, out).permute(3, 2, 0, 1)
 
 
 def _pieces(count: int, rows: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Which images, and which lines of them, to work on at a time: about `most` rows of tiles, at least one."""
+    """Which images, and which of their lines, to process at a time: about `most` rows of tiles, at least one."""
     if most >= rows:
         images = most // rows
         for i in range(0, count, images):
