@@ -91,7 +91,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     def report(line):
         if not refused:
             with pytest.raises(
-                McvdError, match="a run is going on in .*run; wait for its end, or choose another --output"
+                McvdError, match="another run is using .*run; wait for its end, or choose another --output"
             ):
                 go(RECIPE, tmp_path / "run")
             refused.append(line)
@@ -161,7 +161,7 @@ def test_a_run_that_goes_on_says_what_is_new_and_what_is_not_used(tmp_path):
     assert lines[1] == "note: from here on optimizer.lr 0.5 (was 0.001), batch 4 (was 2)"
     assert (
         lines[2]
-        == f"note: {tmp_path / 'run'} goes on from its own weights; those of {tmp_path / 'start'} are for a new run"
+        == f"note: {tmp_path / 'run'} continues from its own weights; those of {tmp_path / 'start'} are for a new run"
     )
     assert "note: from here on" not in " ".join(go(replace(other, steps=5), tmp_path / "run"))
 

@@ -449,7 +449,7 @@ def test_a_run_that_is_to_finish_does_so_where_the_last_steps_are_slow(tmp_path,
 
 
 def test_to_finish_needs_to_know_when(tmp_path):
-    with pytest.raises(McvdError, match="^finish chooses the steps that fit into some minutes: say how many minutes$"):
+    with pytest.raises(McvdError, match="^finish chooses the steps that fit into the minutes: say how many minutes$"):
         go(RECIPE, tmp_path / "run", finish=True)
     assert not (tmp_path / "run").exists()
 
@@ -476,7 +476,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
     newest = checkpoints(tmp_path)[-1]
     newest.write_bytes(damage(newest.read_bytes()))
     before = files(tmp_path)
-    with pytest.raises(McvdError, match=f"{newest.name} is damaged .* delete it to go on from the one") as caught:
+    with pytest.raises(McvdError, match=f"{newest.name} is damaged .* delete it to continue from the prev") as caught:
         go(RECIPE, tmp_path)
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
@@ -504,7 +504,7 @@ def test_a_checkpoint_that_is_whole_is_not_called_damaged(tmp_path, monkeypatch,
 
 def test_a_file_of_others_with_the_name_of_a_checkpoint(tmp_path):
     torch.save({"model": {}}, tmp_path / "checkpoint-000000001.pt")
-    with pytest.raises(McvdError, match="holds a checkpoint that is not of mcvd train; move it away"):
+    with pytest.raises(McvdError, match="holds a checkpoint that mcvd train did not write; move it away"):
         go(RECIPE, tmp_path)
 
 
@@ -652,5 +652,5 @@ def test_unknown_recipes_are_refused(tmp_path):
         read_recipe("nothing")
     with pytest.raises(McvdError, match="no recipe digit; did you mean digits"):
         read_recipe("digit")
-    with pytest.raises(McvdError, match="gone.yaml is not there"):
+    with pytest.raises(McvdError, match="gone.yaml does not exist"):
         read_recipe(tmp_path / "gone.yaml")

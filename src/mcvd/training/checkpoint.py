@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: written aside, flushed to disk, then renamed."""
+"""Checkpoints that survive a kill at any moment: written to a temporary file, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = re.compile(r"checkpoint-(\d+)\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes checkpoint-<step>.pt into the folder; then forgets all but the newest `KEEP`."""
+    """Writes checkpoint-<step>.pt into the folder; then deletes all but the newest `KEEP`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:09d}.pt"
     partial = path.with_suffix(".partial")
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        # torch's writer fails once more as it is closed, and says that instead
+        # torch's writer fails again when it is closed, and reports that instead
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def save_model(folder: Path, name: str, model: VideoDiffusion, notes: dict[str, Any]) -> Path:
-    """Writes a model folder of this name into the run folder, over the one before; its files are replaced whole."""
+    """Writes a model folder of this name into the run folder; the files of a previous one are replaced atomically."""
     try:
         return model.save(folder / name, notes=notes)
     except (OSError, SafetensorError) as error:
@@ -49,7 +49,7 @@ def save_model(folder: Path, name: str, model: VideoDiffusion, notes: dict[str, 
 
 
 def last_checkpoint(folder: Path) -> str:
-    """The newest checkpoint, to be named in an error."""
+    """The newest checkpoint, for error messages."""
     return str(found[-1]) if (found := checkpoints(folder)) else "none"
 
 
@@ -69,16 +69,16 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
         return None
     try:
         return torch.load(found[-1], map_location=device, mmap=mapped, weights_only=True)
-    except torch.OutOfMemoryError:  # the file is good: nobody should delete it
+    except torch.OutOfMemoryError:  # the file is good and should not be deleted
         raise
     except OSError as error:
         raise McvdError(f"cannot read {found[-1]}: {error.strerror or error}") from None
-    except Exception as error:  # a damaged file can lead to any
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to go on from the one before") from None
+        raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to continue from the previous one") from None
 
 
 def not_written(path: Path, error: Exception, folder: Path) -> McvdError:
-    """The error for a file of a run that cannot be written: the disk is full."""
+    """The error for a file of a run that cannot be written, e.g. on a full disk."""
     reason = (isinstance(error, OSError) and error.strerror) or str(error)
     return McvdError(f"cannot write {path} ({reason}); the last good checkpoint is {last_checkpoint(folder)}")

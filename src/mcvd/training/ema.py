@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what samples."""
+"""The exponential moving average of the weights, which is used for sampling."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Ema:
         self.updates += 1
 
     def state_dict(self) -> dict[str, object]:
-        """The averages and how many updates they have seen."""
+        """The averages and the number of updates."""
         return {"shadow": self.shadow, "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         for name, value in self.shadow.items():
             value.copy_(state["shadow"][name])
         self.updates = state["updates"]
@@ -55,7 +55,7 @@ def power_exponent(width: float) -> float:
 
     Such an average weighs the weights of step t' in proportion to t'^gamma: it forgets the start at any length of run.
     Its standard deviation, as a share of the run, is sigma_rel = sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2), which
-    is solved for gamma. 0 < width <= 1 / sqrt(12), which is gamma = 0, the plain mean.
+    is solved for gamma. 0 < width <= 1 / sqrt(12), where gamma = 0 is the plain mean.
     """
     t = width**-2
     # (gamma + 2)^2 (gamma + 3) = t (gamma + 1)

@@ -19,24 +19,24 @@ from mcvd.training.parallel import blocks
 from mcvd.training.recipe import Recipe
 
 BYTES_PER_WEIGHT = 4 * 5  # weight, gradient, two averages of Adam, EMA; all float32
-BYTES_LESS = 4  # of a weight that Muon takes, with one average
+BYTES_LESS = 4  # for a weight that Muon updates, which has one average
 SHARE_OF_MATMUL = 0.4  # of the machine's rate for large matrices; measured for the published networks, see `rate`
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Costs of a run; memory and time are for one process that takes the whole batch and shares out nothing."""
+    """Costs of a run; memory and time are for a single process that takes the whole batch."""
 
     parameters: int
     flops: int
-    """Of one clip in one step, forward and backward (a multiply-add is 2)."""
+    """For one clip in one step, forward and backward (a multiply-add is 2)."""
     state_bytes: int
     """Weights, gradients, averages of the optimizer, EMA."""
     activation_bytes: int
-    """What the backward pass of one part of the batch keeps, in float32; half of it under bf16 or fp16."""
+    """What is kept for the backward pass of one part of the batch, in float32; half of it under bf16 or fp16."""
 
     def seconds(self, recipe: Recipe, rate: float) -> float:
-        """Of the whole run, at `rate` floating-point operations a second."""
+        """Duration of the whole run, at `rate` floating-point operations per second."""
         return self.flops * recipe.batch * recipe.steps / rate
 
 
@@ -74,7 +74,7 @@ class _Kept:
 
     def __init__(self, model: VideoDiffusion, counter: FlopCounterMode):
         self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        self.outside: dict[int, torch.UntypedStorage] = {}  # by address, which is not used again while they are here
+        self.outside: dict[int, torch.UntypedStorage] = {}  # by address, which is not reused while they are kept
         self.inputs: dict[int, torch.UntypedStorage] = {}
         self.inside: list[dict[int, torch.UntypedStorage]] = []
         self.here = self.outside
@@ -104,7 +104,7 @@ class _Kept:
         return tensor
 
     def peak(self, recomputed: bool) -> int:
-        """Bytes at the largest moment; recomputed: the blocks keep their inputs alone, and one of them is run again."""
+        """Bytes at the peak; recomputed: the blocks keep only their inputs, and are run again one at a time."""
         outside = self.outside | self.inputs if recomputed else self.outside
         total = sum(storage.nbytes() for storage in outside.values())
         own = [{at: storage for at, storage in block.items() if at not in outside} for block in self.inside]
@@ -127,15 +127,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def rate(device: torch.device) -> float:
-    """Floating-point operations a second that training may expect of this device: a share of its matrix rate."""
+    """Floating-point operations per second to expect of this device in training: a share of its matrix rate."""
     return SHARE_OF_MATMUL * matmul_rate(device)
 
 
 @lru_cache
 def matmul_rate(device: torch.device) -> float:
-    """Floating-point operations a second in large matrix products, bf16 on GPUs and float32 on CPUs; measured once."""
+    """Floating-point operations per second in large matrix products, bf16 on GPUs, float32 on CPUs; measured once."""
     n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
-    # random numbers, because GPUs are faster on equal ones; from a generator of its own, so that no run changes
+    # random numbers, because GPUs are faster on equal ones; from a separate generator, so that no run changes
     a = torch.randn(n, n, generator=torch.Generator(device).manual_seed(0), device=device).to(dtype)
     best = float("inf")
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Fine-tuning: takes over the weights of another model wherever they fit, and says which are new."""
+"""Fine-tuning: copies the weights of another model wherever they fit, and says which are new."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mcvd.training.recipe import Recipe
 
 
 def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
-    """The recipe with what the weights of `source` mean: how they count time.
+    """The recipe, counting time as the weights of `source` do.
 
-    Raises McvdError where the weights would mean something else than the recipe says, such as another schedule. Another
-    prediction is no hindrance: it is the last convolution alone that knows of it.
+    Raises McvdError if the weights contradict the recipe in other ways, such as another noise schedule. Another
+    prediction is allowed: only the last convolution depends on it.
     """
     mine, theirs = recipe.model, source.config
     for name in ("schedule", "noisy_condition"):
@@ -31,12 +31,12 @@ def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
 
 @torch.no_grad()
 def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
-    """Copies the weights of `source` into `model`; returns the names of those that are (in part) new.
+    """Copies the weights of `source` into `model`; returns the names of those that are (partly) new.
 
-    Of the first and last convolution, which grow with the frames of a block, the parts of the frames that both have are
-    copied: the past frames nearest to the current ones, the first current and the first future frames; what is left
-    starts at 0 for condition frames, so that the model begins as `source` is. Where it predicts something else (eps, v,
-    x0), the last convolution is new.
+    Of the first and last convolution, which grow with the frames of a block, the parts for frames that both models have
+    are copied: the past frames nearest to the current ones, the first current and the first future frames. The other
+    condition frames start at 0, so that the model begins as `source` is. If it predicts something else (eps, v, x0),
+    the last convolution is new.
     """
     another = model.config.prediction != source.config.prediction
     own, given = model.network.state_dict(), source.network.state_dict()

@@ -20,7 +20,7 @@ COLUMNS = {  # of the table, by name of the value
 
 
 class LiveTable:
-    """One line of the newest values; lines that are said go above it."""
+    """One line of the newest values; messages are printed above it."""
 
     def __init__(self, steps: int, console: Console | None = None):
         self.steps, self.shown = steps, dict.fromkeys(COLUMNS, "")
@@ -29,7 +29,7 @@ class LiveTable:
         self.live.start()
 
     def update(self, step: int, values: Mapping[str, float], left: str) -> None:
-        """Shows the values that the table has a column for; the others stay as they were."""
+        """Shows the values that have a column; columns without a new value stay as they were."""
         self.step, self.left = step, left
         for name, (_, style) in COLUMNS.items():
             if name in values:
@@ -37,11 +37,11 @@ class LiveTable:
         self.live.update(self._table(), refresh=True)
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         self.live.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leaves the table as it is."""
+        """Stops updating; the table stays in the terminal."""
         self.live.stop()
 
     def _table(self) -> Table:

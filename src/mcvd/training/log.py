@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: values and pictures for its trackers, lines or a table for the terminal."""
+"""What a run reports to people: values and pictures to its trackers, lines or a table to the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """Writes into a run folder; with `enabled` False (other processes than the first) it writes nothing.
+    """Writes into a run folder; with `enabled` False (all processes but the first) it writes nothing.
 
     device, processes: of the run, for its rates. live: show a table in the terminal instead of lines.
     """
@@ -48,7 +48,7 @@ class RunLog:
     ):
         self.output, self.recipe, self.enabled, self.report = output, recipe, enabled, report
         self.steps = recipe.steps
-        """How many there will be; a run that is to finish in time may change it."""
+        """Steps of the whole run; with `finish`, this changes during the run."""
         self.table: LiveTable | None = None
         self.trackers: list[Tracker] = []
         if enabled:
@@ -65,7 +65,7 @@ class RunLog:
         self.began, self.first_step = time.monotonic(), step
 
     def step(self, step: int, **values: float) -> None:
-        """Logs values of a step, with the rates since the last; names with a / go to the trackers alone."""
+        """Logs values of a step, with the rates since the last call; names with a / go only to the trackers."""
         if not self.enabled:
             return
         made, seconds = step - self.first_step, time.monotonic() - self.began
@@ -84,7 +84,7 @@ class RunLog:
         self.report(f"step {step}/{self.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
 
     def picture(self, step: int, model: VideoDiffusion, clips: Tensor) -> None:
-        """Saves a sheet, and a GIF for each task, of what the model makes of these clips (uint8)."""
+        """Saves a sheet, and a GIF per task, of what the model generates from these clips (uint8)."""
         if not self.enabled:
             return
         try:
@@ -110,14 +110,14 @@ class RunLog:
     ) -> None:
         if self.table is not None:
             self.table.close()
-        # after another error, that this fails, too, is nothing new
+        # after another error, a failure here is ignored
         with self._writing() if error is None else contextlib.suppress(OSError):
             for tracker in self.trackers:
                 tracker.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A disk that is full, as the error for people."""
+        """Turns errors of writing, e.g. on a full disk, into ones for people."""
         try:
             yield
         except OSError as error:
@@ -132,10 +132,10 @@ def _clock(seconds: float) -> str:
 
 
 def changed_values(recipe: Recipe, output: Path) -> str:
-    """The values of a recipe that the run in this folder had otherwise until now, but for its length and its data."""
+    """The values of a recipe that differ from those of the run in this folder until now, except its length and data."""
     try:
         before = _values(to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run")))
-    except (OSError, ValueError, McvdError):  # a folder that somebody moved parts of, or a run of another version
+    except (OSError, ValueError, McvdError):  # an incomplete folder, or a run of another version
         return ""
     now = _values(to_dict(recipe))
     return ", ".join(

@@ -12,7 +12,8 @@ from mcvd.training.recipe import Recipe
 
 
 class Meter:
-    """Rates of one process between two calls. Needs the arithmetic of a step, and about 0.2 s for the machine's rate.
+    """Rates of one process between two calls. Creating one counts the arithmetic of a step, and measures the machine's
+    rate in about 0.2 s.
 
     processes: how many share a batch.
     """
@@ -24,12 +25,12 @@ class Meter:
         self.restart(step)
 
     def restart(self, step: int) -> None:
-        """What was done until now, such as sampling, does not count as training."""
+        """Starts measuring here: what was done before, such as sampling, does not count as training."""
         self.step, self.time = step, time.monotonic()
 
     def rates(self, step: int) -> dict[str, float]:
         """Since the last call: `steps_per_second`, `clips_per_second` of all processes, `mfu`; `memory_gb` at its peak,
-        where the system tells.
+        if the system reports it.
 
         mfu, model FLOPs utilisation (arXiv 2204.02311, appendix B): arithmetic that the steps needed, forward and
         backward, over what this process's device does in large matrix products (measured). Empty if no step was made.
@@ -46,7 +47,7 @@ class Meter:
 
 
 def memory(device: torch.device) -> int | None:
-    """Bytes at the peak: allocated by torch on a GPU, resident of this process on a CPU; None on Windows."""
+    """Bytes at the peak: allocated by torch on a GPU, resident in this process on a CPU; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

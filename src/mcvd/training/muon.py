@@ -1,4 +1,4 @@
-"""What makes the step: Adam, or Muon for the weights of convolutions and linear layers with Adam for the rest."""
+"""The optimizer: Adam, or Muon for the weights of convolutions and linear layers with Adam for the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from mcvd.training.parallel import sharded_as
 from mcvd.training.recipe import OptimizerConfig
 
-SMALLEST = 2000  # elements of a weight that are worth it
+SMALLEST = 2000  # elements up to which Muon is not worth it for a weight
 EMBEDDINGS = ("network.time.", "network.sigma.", "network.mask.")
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of Jordan's polynomial, which is steep at 0 and then stays within 0.7 and 1.2
 ITERATIONS = 5
@@ -36,27 +36,27 @@ def optimizer_for(model: nn.Module, config: OptimizerConfig, fused: bool) -> tor
 
 
 def settings(config: OptimizerConfig) -> dict[str, Any]:
-    """What a recipe says about the groups of parameters but the rate, which changes; not all groups have all of it."""
+    """A recipe's settings of parameter groups, except the rate, which changes; not every group has all of them."""
     return {name: getattr(config, name) for name in ("betas", "eps", "weight_decay", "momentum")}
 
 
 def optimizer_name(state: dict[str, Any]) -> str:
-    """Which optimizer this is the state of."""
+    """The name of the optimizer that this state belongs to."""
     return "muon" if "momentum" in state["param_groups"][0] else "adam"
 
 
 def muon_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon takes: of convolutions and linear layers, but small ones and those of embeddings."""
+    """The weights that Muon updates: of convolutions and linear layers, except small ones and those of embeddings."""
     named = model.named_parameters()
     return [w for name, w in named if w.dim() >= 2 and w.numel() > SMALLEST and not name.startswith(EMBEDDINGS)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for its first group of parameters, the Adam that it is given for the second.
+    """Muon (Jordan et al. 2024) for its first group of parameters, the given Adam for the second.
 
     The update of a weight is its averaged gradient, as a matrix of outputs by inputs with all singular values near 1,
     scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982), so that both share rate and weight decay.
-    `torch.optim.Muon` takes no convolutions, one matrix at a time, and computes in bf16 also where that is slow.
+    `torch.optim.Muon` takes no convolutions, takes one matrix at a time, and computes in bf16 even where that is slow.
     """
 
     def __init__(self, weights: list[nn.Parameter], adam: torch.optim.AdamW, momentum: float):
@@ -67,9 +67,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Parameters without a gradient stay. closure: not used."""
+        """Parameters without a gradient stay as they are. closure: not used."""
         self._orthogonal_step(self.param_groups[0])
-        # after a restart both are other objects
+        # loading a checkpoint replaces both objects
         self.adam.param_groups, self.adam.state = self.param_groups[1:], self.state
         self.adam.step()
 
@@ -81,11 +81,11 @@ class Muon(torch.optim.Optimizer):
         stacks = defaultdict(list)
         for weight in weights:
             stacks[tuple(sorted((len(weight), weight.numel() // len(weight))))].append(weight)
-        # one stack after another: of sharded weights every process then holds no more than these whole
+        # one stack after another: of sharded weights, every process then gathers no more than these
         for (_, columns), stack in stacks.items():
             gradients, averages = [weight.grad for weight in stack], [self.state[weight]["average"] for weight in stack]
             torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            # Nesterov's, as a lerp would make it, which PyTorch 2.11 has not for sharded weights
+            # Nesterov's: a lerp, which PyTorch 2.11 lacks for sharded weights
             ahead = torch._foreach_mul(gradients, 1 - group["momentum"])
             torch._foreach_add_(ahead, averages, alpha=group["momentum"])
             made = orthogonalise(torch.stack([_matrix(update) for update in ahead])).to(stack[0].dtype)
@@ -107,7 +107,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def _matrix(update: Tensor) -> Tensor:
-    """A weight's update, whole, as a matrix that is no higher than wide; the kernel's inputs last, as in memory."""
+    """A weight's whole update as a matrix with no more rows than columns; the kernel's inputs last, as in memory."""
     whole = update.full_tensor() if isinstance(update, DTensor) else update
     matrix = whole.movedim(1, -1).flatten(1)
     return matrix.mT if len(matrix) > matrix.shape[1] else matrix

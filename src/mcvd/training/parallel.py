@@ -1,8 +1,8 @@
-"""What is put around the network before it is trained: recomputation, compilation, then sharding or DDP.
+"""Wrappers of the network for training: recomputation, compilation, then sharding or DDP.
 
 The order matters. Recomputation is innermost: the backward pass runs a block again with the weights that the layers
-around it have gathered. Compilation comes next, so that it sees a plain network; of a sharded one it compiles the
-blocks, because every block gathers its weights before it runs, in Python. What exchanges gradients is outermost.
+around it have gathered. Compilation comes next, so that it sees a plain network; of a sharded one, it compiles the
+blocks, because every block gathers its weights, in Python, before it runs. What exchanges gradients is outermost.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def blocks(network: UNet) -> list[nn.Module]:
 
 
 def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Module:
-    """What the training step calls instead of the model, whose weights it uses; of one process, the model itself."""
+    """What the training step calls, with the weights of the model; in a single process, the model itself."""
     sharded = recipe.sharding == "full" and processes.count > 1
     parts = blocks(model.network)
     if recipe.checkpointing:
@@ -49,7 +49,7 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
     if recipe.compile and not sharded:
         model.network.compile(dynamic=False)
     elif recipe.compile:
-        # the blocks share their code, which is compiled once for every shape; the default limit of 8 is too few
+        # the blocks share their code, which is compiled once for every shape; the default limit of 8 is too low
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(parts))
         for block in parts:
             block.compile(dynamic=False)
@@ -60,7 +60,7 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
 
 
 def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's forward that keeps its inputs alone, and is run again, with the same dropout, in the backward pass."""
+    """A block's forward that keeps only its inputs, and is run again, with the same dropout, in the backward pass."""
 
     def run(x: Tensor, *rest: Any) -> Tensor:
         # x is an argument: checkpoint keeps the random state of the devices that its arguments are on
@@ -70,12 +70,12 @@ def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _shard(model: VideoDiffusion, parts: list[nn.Module], processes: Processes) -> None:
-    """FSDP2: every process keeps its share of each weight, and gathers those of a block when it runs."""
+    """FSDP2: every process keeps its share of each weight, and gathers the weights of a block when it runs."""
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     for weight in model.parameters():
         weight.data = weight.data.contiguous()  # FSDP2 takes no channels_last weights
     for norm in model.network.spatin_norms():
-        # the modulation maps are made before the block runs, or in it again (`UNet.encode`): a group of its own
+        # the modulation maps are computed before the block runs, or within it (`UNet.encode`): a group of its own
         fully_shard(list(norm.children()), mesh=mesh)
     for block in parts:
         block.register_forward_pre_hook(_channels_last)
@@ -88,15 +88,15 @@ def _shard(model: VideoDiffusion, parts: list[nn.Module], processes: Processes) 
 
 
 def _channels_last(block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Features in the layout that convolutions are fastest in; otherwise the weights' layout brings it about."""
+    """Features in the layout with the fastest convolutions, which unsharded weights bring about by their own layout."""
     x, *rest = inputs
     return (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, *rest)
 
 
 def whole(state: Any, keep: bool) -> Any:
-    """A nested state with every sharded tensor in one piece, on the CPU; a call of all processes.
+    """A nested state with every sharded tensor in one piece, on the CPU; all processes must call it.
 
-    keep: whether this process wants it; of the others, sharded tensors become None, one at a time.
+    keep: whether this process wants the result; in the others, sharded tensors become None, one at a time.
     """
     if isinstance(state, DTensor):
         value = state.full_tensor()
@@ -111,7 +111,7 @@ def whole(state: Any, keep: bool) -> Any:
 def sharded_as(state: Any, own: Any) -> Any:
     """The inverse of `whole`: every tensor that is sharded in the nested state `own` becomes this process's share."""
     if isinstance(own, DTensor):
-        # every process has read the same file: each cuts out its share, nothing is sent; a copy, or all would be kept
+        # every process has read the same file and cuts out its share: nothing is sent; a view would keep the whole
         return distribute_tensor(state.to(own.device), own.device_mesh, own.placements, src_data_rank=None).clone()
     if isinstance(own, dict):
         return {key: sharded_as(value, own.get(key)) for key, value in state.items()}
@@ -119,7 +119,7 @@ def sharded_as(state: Any, own: Any) -> Any:
 
 
 def sharded_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of this optimizer as `whole` left it, with the averages of every weight sharded as the weight is."""
+    """The state of this optimizer, as `whole` returned it, with the averages of a weight sharded as the weight is."""
     own = dict(enumerate(weight for group in optimizer.param_groups for weight in group["params"]))
     return state | {
         "state": {

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcvd.networks.precision import autocast, fast_on
 
 SCALE = 2.0**8  # of the loss at the start; the summed loss has large gradients, which overflow at torch's 2 ** 16
-SKIPS = 30  # steps in a row with infinite gradients that are too many: each halves the scale
+SKIPS = 30  # that many steps in a row with infinite gradients are too many: each halves the scale
 
 
 class Precision:
@@ -21,14 +21,14 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device):
-        """name: `precision` of the recipe. Raises McvdError where the device has no such arithmetic."""
+        """name: `precision` of the recipe. Raises McvdError if it is slow on the device."""
         if name == "auto":
             name = "bf16" if fast_on(device)[0] == "bf16" else "fp32"
         self.fp16 = name == "fp16"
         self.autocast = autocast(name, device)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=self.fp16)
         self.skipped = torch.zeros((), dtype=torch.long, device=device)
-        """Steps in a row that were skipped; on the device, so that counting does not wait for it."""
+        """Skipped steps in a row; kept on the device, so that counting does not wait for it."""
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of the (scaled) loss."""
@@ -39,18 +39,18 @@ class Precision:
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """The optimizer's step, left out where the gradient, of this norm, has overflowed."""
+        """The optimizer's step, skipped if the gradient, whose norm is given, has overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
         if self.fp16:
             self.skipped = torch.where(norm.isfinite(), 0, self.skipped + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale and how long it has been good; nothing but under fp16."""
+        """The scale and for how long it has been good; empty unless fp16."""
         return self.scaler.state_dict() | {"skipped": int(self.skipped)} if self.fp16 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; a run that had another precision until now starts with a new scale."""
+        """Restores what `state_dict` returned; a run that had another precision until now starts with a new scale."""
         if self.fp16 and state:
             self.skipped.fill_(state["skipped"])
             self.scaler.load_state_dict({key: value for key, value in state.items() if key != "skipped"})

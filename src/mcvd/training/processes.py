@@ -1,4 +1,4 @@
-"""The processes of a run: joining the group that torchrun made, and what they agree on."""
+"""The processes of a run: joining torchrun's group, and what they agree on."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Processes:
     @staticmethod
     @contextlib.contextmanager
     def join(device: str | None) -> Iterator[Processes]:
-        """Joins the group that torchrun made, if any; leaves it at the end. McvdError for a device that is not there.
+        """Joins torchrun's group, if any; leaves it at the end. McvdError for a device that is not available.
 
-        What holds the group from within torch's C++ code, as DistributedDataParallel does, must be gone by then: who
-        lets go of a group last waits for its threads, and DDP does so with the interpreter locked, which these threads
-        may be waiting for in turn.
+        Whatever holds the group in torch's C++ code, as DistributedDataParallel does, must be gone by then: the last
+        holder to release a group waits for its threads, and DDP does so with the interpreter locked, for which these
+        threads may be waiting in turn.
         """
         grouped = dist.is_torchelastic_launched()
         device = default_device() if device is None else device
@@ -51,19 +51,19 @@ class Processes:
                 else Processes(0, 1, torch.device(device))
             )
         except BaseException as error:
-            if grouped:  # its traceback keeps what the functions that failed had
+            if grouped:  # its traceback holds the variables of the functions that failed
                 traceback.clear_frames(error.__traceback__)
             raise
         finally:
             if grouped:
-                # Gloo's threads let go of the tensors of the last exchange a moment after it is done, and need the
-                # interpreter for it: were it ending by then, the process would be aborted after all its work.
+                # Gloo's threads release the tensors of the last exchange a moment after it is done, and need the
+                # interpreter for that: if it were ending by then, the process would be aborted after all its work.
                 time.sleep(SETTLE)
                 dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and speaks."""
+        """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
     def mean(self, value: Tensor) -> float:
@@ -74,7 +74,7 @@ class Processes:
         return float(value)
 
     def largest(self, value: int) -> int:
-        """The largest value that any process has; exchanged by CPUs, so that nobody waits for a GPU."""
+        """The largest value of all processes; exchanged by CPUs, so that none waits for a GPU."""
         if self.count == 1:
             return value
         shared = torch.tensor(value, device="cpu")
@@ -82,15 +82,15 @@ class Processes:
         return int(shared)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so: to stop, all must leave at the same step, or the others would wait for ever."""
+        """Whether the flag of any process is set: all must stop at the same step, or the others would wait forever."""
         return bool(self.largest(int(flag)))
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """A list that SIGTERM, SIGUSR1, SIGHUP (the terminal has gone) and Ctrl-C put their name into, instead of ending
-    the process. What nohup has it ignore stays so. Python handles signals in its main thread alone: in another, none
-    come. Windows has the first and the last of them alone.
+    """A list to which SIGTERM, SIGUSR1, SIGHUP (the terminal has gone) and Ctrl-C add their names, instead of ending
+    the process. What nohup ignores stays ignored. Python handles signals only in its main thread: in another one, the
+    list stays empty. Windows has only the first and the last of these signals.
     """
     stop: list[str] = []
     if threading.current_thread() is not threading.main_thread():

@@ -17,7 +17,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where clips come from."""
+    """The source of clips."""
 
     kind: Literal["moving-mnist", "videos"] = "videos"
     """`moving-mnist`: made on the fly from the MNIST digits; `videos`: a folder of video files and image folders."""
@@ -28,16 +28,16 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the clips left to right."""
     fps: float | None = None
-    """Frames a second that videos are resampled to when they are prepared; None keeps their own."""
+    """Frames per second to which videos are resampled when they are prepared; None keeps their own."""
     fit: Literal["crop", "stretch"] | None = None
-    """How frames become the model's shape: cut to it from the centre, or stretched; None is the layout's way, for any
-    videos `crop`."""
+    """How frames are fitted to the model's shape: a centre crop, or stretched; None: as is usual for the layout (`crop`
+    for `videos`)."""
     split_by: str = "auto"
-    """What is held out for validation as a whole: `file`, `folder`, or a regular expression with a group."""
+    """Unit that is held out for validation: `auto`, `file`, `folder`, or a regular expression with a group."""
     digits: tuple[int, ...] = (2,)
-    """Moving MNIST: digits of a clip; of several numbers each clip has one, drawn evenly."""
+    """Moving MNIST: digits per clip; of several numbers, each clip draws one, all with the same probability."""
     layout: Layout = "videos"
-    """What raw videos are: any (`videos`), or the download of a published data set, with its split."""
+    """What the raw videos are: any videos (`videos`), or the download of a published data set, with its split."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OptimizerConfig:
     """Adam, as published, or Muon."""
 
     name: Literal["adam", "muon"] = "adam"
-    """What makes the step: `adam`, or `muon` for weights of convolutions and linear layers, Adam for the rest."""
+    """The optimizer: `adam`, or `muon` for weights of convolutions and linear layers with Adam for the rest."""
     lr: float = 2e-4
     """Learning rate after warm-up."""
     warmup: int = 1000
@@ -53,7 +53,7 @@ class OptimizerConfig:
     decay: Literal["constant", "cosine", "wsd"] = "constant"
     """What the rate does after warm-up: `cosine` falls to 0 at the last step; `wsd` stays, then falls linearly to 0."""
     cooldown: float = 0.2
-    """Share of the steps in which `wsd` falls."""
+    """Share of the steps during which `wsd` falls."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's averages."""
     eps: float = 1e-8
@@ -90,7 +90,7 @@ class Recipe:
     batch: int = 64
     """Clips per step, over all processes."""
     accumulate: int = 1
-    """Parts that a process takes its share of the batch in, one after another, to save memory."""
+    """Parts into which a process divides its share of the batch, one after another, to save memory."""
     weighting: Literal["uniform", "min-snr"] = "uniform"
     """Weight of the noise levels in the loss: all the same (the paper), or Min-SNR (arXiv 2303.09556)."""
     ema: float = 0.999
@@ -106,9 +106,9 @@ class Recipe:
     compile: bool = False
     """Compile the network with torch.compile (minutes at the start, faster after)."""
     checkpointing: bool = False
-    """Compute the blocks of the network again in the backward pass instead of keeping their activations."""
+    """Recompute the blocks of the network in the backward pass instead of keeping their activations."""
     sharding: Literal["none", "full"] = "none"
-    """What several processes share out: `none` (DDP), or weights, gradients, optimizer and EMA (`full`, FSDP)."""
+    """What is sharded over several processes: `none` (DDP), or weights, gradients, optimizer and EMA (`full`, FSDP)."""
     seed: int = 0
     """Seed of everything random."""
     log_every: int = 50
@@ -143,7 +143,7 @@ def read_recipe(name: str | Path) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise McvdError(f"{path} is not there")
+            raise McvdError(f"{path} does not exist")
     else:
         path = _bundled(str(name))
     try:
@@ -156,7 +156,7 @@ def read_recipe(name: str | Path) -> Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The bundled recipes: of the bundled models, then one for every published experiment."""
+    """The bundled recipes: those of the bundled models, then one for every published experiment."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml")) + sorted(p.stem for p in RECIPES.glob("paper/*.yaml"))
 
 

@@ -1,4 +1,4 @@
-"""What a model makes of the same clips, for all tasks that it was trained for: one picture, and a GIF a task."""
+"""What a model generates from the same clips, for every task that it was trained for: one picture, and a GIF each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mcvd.data.sheet import GIVEN, MADE, contact_sheet
 from mcvd.data.video_write import write_video
 from mcvd.model import VideoDiffusion
 
-FASTEST_SHOWN = 50  # frames a second: viewers show no faster GIF
+FASTEST_SHOWN = 50  # frames per second: viewers show no faster GIF
 
 
 class Sample(NamedTuple):
-    """What was made for one task."""
+    """What was generated for one task."""
 
     known: list[bool]
-    """One flag a frame."""
+    """One flag per frame."""
     video: Tensor
     """``(B, p + k + f, C, H, W)`` in [0, 1]"""
 
@@ -30,7 +30,7 @@ def sample_tasks(
 ) -> dict[str, Sample]:
     """Fills in clips ``(B, p + k + f, C, H, W)`` uint8 for each task that the model was trained for, by its name.
 
-    steps: None is as many as the solver has by default.
+    steps: None: the solver's default.
     """
     p, k, f = model.layout.past, model.layout.current, model.layout.future
     made = {}
@@ -49,7 +49,7 @@ def sample_sheet(
     steps: int | None = None,
     guidance: float = 1.0,
 ) -> Image.Image:
-    """Truth, prediction, backward prediction, interpolation and generation of the first `rows` clips.
+    """Ground truth, prediction, backward prediction, interpolation and generation for the first `rows` clips.
 
     clips: ``(B, p + k + f, C, H, W)`` uint8. Tasks that the model was not trained for are left out.
     """
@@ -69,9 +69,9 @@ def save_samples(model: VideoDiffusion, clips: Tensor, path: Path, rows: int = 2
 
 
 def side_by_side(clips: Tensor, sample: Sample) -> Tensor:
-    """``(T, 3, H', W')`` uint8: the clips in a row, what was made of them below; edges as in the sheet.
+    """``(T, 3, H', W')`` uint8: the clips in a row, what was generated from them below; edges as in the sheet.
 
-    What was made of nothing has no clip above it.
+    Unconditional generation has no clips above it.
     """
     made = (sample.video.clamp(0, 1) * 255).round().to(torch.uint8)
     edges = [GIVEN if known else MADE for known in sample.known]

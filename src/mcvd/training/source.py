@@ -33,10 +33,10 @@ def to_model_range(clips: Tensor, device: torch.device) -> Tensor:
 
 
 def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report | None = None) -> ClipSource:
-    """The clips of a recipe: `split` is "train" (a random stream) or "test" (other digits; other videos, the
-    validation ones where there are such, as `TEST_CLIPS` clips that never change).
+    """The clips of a recipe: `split` is "train" (a random stream) or "test" (other digits; or `TEST_CLIPS` fixed clips
+    of other videos, the validation ones if there are any).
 
-    Raw videos are prepared once, in the cache. report: takes the lines about that (default: the first process prints).
+    Raw videos are prepared once, in the cache. report: gets the lines about that (default: the first process prints).
     """
     network = recipe.model.network
     frames = network.layout.frames
@@ -79,10 +79,10 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
 
 
 def say_nothing(line: str) -> None:
-    """A report to nobody: of a second split, or of a process that is not the first."""
+    """Discards a report: of a second split, or of a process that is not the first."""
 
 
 def _say_first(line: str) -> None:
-    """Of the processes of a run, one speaks."""
+    """Prints in the first process only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)

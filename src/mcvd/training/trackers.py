@@ -23,18 +23,18 @@ class Tracker(Protocol):
         """Values of a step."""
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG, or a GIF that moves, in a file that stays."""
+        """A PNG, or an animated GIF, in a file that stays."""
 
     def close(self) -> None:
         """The run has ended, or stopped for now."""
 
 
 class JsonLines:
-    """One JSON object a line, in a file."""
+    """One JSON object per line, in a file."""
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        if path.exists():  # lines after the checkpoint were of steps that are now made again
+        if path.exists():  # lines after the checkpoint are of steps that are now repeated
             kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
             write_whole(path, "".join(line + "\n" for line in kept))
 
@@ -44,14 +44,14 @@ class JsonLines:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """The file lies in the run folder already."""
+        """The file is in the run folder already."""
 
     def close(self) -> None:
-        """Every line is whole as it is."""
+        """Nothing to do: every line is complete."""
 
 
 class TensorBoard:
-    """Events for `tensorboard --logdir`. Raises ImportError on a bare machine that has torch and little else."""
+    """Events for `tensorboard --logdir`. Raises ImportError if TensorBoard is not installed."""
 
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -59,12 +59,12 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """A point in the plot of each."""
+        """Adds a point to the plot of each value."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """The file as it is: TensorBoard shows a GIF moving, and its own add_video would need moviepy to make one."""
+        """Adds the file as it is: TensorBoard plays GIFs, and its own add_video would need moviepy to make one."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -76,12 +76,12 @@ class TensorBoard:
         events.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
-        """Writes out what is left."""
+        """Writes what is still buffered."""
         self.writer.close()
 
 
 class Hosted:
-    """W&B or trackio, whose calls are the same. A run that continues is continued there: its folder names it."""
+    """W&B or trackio, whose calls are the same. A continued run is continued there too, found by its folder."""
 
     def __init__(self, package: str, output: Path, recipe: Recipe):
         try:
@@ -95,7 +95,7 @@ class Hosted:
         self.package.init(project="mcvd", name=name, config=to_dict(recipe), resume="allow", **more)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends them."""
+        """Sends the values."""
         self.package.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
@@ -105,12 +105,12 @@ class Hosted:
         self.package.log({name: shown}, step=step)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends what is still buffered."""
         self.package.finish()
 
 
 def open_trackers(output: Path, recipe: Recipe, step: int) -> list[Tracker]:
-    """Those of a run that has made `step` steps; McvdError if the one that the recipe asks for is not installed."""
+    """The trackers of a run that has made `step` steps; McvdError if the recipe's own tracker is not installed."""
     hosted = [] if recipe.tracker is None else [Hosted(recipe.tracker, output, recipe)]
     found: list[Tracker] = [JsonLines(output / "log.jsonl", step), *hosted]
     with contextlib.suppress(ImportError):

@@ -1,7 +1,7 @@
 """The training loop: one process or many (torchrun), restartable at any step with the same result.
 
 Everything random at step s is a function of (seed, s): the clips, masks, times and noise of the whole batch, of which
-each process takes its rows. So a run that was killed continues exactly, and a run on 8 processes sees what one sees.
+each process takes its rows. So a killed run continues exactly, and a run on 8 processes sees the same data as on one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Trainer:
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = 0
         self.best = math.inf
-        """The smallest validation error so far; known to the first process."""
+        """The smallest validation error so far; known only to the first process."""
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
@@ -100,7 +100,7 @@ class Trainer:
         return total, norm
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients are exchanged once, with the last part; sharded ones with every part, as none has room for all."""
+        """Gradients are exchanged once, with the last part; sharded ones with every part, as no process holds all."""
         network = self.network
         return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
 
@@ -111,9 +111,9 @@ class Trainer:
         return min_snr_weight(config.schedule.alpha_bar.to(t.device, non_blocking=True)[t].float(), config.prediction)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """All that a restart needs, whatever the processes and their sharding; random numbers need no state.
+        """All that a restart needs, on any number of processes and with any sharding; random numbers need no state.
 
-        A call of all processes; None on all but the first.
+        All processes must call it; None in all but the first.
         """
         state = {
             "step": self.step,
@@ -129,10 +129,10 @@ class Trainer:
         return state if self.processes.first else None
 
     def load_state_dict(self, state: dict, where: str) -> None:
-        """Takes over what `state_dict` gave; the model and the optimizer must be the same."""
+        """Restores what `state_dict` returned; the model and the optimizer must be the same."""
         if not (isinstance(state, dict) and {"step", "model", "optimizer", "ema", "config"} <= state.keys()):
             raise McvdError(
-                f"{where} holds a checkpoint that is not of mcvd train; move it away, or choose another --output"
+                f"{where} holds a checkpoint that mcvd train did not write; move it away, or choose another --output"
             )
         if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
             raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
@@ -152,7 +152,7 @@ class Trainer:
         self.step = state["step"]
 
     def start_from(self, source: VideoDiffusion) -> list[str]:
-        """Takes over the weights of another model where they fit; returns the names of the others."""
+        """Copies the weights of another model where they fit; returns the names of the others."""
         torch.manual_seed(self.recipe.seed & SEEDS)
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)  # as this one began, but not sharded
         new = initialise_from(model, source)
@@ -161,7 +161,7 @@ class Trainer:
         return new
 
     def averaged(self) -> VideoDiffusion | None:
-        """A model with the averaged weights, in evaluation mode; a call of all processes, None on all but the first."""
+        """A model with the averaged weights, in evaluation mode. All processes must call it; None but in the first."""
         weights = whole(self.ema.weights(), keep=self.processes.first)
         if not self.processes.first:
             return None
@@ -188,28 +188,28 @@ def train(
 ) -> Path:
     """Trains until `recipe.steps`, or for about `minutes`; run again with the same arguments to continue.
 
-    output: run folder: checkpoints, `model/` (the averaged weights, to be loaded by `mcvd.load`), `best/` (the same of
-        the step with the smallest validation error), log.jsonl, TensorBoard events and samples/. Nothing in it is ever
-        deleted but older checkpoints. SIGTERM and Ctrl-C save first.
-    finish: choose the number of steps, by the speed so far, so that the run is finished when the minutes are over, the
-        fall of the learning rate included; else they only interrupt it.
+    output: run folder: checkpoints, `model/` (the averaged weights, for `mcvd.load`), `best/` (the same at the step
+        with the smallest validation error), log.jsonl, TensorBoard events and samples/. Nothing in it is ever deleted
+        except older checkpoints. SIGTERM and Ctrl-C save first.
+    finish: choose the number of steps, from the speed so far, so that the run is complete when the minutes are over,
+        the decay of the learning rate included; otherwise, they only interrupt it.
     init_from: a model, as `mcvd.load` takes it, whose weights a new run starts from wherever they fit; a run that
-        continues has weights of its own.
-    clips: gives the source of a split ("train" or "test"); None is the recipe's data.
-    report: takes the lines for people; of many processes, the first one's.
-    live: show a table in the terminal, instead of a line each time, while the steps are made.
+        continues has its own weights.
+    clips: returns the source of a split ("train" or "test"); None: the recipe's data.
+    report: gets the lines for people, from the first process only.
+    live: show a table in the terminal during training, instead of lines.
 
     Returns the model folder. Raises McvdError if the loss is not finite, naming the last good checkpoint, and if
-    another process of this machine trains into the same folder.
+    another process on this machine trains into the same folder.
     """
     if finish and minutes is None:
-        raise McvdError("finish chooses the steps that fit into some minutes: say how many minutes")
+        raise McvdError("finish chooses the steps that fit into the minutes: say how many minutes")
     output = Path(output).expanduser()
     if _data_name(recipe) == str(output.resolve()):
         raise McvdError(f"{output} is the folder of the data; choose another --output")
-    # gradients, also for a caller who has switched them off
+    # gradients, even if the caller has disabled them
     with torch.inference_mode(False), torch.enable_grad(), Processes.join(device) as processes:
-        # all of it in a call: when it returns, nothing is left of the network, which has to go before the group does
+        # a function of its own: when it returns, the network is gone, as it must be before the group is left
         _train(recipe, output, processes, minutes, finish, init_from, clips, report, live)
     return output / "model"
 
@@ -242,7 +242,7 @@ def _train(
         if trainer.step >= recipe.steps:
             return
         if source is not None and trainer.step:
-            say(f"note: {output} goes on from its own weights; those of {init_from} are for a new run")
+            say(f"note: {output} continues from its own weights; those of {init_from} are for a new run")
         elif source is not None:
             new = trainer.start_from(source)
             say(f"starting from {init_from}" + (f"; new, wholly or in part: {', '.join(new)}" if new else ""))
@@ -263,10 +263,10 @@ def _train(
 
 @contextlib.contextmanager
 def _alone(output: Path, processes: Processes) -> Iterator[None]:
-    """Keeps other runs out of the run folder while this one goes on; McvdError in all processes where it cannot be."""
+    """Keeps other runs out of the run folder during this one; McvdError in all processes if that is not possible."""
 
     def busy() -> None:
-        raise McvdError(f"a run is going on in {output}; wait for its end, or choose another --output")
+        raise McvdError(f"another run is using {output}; wait for its end, or choose another --output")
 
     problem = ""
     with contextlib.ExitStack() as held:
@@ -284,7 +284,7 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     """Continues the run in this folder, if there is one."""
     processes, recipe = trainer.processes, trainer.recipe
     sharded = processes.count > 1 and recipe.sharding == "full"
-    # where no process could hold all of it, tensors are read from the file one at a time
+    # if no process could hold all of it, tensors are read from the file one at a time
     state = load_checkpoint(output, torch.device("cpu") if sharded else processes.device, mapped=sharded)
     if state is not None:
         trainer.load_state_dict(state, str(output))
@@ -301,7 +301,7 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
 
 
 def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, deadline: float, finish: bool) -> None:
-    """The steps of `train`, with all that is done between them: to stop, to log, to validate and to save."""
+    """The steps of `train`, and what is done between them: stopping, logging, validating and saving."""
     recipe, processes = trainer.recipe, trainer.processes
     per_element = 2 / trainer.model.draw(1).eps.numel()
     pace, before = Pace(), trainer.step
@@ -311,11 +311,11 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
             loss, norm = trainer.train_step()
             step = trainer.step
             if finish and (step % recipe.log_every == 0 or (step - before).bit_count() == 1):  # 1, 2, 4, 8, ...
-                float(loss)  # waits for the device, whose speed this is about
+                float(loss)  # waits for the device, whose speed is measured
                 steps = pace.steps_until(deadline, step) or trainer.recipe.steps
                 log.steps = processes.largest(steps)
                 trainer.recipe = replace(trainer.recipe, steps=log.steps)
-            # of all processes: whether one was told to stop (from here on that waits for the next step), or is late
+            # over all processes: whether one was told to stop (a later signal waits for the next step), or is late
             reason = processes.largest(2 if stop else int(time.monotonic() > deadline))
             if finish and reason == 1:  # steps were slower than before: this is the last one
                 log.steps = step
@@ -323,40 +323,40 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
             leave, last = reason > 0, step == trainer.recipe.steps
             save = step % recipe.save_every == 0 or last or leave
             sampled = step % recipe.sample_every == 0 or last
-            shown = step % recipe.log_every == 0 or sampled or step == 1  # its rates end before validation begins
+            shown = step % recipe.log_every == 0 or sampled or step == 1  # rates exclude validation
             if save or shown:  # reading the loss waits for the device
                 value, gradient = processes.mean(loss), float(norm)
                 _check_finite(trainer, value, gradient, output)
             if shown:
                 rate = float(trainer.optimizer.param_groups[0]["lr"])
                 values = {"loss": value, "error": value * per_element, "gradient": gradient, "learning_rate": rate}
-                # a step that fp16 skips is not finite, which JSON has no word for
+                # the values of a step that fp16 skips are not finite, which JSON cannot express
                 log.step(step, **{name: number for name, number in values.items() if math.isfinite(number)})
             model = trainer.averaged() if sampled or save else None
             if model is not None and test is not None and sampled:
                 _validate(trainer, model, test, log, output)
             if save:
-                # the model first: after a kill between the two, the checkpoint that is taken up makes both again
+                # the model first: after a kill between the two, the run continues from before and writes both again
                 if model is not None:
                     save_model(output, "model", model, {"steps": step, "clips_seen": step * recipe.batch})
                 state = trainer.state_dict()
                 if state is not None:
                     save_checkpoint(output, step, state)
     if trainer.step < trainer.recipe.steps:
-        why = stop[0] if stop else "time is up" if reason == 1 else "another process was asked to"
+        why = stop[0] if stop else "time is up" if reason == 1 else "another process was told to stop"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
 
 
 class Pace:
-    """How long steps take, pauses to validate and save among them, but without the first, which may compile."""
+    """How long steps take, pauses to validate and save included, but not the first step, which may compile."""
 
-    SAFETY = 0.97  # share of the time that is planned for: the last save needs some, too
+    SAFETY = 0.97  # share of the time to plan for: the last save needs some too
 
     def __init__(self) -> None:
         self.first: tuple[float, int] | None = None
 
     def steps_until(self, deadline: float, step: int) -> int | None:
-        """Steps in all when the deadline comes, by the steps since the first call; None in that call."""
+        """Total steps at the deadline, estimated from the steps since the first call; None in that call."""
         now = time.monotonic()
         if self.first is None:
             self.first = now, step
@@ -367,7 +367,7 @@ class Pace:
 
 
 def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog, output: Path) -> None:
-    """Measures the averaged model on the test clips and draws what it makes; keeps the best so far in best/."""
+    """Measures the averaged model on the test clips and draws its samples; keeps the best so far in best/."""
     step, errors = trainer.step, validate(model, test)
     error = errors["validation"]
     log.step(step, **errors)

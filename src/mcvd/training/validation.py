@@ -1,4 +1,4 @@
-"""How wrong the network is on clips that it was not trained on: in all, by noise level, and by task."""
+"""How wrong the network is on clips that it was not trained on: overall, by noise level, and by task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mcvd.training.source import to_model_range
 
 BINS = 5  # of noise levels
 PART = 16  # clips in one network call
-TASK_SHARE = 4  # of so many clips, one is measured under every task
+TASK_SHARE = 4  # one clip in that many is measured under every task
 
 
 @torch.inference_mode()
@@ -19,11 +19,11 @@ def validate(model: VideoDiffusion, clips: Tensor, seed: int = 0) -> dict[str, f
     """Mean squared errors of the network's output per element, over fixed clips (uint8), masks, times and noise.
 
     `validation`: over all clips, with masks and times drawn as in training. `validation/t0-199` and so on: the same by
-    fifths of the noise levels (t = 0 is the cleanest), those that a clip fell into. `validation/predict`, `/backward`,
+    fifths of the noise levels (t = 0 is the cleanest), if a clip fell into them. `validation/predict`, `/backward`,
     `/interpolate`, `/generate`: every 4th clip under each task that the model is trained for, at the same evenly spread
-    times and with the same noise, whole groups, no noise on them. Costs at most two network calls a clip.
+    times and with the same noise, groups complete and without noise. Costs at most two network calls per clip.
 
-    Errors of models that predict different things (eps, v, x0), or have another noise schedule, cannot be compared.
+    Errors of models that predict different things (eps, v, x0), or have different noise schedules, are not comparable.
     """
     draw = model.draw(len(clips), generator_at(seed, 0, model.device, stream=1))
     errors = _errors(model, clips, draw)
