@@ -135,11 +135,11 @@ def test_what_is_wrong_is_one_line(kth: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(McvdError, match="holds no HDF5 shard"):
         Hdf5Shards(tmp_path / "nothing", 5)
     (tmp_path / "bad.hdf5").write_bytes(b"not hdf5" * 100)
-    with pytest.raises(McvdError, match="bad.hdf5 is damaged, or no HDF5 file"):
+    with pytest.raises(McvdError, match="bad.hdf5 is damaged, or not an HDF5 file"):
         Hdf5Shards(tmp_path / "bad.hdf5", 5)
     with h5py.File(tmp_path / "other.h5", "w") as other:
         other["data"] = np.zeros(3)
-    with pytest.raises(McvdError, match="no shard of the published system"):
+    with pytest.raises(McvdError, match="not a shard of the published system"):
         Hdf5Shards(tmp_path / "other.h5", 5)
     with h5py.File(kth / "shard_0001.hdf5", "a") as shard:
         del shard["0/3"]

@@ -442,7 +442,7 @@ def test_a_training_run_is_loaded_from_its_model_folder(model, tmp_path):
 
 def test_unknown_models_are_refused_with_what_there_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(McvdError, match=r"no model nothing: .* not bundled .*; a hub model is named owner/name"):
+    with pytest.raises(McvdError, match=r"no model nothing: .* not bundled .*; name a hub model owner/name"):
         mcvd.load("nothing", device="cpu")
     with pytest.raises(McvdError, match="has no config.json"):
         mcvd.load(tmp_path, device="cpu")
@@ -465,7 +465,9 @@ def test_a_hub_model_that_cannot_be_had_is_refused(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(McvdError, match=re.escape("no folder a/b, and the hub does not give it (no route to host)")):
+    with pytest.raises(
+        McvdError, match=re.escape("no folder a/b, and it cannot be downloaded from the hub (no route to host)")
+    ):
         mcvd.load("a/b", device="cpu")
 
 
@@ -552,5 +554,5 @@ def test_a_file_that_is_no_model_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "plain.mp4").touch()
-    with pytest.raises(McvdError, match=r"in/plain.mp4 is a file, but no model: .*bundled \(digits\)"):
+    with pytest.raises(McvdError, match=r"in/plain.mp4 is a file, not a model: .*bundled \(digits\)"):
         mcvd.load("in/plain.mp4", device="cpu")

@@ -117,7 +117,7 @@ def test_everything_of_use_is_stored_and_the_rest_is_named(mixed: Path, tmp_path
 
 
 def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
-    for wrong, said in (({"split_by": "("}, "no regular expression"), ({"test_share": 1.5}, "less than 1 together")):
+    for wrong, said in (({"split_by": "("}, "not a regular expression"), ({"test_share": 1.5}, "less than 1 together")):
         with pytest.raises(McvdError, match=said):
             Settings(**wrong)  # type: ignore[arg-type]
 
@@ -613,7 +613,7 @@ def test_kth(tmp_path: Path) -> None:
     expected += fy * ((1 - fx) * corner[1][0] + fx * corner[1][1])
     assert np.abs(frames[3, ..., 0] - expected).max() <= 0.51
     (tmp_path / "none").mkdir()
-    with pytest.raises(McvdError, match="none holds no files like person01_boxing_d1_uncomp.avi; .* have layout `vid"):
+    with pytest.raises(McvdError, match="none holds no files like person01_boxing_d1_uncomp.avi; .* use layout `vid"):
         prepare(tmp_path / "none", tmp_path / "x", PRESETS["kth"])
 
 
@@ -775,8 +775,8 @@ def test_prepared_data_that_a_recipe_would_have_otherwise_are_taken_with_a_note(
 
     assert said(SMALL) == said(replace(SMALL, fps=10)) == []  # a recipe need not name a rate
     note = f"note: {tmp_path / 'data'} was prepared with"
-    assert said(replace(SMALL, fps=5)) == [f"{note} fps 10, not 5, and is taken as it is"]
-    assert said(PRESETS["kth"]) == [f"{note} layout videos, not kth, and is taken as it is"]
+    assert said(replace(SMALL, fps=5)) == [f"{note} fps 10, not 5, and is used as it is"]
+    assert said(PRESETS["kth"]) == [f"{note} layout videos, not kth, and is used as it is"]
 
 
 def test_training_prepares_raw_videos_once_in_the_cache(

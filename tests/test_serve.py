@@ -292,7 +292,7 @@ def test_files_that_are_no_videos(server, tmp_path):
 def test_files_that_would_fill_the_memory(server, monkeypatch):
     header = {"descr": "|u1", "fortran_order": False, "shape": (3 * 10**12, 16, 16)}
     np.lib.format.write_array_header_1_0(file := io.BytesIO(), header)
-    assert "more numbers than memory does" in server.refused("clips?name=a.npy", file.getvalue())
+    assert "more numbers than fit into memory" in server.refused("clips?name=a.npy", file.getvalue())
     monkeypatch.setattr("mcvd.web.clips.MOST_KEPT", 2**20)
     np.savez_compressed(file := io.BytesIO(), video=np.zeros((2**13, 16, 16), np.uint8))
     assert "b.npz has more than 1 MiB of frames" in server.refused("clips?name=b.npz", file.getvalue())

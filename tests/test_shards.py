@@ -81,7 +81,7 @@ def test_a_damaged_shard_is_one_line(data: Path) -> None:
     np.save(path, np.zeros((3, 16, 16, 1), np.uint8))
     with pytest.raises(McvdError, match="not 12 frames"):
         Shards(data, 4).batch(range(40))
-    with pytest.raises(McvdError, match="no prepared data set"):
+    with pytest.raises(McvdError, match="not a prepared data set"):
         Shards(data.parent, 4)
 
 
@@ -240,7 +240,11 @@ def test_split_by_folder_file_and_existing_folders() -> None:
 
 @pytest.mark.parametrize(
     ("split_by", "message"),
-    [("person", "expression with a group"), ("(", "no regular expression"), (r"person(\d+)", "finds nothing in b.mp4")],
+    [
+        ("person", "expression with a group"),
+        ("(", "not a regular expression"),
+        (r"person(\d+)", "finds nothing in b.mp4"),
+    ],
 )
 def test_wrong_expressions_are_one_line(split_by: str, message: str) -> None:
     with pytest.raises(McvdError, match=message):

@@ -1,4 +1,4 @@
-"""Videos in numpy's files: npy and npz arrays of several layouts."""
+"""Videos in numpy's files: npy and npz arrays in several layouts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ARRAY_ERRORS = (
 
 
 def array_in(path: Path) -> np.ndarray:
-    """The array in an npy file, or the one of an npz that is named `video` or alone, as (T, H, W, C) uint8; which of
-    both it is says the file itself, not its suffix."""
+    """The array in an npy file, or the one in an npz that is named `video` or is the only one, as (T, H, W, C) uint8.
+    The content decides which of the two a file is, not its suffix."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.ndarray):
@@ -39,15 +39,15 @@ def array_in(path: Path) -> np.ndarray:
                     raise McvdError(f"{path} holds {len(keys)} arrays ({some}) and none is named 'video'")
                 loaded = arrays[key]
     except ARRAY_ERRORS as error:
-        # (numpy takes anything unknown for a pickle, and says so; that would mislead)
+        # (numpy takes anything unknown for a pickle; its message would mislead)
         raise McvdError(f"{path} is damaged, or not a numpy file of plain numbers") from error
-    except MemoryError as error:  # before a number is read: the header of a damaged file may say anything
-        raise McvdError(f"{path} says that it holds more numbers than memory does") from error
+    except MemoryError as error:  # before any number is read: the header of a damaged file may say anything
+        raise McvdError(f"{path} claims to hold more numbers than fit into memory") from error
     return array_frames(loaded, str(path))
 
 
 def array_frames(loaded: np.ndarray, where: str) -> np.ndarray:
-    """An array as a video (T, H, W, C) uint8, by the layouts of `read_video`; McvdError that names `where`."""
+    """An array in one of `read_video`'s layouts, as a video (T, H, W, C) uint8; McvdError names `where`."""
     shape = f"{where} holds an array {loaded.shape} {loaded.dtype}"
     layouts = "(T, H, W), (T, H, W, C) or (T, C, H, W) with C 1 or 3"
     if loaded.ndim == 3:

@@ -1,8 +1,8 @@
-"""Training and test clips by position, out of whole videos wherever they are stored.
+"""Training and test clips by position, from whole videos in any store.
 
-`Clips` decides which video, when, which part of the picture and whether mirrored; a store (`Shards`, `Hdf5Shards`)
-only has to give frames. Position i is a function of (seed, i) and the data alone: no state, so a run that is continued,
-or spread over several processes, sees the same clips.
+`Clips` chooses the video, the first frame, the part of the picture and whether to mirror it; a store (`Shards`,
+`Hdf5Shards`) only has to return frames. Position i depends only on (seed, i) and the data: there is no state, so a run
+that is continued, or spread over several processes, sees the same clips.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Place(NamedTuple):
 class Clips:
     """Clips of `frames` frames, `stride` stored frames apart, from the videos of one split.
 
-    size: (height, width) of a clip. Where the stored frames are larger, a random part of that size is cut out, the
-    same for all frames of a clip (the middle for fixed clips). None: whole frames.
+    size: (height, width) of a clip. From larger stored frames, a random part of that size is cut out, the same for all
+    frames of a clip (the middle for fixed clips). None: whole frames.
     flip: mirror half of the clips left to right (never fixed ones).
     fixed: None: an endless random stream; long videos hold more clips, so they are drawn more often. A number: that
-    many clips that never change, spread evenly over the videos (as the published test sets are) and over their time;
-    position i is clip i mod `fixed`.
+    many clips that never change, spread evenly over the videos (as the published test sets are) and over their
+    lengths; position i is clip i mod `fixed`.
     split: side of the split that the videos are from; `all`: every video.
-    starts: of fixed clips: spread over the time of their video, or `published_starts` of the seed.
+    starts: first frames of fixed clips: spread over the length of their video, or `published_starts` with the seed.
     where: the data set's name in errors. Videos too short for a clip are named in a warning and left out.
     """
 
@@ -107,7 +107,7 @@ class Clips:
             self._starts = published_starts([int(self.rooms[which]) for which in self._chosen], seed)
 
     def __len__(self) -> int:
-        """Different clips there are: videos times first frames."""
+        """The number of different clips: of all videos, the possible first frames."""
         return int(self.ends[-1])
 
     def place(self, index: int) -> Place:
@@ -122,7 +122,7 @@ class Clips:
         return Place(self.videos[which], start, top, left, mirrored and self.flip)
 
     def _fixed_place(self, index: int) -> Place:
-        """Videos by the published rule; the clips that share a video are spread over its time, the first at frame 0."""
+        """Videos by the published rule; clips that share a video are spread over its length, the first at frame 0."""
         which = self._chosen[index]
         if self._starts is not None:
             return Place(self.videos[which], self._starts[index], self.slack[0] // 2, self.slack[1] // 2, False)
@@ -140,7 +140,7 @@ class Clips:
             clip = clip[:, place.top : place.top + height, place.left : place.left + width]
             for channel in range(self.channels):
                 row[:, channel] = clip[..., channel]
-        # mirrored here and not above: reading pixels backwards three bytes apart costs five times the whole copy
+        # mirrored here, not above: reading pixels backwards, three bytes apart, takes five times as long as the copy
         clips, mirrored = torch.from_numpy(out), torch.tensor([place.mirrored for place in places])
         if mirrored.any():
             clips[mirrored] = clips[mirrored].flip(-1)
@@ -153,10 +153,10 @@ class Clips:
 
 def published_starts(rooms: Sequence[int], seed: int) -> list[int]:
     """First frames of test clips by the rule of the authors' loader: clips are visited in a random order, and each
-    start is drawn from numpy's legacy generator; the last of its `rooms` possible ones never is, where there are two.
+    start is drawn from numpy's legacy generator; the last of its `rooms` possible ones is never drawn if there are two.
 
-    Both streams begin at `seed`. In the authors' runs they went on from whatever had been drawn before (weights, other
-    loaders), so the law is theirs but the very clips of a published run are not.
+    Both streams begin at `seed`. In the authors' runs, they continued after whatever had been drawn before (weights,
+    other loaders), so the distribution is theirs, but not the exact clips of a published run.
     """
     order = torch.randperm(len(rooms), generator=torch.Generator().manual_seed(seed)).tolist()
     rng, out = np.random.RandomState(seed), [0] * len(rooms)
@@ -166,7 +166,7 @@ def published_starts(rooms: Sequence[int], seed: int) -> list[int]:
 
 
 def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int]:
-    """Indices of the videos of a split, or of `all`; data of one single group serve for all splits, with a warning."""
+    """Indices of the videos of a split, or of `all`; data with a single group serve for all splits, with a warning."""
     if split == "all":
         return list(range(len(videos)))
     mine = [i for i, video in enumerate(videos) if video.split == split]
@@ -183,7 +183,7 @@ def _of_split(videos: Sequence[StoredVideo], split: str, where: str) -> list[int
 
 
 def _all_short(videos: Sequence[StoredVideo], mine: Sequence[int], split: str, span: int, where: str) -> McvdError:
-    """The error where no video of a split holds a clip; another side of the split may hold longer ones."""
+    """The error if no video of a split is long enough for a clip; another split may have longer ones."""
     best, longest = (max(some, key=lambda video: video.frames) for some in ([videos[i] for i in mine], videos))
     text = (
         f"no video for {split} in {where} is as long as a clip, {span} frames from its first to its last: the longest "
@@ -193,5 +193,5 @@ def _all_short(videos: Sequence[StoredVideo], mine: Sequence[int], split: str, s
         return McvdError(f"{text}; take longer videos, clips of fewer frames, or a smaller stride")
     return McvdError(
         f"{text}; one of {longest.frames} is for {longest.split}: sort the videos into train/ and test/ folders, or "
-        "split them otherwise (split_by; test_share of mcvd data prepare)"
+        "split them differently (split_by; test_share of mcvd data prepare)"
     )

@@ -1,4 +1,4 @@
-"""Files the library can bring by itself, into its cache. A file is checked before it gets its name."""
+"""Files that the library can download into its cache. A file is checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Progress = Callable[[str, int, int | None], None]
 def fetch_mnist(
     destination: Path | str | None = None, source: Path | str | None = None, progress: Progress | None = None
 ) -> Path:
-    """Puts the four original MNIST files into a folder and returns it; files already there and whole are left alone.
+    """Puts the four original MNIST files into a folder and returns it; complete files in it are left alone.
 
     destination: the folder; default ``cache_dir()/mnist``.
-    source: a folder that holds the files, or a URL they lie under; default: the public mirrors, in order.
-    Raises McvdError where no source gives a file with the right checksum; nothing half-written keeps its final name.
+    source: a folder that holds the files, or a URL below which they are; default: the public mirrors, in order.
+    Raises McvdError if no source has a file with the right checksum; no incomplete file gets its final name.
     """
     folder = Path(destination).expanduser() if destination is not None else cache_dir() / "mnist"
     places = [str(source)] if source is not None else list(MNIST_MIRRORS)
@@ -52,7 +52,7 @@ def fetch_file(places: Sequence[str], target: Path, md5: str, progress: Progress
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise McvdError(f"cannot make the folder {target.parent}: {error.strerror or error}") from error
+        raise McvdError(f"cannot create the folder {target.parent}: {error.strerror or error}") from error
     problems = []
     for place in places:
         try:
@@ -69,7 +69,7 @@ def fetch_file(places: Sequence[str], target: Path, md5: str, progress: Progress
 
 
 def _copy(place: str, out: IO[bytes], name: str, progress: Progress | None) -> str:
-    """Streams ``place`` into ``out``; returns the md5 of what came."""
+    """Streams ``place`` into ``out``; returns the md5 of the content."""
     digest, done = hashlib.md5(usedforsecurity=False), 0
     with urllib.request.urlopen(place, timeout=30) if "://" in place else open(place, "rb") as stream:
         length = stream.headers.get("Content-Length") if hasattr(stream, "headers") else os.stat(place).st_size

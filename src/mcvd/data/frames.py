@@ -1,4 +1,4 @@
-"""A picture as a source has it, and how it becomes a frame: turned upright, cut, resized, in grey or RGB."""
+"""A picture as its source holds it, and how it becomes a frame: turned upright, cut, resized, in grey or RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolati
 
 
 class SourceFrame(NamedTuple):
-    """A picture as it comes from its source, and what the source says of it."""
+    """A picture as it comes from its source, and what the source says about it."""
 
     picture: Any
     """An av.VideoFrame, or a (H, W, 1|3) uint8 array."""
@@ -26,11 +26,11 @@ class SourceFrame(NamedTuple):
     turn: int = 0
     """Degrees to turn it anticlockwise."""
     flip: bool = False
-    """Whether it is turned upside down before that."""
+    """Whether it is mirrored top to bottom before that."""
     time: float | None = None
-    """Seconds at which it appears, from any origin; None where the source has no times."""
+    """Seconds at which it appears, from any origin; None if the source has no times."""
     lasts: float | None = None
-    """Seconds for which it is shown, where the source says so."""
+    """Seconds for which it is shown, if the source says so."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,9 +41,9 @@ class SourceFrame(NamedTuple):
 
 
 class Fitter:
-    """Turns each source picture into (H, W, C) uint8 of the size asked for.
+    """Turns each source picture into (H, W, C) uint8 of the requested size.
 
-    One scaler with one thread for the whole video: PyAV's default builds a many-threaded one for every frame, which
+    One scaler with one thread for the whole video: PyAV's default builds a multi-threaded one for every frame, which
     costs more than the decoding.
     """
 
@@ -104,11 +104,11 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 
 def on_black(rgba: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 -> (H, W, 3): what is transparent is black."""
+    """(H, W, 4) uint8 -> (H, W, 3): transparent pixels become black."""
     alpha = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
 
 
 def short(error: Exception) -> str:
-    """First line of an error, without the folder names FFmpeg and Pillow put in."""
+    """First line of an error, cut to 120 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -2,7 +2,7 @@
 
 A shard holds ``len/<i>`` (frames of video i) and ``<i>/<j>`` (its frame j, uint8, (H, W) grey or (H, W, 3) RGB). KTH
 adds ``person/<i>``; UCF-101 adds the numbers ``num_train`` and ``num_test``; BAIR and Cityscapes have train/ and test/
-folders. Which videos are for what is decided as published:
+folders. The split is the published one:
 
     KTH          persons 1-20 train, 21-25 test
     UCF-101      the first num_train videos train; of each whole ten of the others the first test
@@ -30,7 +30,7 @@ UCF_TEST_EVERY = 10
 
 
 def hdf5_shards(path: Path) -> list[Path]:
-    """The shards at or below a path, sorted by name; none where there is none, or other data beside them."""
+    """The shards at or below a path, sorted by name; none if there are other data beside them."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     own = own_folders(path, files)
     files = [file for file in files if own.isdisjoint(file.parents)]
@@ -40,7 +40,7 @@ def hdf5_shards(path: Path) -> list[Path]:
 
 
 class Hdf5Shards(Clips):
-    """Clips of one split of the authors' shards; every argument but the path is that of `Clips`.
+    """Clips of one split of the authors' shards; all arguments but the path are those of `Clips`.
 
     path: one shard, a folder of shards, or a folder with train/ and test/. Frames are unpacked one by one on every
     read: about 100 times slower than a prepared folder (`mcvd data prepare` takes these shards too).
@@ -98,11 +98,11 @@ def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]]
 
 
 def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
-    """(number, split, group) of every video of a shard; split is "" where nothing says it, "unused" where published
-    code never takes it. `name` is its path below the data set's folder."""
+    """(number, split, group) of every video of a shard; split is "" if nothing determines it, "unused" if the published
+    code never takes the video. `name` is the shard's path below the data set's folder."""
     with open_shard(file) as shard:
         if "len" not in shard:
-            raise McvdError(f"{file} has no group 'len': it is no shard of the published system")
+            raise McvdError(f"{file} has no group 'len': it is not a shard of the published system")
         keys = sorted(int(key) for key in shard["len"] if key.isdigit())
         persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
         train = int(shard["num_train"][()]) if "num_train" in shard else None
@@ -137,7 +137,7 @@ def video_frames(file: Path, key: int) -> Iterator[np.ndarray]:
 
 
 def open_shard(file: Path) -> Any:
-    """The open h5py file; McvdError where h5py is not installed or the file is damaged."""
+    """The open h5py file; McvdError if h5py is not installed or the file is damaged."""
     try:
         import h5py
     except ImportError:
@@ -145,7 +145,7 @@ def open_shard(file: Path) -> Any:
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        raise McvdError(f"{file} is damaged, or no HDF5 file ({str(error).splitlines()[0][:100]})") from error
+        raise McvdError(f"{file} is damaged, or not an HDF5 file ({str(error).splitlines()[0][:100]})") from error
 
 
 def _frame(shard: Any, file: Path, key: int, index: int) -> np.ndarray:

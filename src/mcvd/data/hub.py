@@ -16,10 +16,10 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
 def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
-    """Downloads a data set of `MIRRORS` and unpacks its archives beside themselves; returns the folder.
+    """Downloads a data set of `MIRRORS` and unpacks its archives next to them; returns the folder.
 
-    destination: default ``cache_dir()/raw/NAME``. An interrupted download goes on where it stopped; what is there and
-    whole is not fetched again. Raises McvdError for an unknown name, or where the hub cannot be reached.
+    destination: default ``cache_dir()/raw/NAME``. An interrupted download continues where it stopped; complete files
+    are not downloaded again. Raises McvdError for an unknown name, or if the hub cannot be reached.
     """
     if name not in MIRRORS:
         raise McvdError(f"no mirror of {name} is known; known ones: {', '.join(MIRRORS)}")
@@ -30,7 +30,7 @@ def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
         huggingface_hub.snapshot_download(MIRRORS[name], repo_type="dataset", local_dir=folder)
     except Exception as error:  # its errors come from several libraries
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise McvdError(f"cannot get {MIRRORS[name]} from the hub ({reason}); run the same again to go on") from error
+        raise McvdError(f"cannot get {MIRRORS[name]} from the hub ({reason}); run it again to continue") from error
     for archive in sorted(folder.rglob("*")):
         if archive.name.lower().endswith(ARCHIVES) and ".cache" not in archive.parts and archive.is_file():
             unpack(archive)
@@ -38,7 +38,7 @@ def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
 
 
 def unpack(archive: Path) -> Path:
-    """Unpacks a zip or tar file into a folder beside it, named as it is without suffix; once, and whole or not at all.
+    """Unpacks a zip or tar file, once and atomically, into a folder beside it that has its name without the suffix.
 
     Raises McvdError for a damaged archive, or one with paths that lead out of the folder.
     """

@@ -1,10 +1,10 @@
 """Stochastic Moving MNIST, made on the fly: two handwritten digits that drift, overlap and bounce at random.
 
-The law is that of SVG (Denton & Fergus 2018) as the published MCVD uses it. One law, two sources of chance:
+The motion is that of SVG (Denton & Fergus 2018) as the published MCVD uses it, with two sources of random numbers:
 
-* `MovingMNIST`: item i depends on (seed, i) alone, whatever the batch, the worker or the device, because its random
+* `MovingMNIST`: item i depends only on (seed, i), whatever the batch, the worker or the device, because its random
   numbers are hashes of (seed, item, digit, counter) computed in int64; whole batches are made at once.
-* `reference_sequence`: the published stream, one item after the other from a numpy generator, to the bit.
+* `reference_sequence`: the published stream, one item after the other from a numpy generator, bit-identical.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ that hit the low or high wall; axis 0 is y, 1 is x. Values elsewhere are not use
 def find_mnist(path: Path | str | None = None) -> Path:
     """Folder with the MNIST files: ``path``, else ``$MCVD_DATA/mnist``, else ``mnist`` in the cache folder.
 
-    torchvision's ``MNIST/raw`` below any of them is found too. Raises McvdError where there is none.
+    torchvision's ``MNIST/raw`` below any of them is found too. Raises McvdError if none of them has the files.
     """
     if path is not None:
         places = [Path(path).expanduser()]
@@ -54,10 +54,10 @@ def find_mnist(path: Path | str | None = None) -> Path:
 def load_digits(
     root: Path | str, split: Literal["train", "test"] = "train", limit: int | None = None, resize: int = DIGIT
 ) -> Tensor:
-    """The handwritten digits of one split, (N, resize, resize) uint8, resized from 28 px as Pillow's bilinear does.
+    """The handwritten digits of one split, (N, resize, resize) uint8, resized from 28 px like Pillow's bilinear filter.
 
-    limit: only the first so many (the published test set uses the first 256). Divide by 255 for the published floats.
-    Raises McvdError where the file is missing or damaged.
+    limit: only the first ones (the published test set uses the first 256). Divide by 255 for the published floats.
+    Raises McvdError if the file is missing or damaged.
     """
     if split not in IMAGES:
         raise McvdError(f"split is {split!r}; it must be 'train' or 'test'")
@@ -74,19 +74,19 @@ def load_digits(
             raise ValueError("not an IDX file of images, or cut short")
     except (OSError, EOFError, ValueError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
         raise McvdError(f"{path} is damaged ({error}); delete it and run: mcvd fetch mnist") from error
-    from PIL import Image  # here, so that a machine with torch alone can make clips from digits prepared elsewhere
+    from PIL import Image  # here, so that a machine with only torch can make clips from digits prepared elsewhere
 
     images = images.reshape(count, height, width)[:limit]
     for _ in range(2):
-        # Pillow resizes the rows, rounds to uint8, then the columns. Rows do not see each other, so all digits go in
-        # one tall image, once as they are and once transposed: the same bits as one by one, much faster.
+        # Pillow resizes the rows, rounds to uint8, then the columns. Rows are independent, so all digits go into one
+        # tall image, once as they are and once transposed: bit-identical to one by one, and much faster.
         tall = Image.fromarray(np.ascontiguousarray(images).reshape(-1, images.shape[2]))
         rows = np.asarray(tall.resize((resize, tall.height), Image.Resampling.BILINEAR))
         images = rows.reshape(len(images), -1, resize).transpose(0, 2, 1)
     return torch.from_numpy(np.ascontiguousarray(images))
 
 
-# ------------------------------------------------------------------------------------------------------- the law
+# ---------------------------------------------------------------------------------------------------- the motion
 
 
 def move(corner: Tensor, velocity: Tensor, frames: int, redraw: Redraw | None) -> Tensor:
@@ -114,7 +114,7 @@ def move(corner: Tensor, velocity: Tensor, frames: int, redraw: Redraw | None) -
 
 
 def render(digits: Tensor, path: Tensor) -> Tensor:
-    """Digits (B, D, 32, 32) uint8, with corners at ``path`` (B, D, T, 2), drawn: (B, T, 64, 64) uint8, cut at 255."""
+    """Draws digits (B, D, 32, 32) uint8 with corners at ``path`` (B, D, T, 2) -> (B, T, 64, 64) uint8, cut at 255."""
     batch, count = digits.shape[:2]
     padded = digits.new_zeros(batch, count, CANVAS + ROOM, CANVAS + ROOM)
     padded[:, :, ROOM:CANVAS, ROOM:CANVAS] = digits
@@ -128,7 +128,7 @@ def render(digits: Tensor, path: Tensor) -> Tensor:
     return video
 
 
-# ------------------------------------------------------------------------------------------- chance, by position
+# ----------------------------------------------------------------------------------- random numbers, by position
 
 
 def _signed(x: int) -> int:
@@ -155,11 +155,11 @@ class MovingMNIST:
 
     digits: (N, 32, 32) uint8, of `load_digits`.
     frames: T.
-    num_digits: digits in a clip; of several numbers each clip has one, drawn evenly: (1, 2) makes half of the clips
-        with one digit.
+    num_digits: digits per clip; of several numbers, each clip draws one, all with the same probability: (1, 2) makes
+        half of the clips with one digit.
     size: 64, or 32 (the 64 px clip averaged 2x2, for small models).
-    length: what ``len()`` says; `batch` takes any index >= 0.
-    device: where clips are made (the same values on each).
+    length: what ``len()`` returns; `batch` takes any index >= 0.
+    device: where clips are made (with the same values on every device).
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class MovingMNIST:
     def paths(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Which digits, (B, D), -1 for none, and where their corners are, (B, D, T, 2) as (y, x) in 0..31; int64."""
         device = self.digits.device
-        if isinstance(indices, range):  # made on the device: a copy would wait until it has done everything before
+        if isinstance(indices, range):  # made on the device: a copy would wait for all earlier work
             item = torch.arange(indices.start, indices.stop, indices.step, device=device)
         else:
             item = torch.as_tensor(indices, dtype=torch.int64, device=device)
@@ -207,7 +207,7 @@ class MovingMNIST:
         place = torch.arange(1, max(self.counts) + 1, device=device)
         there = place <= self.counts_there[_uniform(_mix(key), len(self.counts))]
         key = _mix(key + place * _GOLDEN)
-        # Counters are tied to their use (start, then 4 a frame), not to the order of hits: no draw moves another.
+        # Counters are tied to their use (start, then 4 per frame), not to the order of hits: no draw shifts another.
         counter = torch.arange(1, 6 + 4 * self.frames, device=device) * _GOLDEN
         bits = _mix(key[..., None] + counter)
         which = torch.where(there, _uniform(bits[..., 0], len(self.digits)), -1)
@@ -241,11 +241,11 @@ class MovingMNIST:
 def reference_sequence(
     digits: Tensor, rng: np.random.RandomState, frames: int, *, num_digits: int = 2, deterministic: bool = False
 ) -> Tensor:
-    """The next clip of the published generator, (T, 1, 64, 64) uint8; ``rng`` moves on as the published one does.
+    """The next clip of the published generator, (T, 1, 64, 64) uint8; ``rng`` advances as the published one does.
 
     The published dataset seeds once, with the first index asked for, and then draws clips in call order whatever the
     index; its test set takes only the first 256 test digits. So: ``rng = RandomState(first)``, ``digits[:256]``, one
-    call a clip.
+    call per clip.
     """
     which, paths = [], []
 
@@ -255,7 +255,7 @@ def reference_sequence(
         along = rng.randint(1, MAX_SPEED + 1) if low.any() else -rng.randint(-MAX_SPEED, 0)
         return torch.tensor([along]), torch.tensor([rng.randint(-MAX_SPEED, MAX_SPEED + 1)])
 
-    for _ in range(num_digits):  # a digit lives its whole life before the next is drawn
+    for _ in range(num_digits):  # all draws of a digit come before those of the next
         which.append(rng.randint(len(digits)))
         x, y = rng.randint(ROOM), rng.randint(ROOM)
         dx, dy = rng.randint(-MAX_SPEED, MAX_SPEED + 1), rng.randint(-MAX_SPEED, MAX_SPEED + 1)

@@ -1,4 +1,4 @@
-"""What becomes of the frames of a video when it is prepared, and how the videos are split."""
+"""How the frames of a video are converted when it is prepared, and how the videos are split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITTING = ("split_by", "test_share", "val_share")  # these can change later wi
 
 @dataclass(frozen=True)
 class Settings:
-    """Every choice that a prepared data set depends on, beside its sources."""
+    """Every choice that a prepared data set depends on, besides its sources."""
 
     size: tuple[int, int] = (64, 64)
     """(height, width) of the stored frames, in pixels."""
@@ -26,14 +26,14 @@ class Settings:
     fit: Literal["crop", "stretch"] = "crop"
     """`crop`: the middle of the picture at its displayed proportions; `stretch`: all of it, squeezed."""
     resample: Literal["area", "bilinear", "lanczos"] = "area"
-    """How frames are made smaller: `area` averages (growing is bicubic); the others are those of published data sets:
-    `bilinear` looks at 2x2 pixels, whatever the factor, as OpenCV does; `lanczos` is Pillow's."""
+    """How frames are made smaller: `area` averages (enlarging is bicubic); the others are those of published data sets:
+    `bilinear` reads 2x2 pixels, whatever the factor, as OpenCV does; `lanczos` is Pillow's."""
     fps: float | None = None
-    """Frames a second to store, by time (frames are left out or repeated); None: all frames as they are."""
+    """Frames per second to store, by time (frames are left out or repeated); None: all frames as they are."""
     min_frames: int = 2
     """Videos with fewer stored frames are left out, and named."""
     layout: Layout = "videos"
-    """`videos`: whatever lies there; the others: the raw download of that data set."""
+    """`videos`: any videos; the others: the raw download of that data set."""
     split_by: str = "auto"
     """`auto`, `file`, `folder` or a regular expression with a group: see `mcvd.data.splits.assign_splits`. Data sets
     with a published split keep it."""
@@ -58,7 +58,7 @@ class Settings:
         check_splitting(self.split_by, self.test_share, self.val_share)
 
     def decoding(self) -> dict[str, Any]:
-        """Those that stored frames depend on, as JSON."""
+        """The settings that stored frames depend on, as JSON."""
         return {key: value for key, value in to_dict(self).items() if key not in SPLITTING}
 
 
@@ -74,8 +74,8 @@ PRESETS = {
 
 
 def settings_for(layout: str, size: tuple[int, int], channels: int, **chosen: Any) -> Settings:
-    """The settings of a data set for clips of (height, width) = `size` and so many channels; what is None among
-    `chosen` is as published. Frames of UCF-101 are stored wider, so that clips can be cut out of them."""
+    """The settings of a data set for clips of (height, width) = `size` with these channels; settings that are None in
+    `chosen` are as published. Frames of UCF-101 are stored wider, so that clips can be cut out of them."""
     if layout == "ucf101":
         size = size[0], round(size[1] * 85 / 64)
     said = {name: value for name, value in chosen.items() if value is not None}

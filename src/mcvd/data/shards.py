@@ -1,9 +1,9 @@
 """A prepared data set: videos decoded once, as uint8 frames in a few files that are memory-mapped.
 
-    FOLDER/manifest.jsonl        first line: what the set is; then one line a video, and one a file left out, by name
+    FOLDER/manifest.jsonl        first line: what the set is; then, by name, a line per video and per file left out
     FOLDER/shards/00000.npy ...  plain numpy arrays (N, H, W, C); the frames of a video lie one after the other
 
-The manifest appears last and at once: a folder that has one is complete. `mcvd.data.prepare` writes it.
+The manifest is written last and atomically: a folder that has one is complete. `mcvd.data.prepare` writes it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Entry:
     """Of the content."""
     frames: int = 0
     fps: float | None = None
-    """Stored frames a second; None where the source does not say."""
+    """Stored frames per second; None if the source does not say."""
     source_size: tuple[int, int] | None = None
     """(height, width) before resizing, in pixels."""
     split: str = ""
@@ -45,20 +45,20 @@ class Entry:
     offset: int = 0
     """Index of the first frame in the shard."""
     note: str = ""
-    """What the decoder warned of."""
+    """Warnings of the decoder."""
     skipped: str = ""
 
     def line(self) -> str:
-        """As JSON; what has its default is left away."""
+        """As JSON, without the fields that have their defaults."""
         plain = Entry(self.source, self.bytes, self.mtime_ns)
         kept = {key: value for key, value in asdict(self).items() if value != getattr(plain, key) or key in _ALWAYS}
         text = json.dumps(kept, ensure_ascii=False)
-        # what names may hold beside text: bytes that are no UTF-8, and U+2028, which ends a line for Python
+        # names may hold bytes that are not UTF-8, and U+2028, which ends a line for Python
         return text if text.isprintable() else json.dumps(kept)
 
     @staticmethod
     def parse(data: dict[str, Any]) -> Entry:
-        """From `line`'s JSON; TypeError where a key is unknown or missing."""
+        """From `line`'s JSON; TypeError if a key is unknown or missing."""
         size = data.get("source_size")
         return Entry(**{**data, "source_size": None if size is None else tuple(size)})
 
@@ -73,12 +73,12 @@ class Manifest:
     settings: dict[str, Any]
     """Those of `mcvd.data.prepare.Settings`."""
     root: str
-    """Where the sources lay."""
+    """Where the sources were."""
     version: str
-    """Of mcvd, when it was prepared."""
+    """The version of mcvd that prepared it."""
     entries: tuple[Entry, ...]
     ignored: dict[str, int] = field(default_factory=dict)
-    """Below the root: how many files of each suffix are no videos, and folders that mcvd made itself."""
+    """Below the root: how many files of each suffix are not videos, and folders that mcvd itself made."""
 
     @property
     def videos(self) -> tuple[Entry, ...]:
@@ -103,7 +103,7 @@ def is_prepared(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a prepared folder; McvdError where there is none, or it is damaged or of a later version."""
+    """The manifest of a prepared folder; McvdError if there is none, or it is damaged or of a later version."""
     path = folder / MANIFEST
     try:
         head, *lines = path.read_text(encoding="utf-8").splitlines()
@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"{len(entries)} of {data['lines']} lines")
         return Manifest(data["settings"], data["root"], data["version"], entries, data["ignored"])
     except FileNotFoundError:
-        raise McvdError(f"{folder} is no prepared data set (it has no {MANIFEST}); see: mcvd data prepare") from None
+        raise McvdError(f"{folder} is not a prepared data set (it has no {MANIFEST}); see: mcvd data prepare") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise McvdError(f"{path} is damaged ({error}); prepare the data again into another folder") from error
 
@@ -126,7 +126,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 class Shards(Clips):
-    """Clips of one split of a prepared folder; every argument but the folder is that of `Clips`."""
+    """Clips of one split of a prepared folder; all arguments but the folder are those of `Clips`."""
 
     def __init__(self, folder: Path | str, frames: int, *, split: str = "train", **options: Any):
         self.folder = Path(folder).expanduser()

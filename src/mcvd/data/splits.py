@@ -1,6 +1,6 @@
 """Which videos are for training and which are held out: whole groups of videos, never parts of one.
 
-The draw is a hash of the group's name, so more videos added later never move the others to another side.
+The draw is a hash of the group's name, so videos added later never move others to another split.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PART = re.compile(r".*?\.(?:npz|tfrecords?|hdf5|h5|png)(?=#)", re.IGNORECASE)
 
 
 def folder_split(name: str) -> str | None:
-    """The split that a folder on the way to a video says: train/, val/ or test/ (and usual spellings)."""
+    """The split that a folder in a video's path names: train/, val/ or test/ (and usual spellings)."""
     for part in PurePosixPath(_file(name)).parent.parts:
         if part.lower() in FOLDERS:
             return FOLDERS[part.lower()]
@@ -38,16 +38,16 @@ def assign_splits(
     """(split, group) of every video; `names` are paths below the root, `file.npz#key` for arrays.
 
     split_by: "file": every video on its own; "folder": those of one folder (or npz file) together; a regular
-    expression with a group, e.g. ``person(\\d+)``: those for which it finds the same together. "auto": by train/, val/
-    and test/ folders where there are both train and another, else "file".
-    Shares are of groups, about; at least one group is held out for test, and one kept for training, if there are two.
-    Raises McvdError for an expression that is none, or that a name does not match.
+    expression with a group, e.g. ``person(\\d+)``: those with the same match together. "auto": by train/, val/ and
+    test/ folders if there are train and another, else "file".
+    Shares are approximate, of groups; of two or more, at least one is held out for test and one kept for training.
+    Raises McvdError for an invalid expression, or one that does not match a name.
     """
     check_splitting(split_by, test_share, val_share)
     if split_by == "auto":
         said = [folder_split(name) for name in names]
         if "train" in said and {"val", "test"} & set(said):
-            # what lies beside these folders is of unknown use: training
+            # videos beside these folders are used for training
             return [(split or "train", name) for split, name in zip(said, names)]
     group_of = _grouping(split_by)
     groups = [group_of(name) for name in names]
@@ -69,7 +69,7 @@ def assign_splits(
 
 
 def check_splitting(split_by: str, test_share: float, val_share: float) -> None:
-    """Raises McvdError for shares, or an expression, by which nothing can be split."""
+    """Raises McvdError for shares, or an expression, that cannot split anything."""
     if not (min(test_share, val_share) >= 0 and test_share + val_share < 1):
         raise McvdError(
             f"test ({test_share}) and validation ({val_share}) shares must be >= 0 and less than 1 together"
@@ -85,7 +85,7 @@ def _grouping(split_by: str) -> Callable[[str], str]:
     try:
         pattern = re.compile(split_by)
     except re.error as error:
-        raise McvdError(f"--split-by {split_by!r} is no regular expression: {error}") from None
+        raise McvdError(f"--split-by {split_by!r} is not a regular expression: {error}") from None
     if pattern.groups < 1:
         raise McvdError(
             f"--split-by is file, folder or an expression with a group, e.g. 'person(\\d+)', not {split_by!r}"

@@ -14,8 +14,8 @@ from mcvd.data.frames import SourceFrame, on_black, short
 from mcvd.errors import McvdError
 
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
-_FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF"]  # no others by such a name: EPS is a program to run
-if "avif" in features.modules and features.check("avif"):  # Pillow from 11.3 on, as it was built
+_FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF"]  # no others under such a name: EPS is a program
+if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, depending on its build
     IMAGE_SUFFIXES.add(".avif")
     _FORMATS.append("AVIF")
 IMAGE_ERRORS = (
@@ -42,7 +42,7 @@ def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame
             for page in ImageSequence.Iterator(image):
                 page = ImageOps.exif_transpose(page)
                 grey = page.mode in ("1", "L") and image.format != "GIF"
-                # 16 bit greys of microscopes and radars; "I" are 32 bit, into which Pillow puts pgm's and some png's
+                # 16 bit greys of microscopes and radars; "I" is 32 bit, which Pillow uses for those of pgm and some png
                 if page.mode.startswith("I;16") or (page.mode == "I" and image.format in ("PNG", "PPM")):
                     pixels = (np.asarray(page).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 elif page.mode in ("I", "F"):
@@ -64,7 +64,7 @@ def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame
     except IMAGE_ERRORS as error:
         if not done:
             raise McvdError(f"{path} is damaged or not an image: {short(error)}") from error
-        raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is whole") from error
+        raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is intact") from error
 
 
 def still_size(path: Path) -> tuple[int, int]:
@@ -74,11 +74,11 @@ def still_size(path: Path) -> tuple[int, int]:
 
 
 def mean_rate(image: Image.Image) -> float | None:
-    """Frames a second of an animation; of a damaged one, as far as it is whole."""
+    """Frames per second of an animation; of a damaged one, of its intact part."""
     count, duration = 0, 0.0
     with contextlib.suppress(*IMAGE_ERRORS):
         for page in ImageSequence.Iterator(image):
-            page.load()  # webp and avif say it only then
+            page.load()  # webp and avif know the duration only then
             count, duration = count + 1, duration + page.info.get("duration", 0)
     return 1000 * count / duration if duration else None
 
@@ -101,7 +101,7 @@ def natural(text: str) -> list[tuple[int, str]]:
 
 
 def pages(image: Image.Image) -> int:
-    """Pictures in an open image file; 1 where they cannot be counted, which is noticed again when it is decoded."""
+    """Pictures in an open image file; 1 if they cannot be counted: decoding it reports the error."""
     try:
         return getattr(image, "n_frames", 1)
     except IMAGE_ERRORS:

@@ -1,7 +1,7 @@
 """Videos in: any container FFmpeg knows, animated images, folders of frames, arrays -> (T, C, H, W) uint8.
 
 Frames are found by decoding from the start, never by seeking: containers lie about counts and key frames, and a wrong
-frame would be a silent error. Writing is in `video_write`, the sheet of frames in `sheet`; both can be had from here.
+frame would be a silent error. Writing is in `video_write`, the contact sheet in `sheet`; both are exported here too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from mcvd.text import counted
 
 __all__ = ["VideoInfo", "contact_sheet", "read_images", "read_video", "video_info", "write_video"]
 
-_LAST = sys.maxsize  # that can be counted to
-_STILL_BRANDS = ("avif", "heic", "heix", "mif1")  # to FFmpeg a film of one frame, at one a second
+_LAST = sys.maxsize  # the largest count of frames
+_STILL_BRANDS = ("avif", "heic", "heix", "mif1")  # to FFmpeg, a film of one frame at one frame per second
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says it holds, height and width as displayed (a phone's rotation mark is obeyed).
+    """What a file says it holds, height and width as displayed (a phone's rotation mark is applied).
 
     fps is None where the format has none (folders, arrays, still images); of an animated image it is the mean rate.
     """
@@ -69,17 +69,17 @@ def read_video(
 ) -> Tensor:
     """The frames ``start, start + stride, ...`` of a video, (T, C, H, W) uint8, as many as ``frames`` (default: all).
 
-    path: a video file (playlists are none: what they name is not followed); a gif, webp, apng, tiff or single image; a
-    folder of images (in natural order: 2 before 10); or an ``.npz``/``.npy`` array, (T, H, W), (T, H, W, C) or
+    path: a video file (but not a playlist: the files that it names are not opened); a gif, webp, apng, tiff or single
+    image; a folder of images (in natural order: 2 before 10); or an ``.npz``/``.npy`` array, (T, H, W), (T, H, W, C) or
     (T, C, H, W), uint8 or float in [0, 1] (in an npz: the one named ``video``, or the only one).
     size: side of a square, or (height, width). fit="crop" keeps the middle of the picture at its displayed proportions,
-    "stretch" all of it. Shrinking averages areas, growing is bicubic.
-    channels: 1 (grey, ITU-R 601 luma), 3 (RGB), or None: 1 where the stored frames are grey images or arrays, else 3.
-    Rotation marks of phones are obeyed, mirroring ones too; what is transparent lies on black.
+    "stretch" all of it. Shrinking averages areas, enlarging is bicubic.
+    channels: 1 (grey, ITU-R 601 luma), 3 (RGB), or None: 1 if the stored frames are grey images or arrays, else 3.
+    Rotation and mirroring marks of phones are applied; transparent pixels become black.
 
-    A damaged file is an error even where its first frames can be read, unless ``frames`` asks for no more than those:
-    what is missing is never left out in silence (where the container keeps no count, as webm and mkv, a cut is no more
-    than likely: a warning). Raises McvdError with one line: what is wrong, where, what to do.
+    A damaged file is an error even if its first frames can be read, unless ``frames`` asks for no more than those:
+    missing frames are never skipped silently (containers without a count of frames, such as webm and mkv, only make a
+    cut likely: a warning). Raises McvdError with one line: what is wrong, where, what to do.
     """
     path = Path(path).expanduser()
     start, stride = whole("start", start, 0, _LAST), whole("stride", stride, 1, _LAST)
@@ -104,7 +104,7 @@ def read_video(
 
 
 def read_images(files: Sequence[Path | str], *, channels: int | None = None) -> Tensor:
-    """Image files, in their order, as a video ``(T, C, H, W)`` uint8; of one with several pictures the first."""
+    """Image files, in the given order, as a video ``(T, C, H, W)`` uint8; of one with several pictures, the first."""
     fitter = Fitter(None, channels, "crop")
     frames = (frame for file in files for frame in decoded_stills(Path(file), first_only=True))
     return _stacked([fitter(frame) for frame in frames], Path(files[0]).parent)
@@ -127,9 +127,9 @@ def _stacked(frames: list[np.ndarray], path: Path) -> Tensor:
 
 
 def video_info(path: Path | str) -> VideoInfo:
-    """Number of frames, rate and size, of a video by decoding one frame (without a count, packets are counted).
+    """Number of frames, rate and size of a video, from decoding one frame (if the file has no count, from all packets).
 
-    Only animated images are decoded whole: each of their frames says for how long it is shown.
+    Only animated images are decoded completely: each of their frames says for how long it is shown.
     """
     path = Path(path).expanduser()
     _must_exist(path)
@@ -169,7 +169,7 @@ def video_info(path: Path | str) -> VideoInfo:
 
 
 def decoded_frames(path: Path) -> Iterator[SourceFrame]:
-    """All frames of whatever lies at ``path``, one by one: nothing is decoded that is not asked for."""
+    """All frames of whatever is at ``path``, one by one: only those asked for are decoded."""
     _must_exist(path)
     if path.is_dir():
         for image in images_in(path):
@@ -201,11 +201,11 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
     except (FFmpegError, OSError, UnicodeDecodeError) as error:
         if not done:
             raise _unreadable(path, error) from error
-        raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is whole") from error
-    # FFmpeg ends a cut avi or gif without a word. Headers are off by one or two in healthy files.
+        raise McvdError(f"{path} is damaged after frame {done - 1}; frames={done} reads what is intact") from error
+    # FFmpeg ends a cut avi or gif silently. Headers are off by one or two in healthy files.
     if done < 0.95 * declared - 2:
         raise McvdError(f"{path} is cut short: {done} of {declared} frames are there; frames={done} reads them")
-    if duration and duration - end > max(1.0, 0.1 * duration):  # a long last frame is legal, so no more than a warning
+    if duration and duration - end > max(1.0, 0.1 * duration):  # a long last frame is legal, so only a warning
         warnings.warn(f"{path} may be cut short: frames end at {end:.1f} s of {duration:.1f} s", stacklevel=2)
 
 
@@ -213,7 +213,7 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
 
 
 def _is_mirrored(frame: Any) -> bool:
-    """Whether a frame's display matrix changes hands: PyAV's `rotation` tells only where it takes the x axis."""
+    """Whether a frame's display matrix mirrors it: PyAV's `rotation` only tells where it takes the x axis."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False
@@ -223,7 +223,7 @@ def _is_mirrored(frame: Any) -> bool:
 
 @contextmanager
 def _open_video(path: Path) -> Iterator[Any]:
-    """The file's bytes, and nothing that it names: a playlist of strangers could name any video that is here."""
+    """Opens the file, and nothing that it names: a stranger's playlist could name any video on this machine."""
     with path.open("rb") as file, av.open(file, options={"protocol_whitelist": "none"}) as container:
         yield container
 
@@ -235,8 +235,8 @@ def _video_stream(container: Any, path: Path) -> Any:
 
 
 def _is_trimmed(stream: Any) -> bool:
-    """Whether a container counts frames that it does not show: cut without encoding again, an mp4 begins at the key
-    frame before the cut, and its edit list hides what lies between."""
+    """Whether a container counts frames that it does not show: an mp4 that was cut without re-encoding begins at the
+    key frame before the cut, and its edit list hides what lies between."""
     if not (stream.frames and stream.duration and stream.average_rate and "mov" in stream.container.format.name):
         return False
     return bool(stream.duration * stream.time_base * stream.average_rate < stream.frames - 0.5)

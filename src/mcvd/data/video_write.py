@@ -1,4 +1,4 @@
-"""Videos out: the suffix of the path says how. A file gets its name only when it is whole."""
+"""Videos out: the suffix of the path decides the format. A file gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, whole
 
-# suffix -> codec, pixel format, options. Quality: hardly to be told from the original; the sizes are small anyway.
+# suffix -> codec, pixel format, options. Quality: hardly distinguishable from the original; files are small anyway.
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
     ".mp4": ("libx264", "yuv420p", {"crf": "12", "preset": "medium", "movflags": "+faststart"}),
     ".mov": ("libx264", "yuv420p", {"crf": "12", "preset": "medium"}),
@@ -31,23 +31,23 @@ CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
     ".mkv": ("ffv1", "bgr0", {}),  # lossless
     ".gif": ("gif", "pal8", {}),
 }
-_SHOWN = {".mp4", ".mov", ".webm", ".avi", ".gif"}  # for eyes, so small frames are enlarged; the others keep the pixels
+_SHOWN = {".mp4", ".mov", ".webm", ".avi", ".gif"}  # for viewing: small frames are enlarged; the others keep the pixels
 _VISIBLE = 256  # px, short side
-_SLOWEST = 1 / 1001  # frames a second; what `limit_denominator` below can hold
-_FASTEST_GIF = 100  # it counts time in 1/100 s
+_SLOWEST = 1 / 1001  # frames per second; what `limit_denominator` below can hold
+_FASTEST_GIF = 100  # frames per second: it counts time in 1/100 s
 
 
 def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: int | None = None) -> Path:
     """Writes one video (T, C, H, W), C 1 or 3, uint8 or float in [0, 1]; returns the path.
 
-    The suffix decides: mp4, mov (H.264), webm (VP9), avi (MJPEG), mkv (FFV1, lossless), gif (greys exact, 256 colours a
-    frame), png (the frames side by side), npz (key ``video``, uint8, lossless); no suffix: a folder of PNG frames.
-    fps: frames a second, 0.001 to 1000 (gif: 100); formats without time ignore it.
+    The suffix decides: mp4, mov (H.264), webm (VP9), avi (MJPEG), mkv (FFV1, lossless), gif (exact greys, 256 colours
+    per frame), png (the frames side by side), npz (key ``video``, uint8, lossless); no suffix: a folder of PNG frames.
+    fps: frames per second, 0.001 to 1000 (gif: 100); formats without time ignore it.
     scale: every pixel becomes scale x scale. Default: mp4, mov, webm, avi and gif are enlarged until the short side is
     at least 256 px; npz, mkv and folders keep their pixels. H.264, VP9 and MJPEG need even sizes: an odd last row or
-    column is doubled. Parent folders are made; a file, or a folder of such frames, that is there is replaced.
-    Raises McvdError on a wrong shape, range or suffix, or where nothing can be written (`check_target`
-    says before there are frames what can be said then).
+    column is doubled. Parent folders are created; an existing file, or folder of such frames, is replaced.
+    Raises McvdError for a wrong shape, range or suffix, or if writing fails (`check_target` finds, before there are
+    frames, what can be found then).
     """
     path = Path(path).expanduser()
     frames = as_uint8(video)
@@ -82,7 +82,7 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
 
 
 def check_target(path: Path | str, fps: float) -> None:
-    """All of `write_video`'s checks that need no frames, for asking before long work: McvdError, or nothing."""
+    """All of `write_video`'s checks that need no frames, to be made before long work: McvdError, or nothing."""
     path = Path(path).expanduser()
     suffix, known = path.suffix.lower(), [*CODECS, ".png", ".npz"]
     if path.name.lower() in known:
@@ -104,7 +104,7 @@ def check_target(path: Path | str, fps: float) -> None:
             raise McvdError(f"fps is {fps}; it must be a number from 0.001 to {MOST_FPS}")
     if suffix == ".gif" and fps > _FASTEST_GIF:
         raise McvdError(
-            f"cannot write {path} at {fps:g} fps: a gif holds at most {_FASTEST_GIF} frames a second, and viewers show "
+            f"cannot write {path} at {fps:g} fps: a gif holds at most {_FASTEST_GIF} frames per second, viewers show "
             "50; write an mp4, or choose a smaller fps"
         )
 
@@ -129,7 +129,7 @@ def _encode(path: Path, video: Tensor, fps: float, codec: str, pix_fmt: str, opt
         context = stream.codec_context
         context.thread_count = 1  # with more, x264 does not always write the same bytes on a busy machine
         if pix_fmt == "yuv420p":
-            # Said aloud in the file: players guess BT.601 or BT.709 by the size, and shift the colours.
+            # Stated in the file: otherwise, players guess BT.601 or BT.709 by the size, and shift the colours.
             context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
             context.color_primaries, context.color_trc = 1, 1
         scaler = VideoReformatter()

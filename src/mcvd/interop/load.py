@@ -1,4 +1,4 @@
-"""One door for every model: bundled, a folder, a hub repository, or the authors' own checkpoint."""
+"""Loads any model: bundled, in a folder, in a hub repository, or the authors' own checkpoint."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
 
     name: a bundled model ("digits"), a folder that `model.save` or `mcvd train` made, the authors'
         `checkpoint_<step>.pt` with its config.yml in the same folder, or a hub repository ("owner/name").
-    Raises McvdError if there is no such model, or it cannot be read whole.
+    Raises McvdError if there is no such model, or it cannot be read completely.
     """
-    device = usable_device(device)  # an error of it comes before anything is read or fetched
+    device = usable_device(device)  # first: an unusable one is an error before anything is read or downloaded
     return _find(name).to(device)
 
 
@@ -37,7 +37,7 @@ def _find(name: str | Path) -> VideoDiffusion:
         from mcvd.interop.official import load_checkpoint
 
         return load_checkpoint(path)
-    if str(name) in bundled_models():  # whatever else has this name here is no model
+    if str(name) in bundled_models():  # whatever else has this name here is not a model
         with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
             return VideoDiffusion.from_folder(folder)
     if path.is_dir():
@@ -47,12 +47,12 @@ def _find(name: str | Path) -> VideoDiffusion:
     bundled = ", ".join(bundled_models()) or "none"
     if path.is_file():
         raise McvdError(
-            f"{path} is a file, but no model: a model is a folder, bundled ({bundled}) or the authors' checkpoint_N.pt"
+            f"{path} is a file, not a model: a model is a folder, bundled ({bundled}) or the authors' checkpoint_N.pt"
         )
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
         return VideoDiffusion.from_folder(_download(str(name)))
     raise McvdError(
-        f"no model {name}: it is no folder, no .pt file and not bundled ({bundled}); a hub model is named owner/name"
+        f"no model {name}: it is not a folder, not a .pt file and not bundled ({bundled}); name a hub model owner/name"
     )
 
 
@@ -64,5 +64,6 @@ def _download(repository: str) -> Path:
     except Exception as error:  # the hub's errors share no base class
         reason = str(error).strip().splitlines()
         raise McvdError(
-            f"no folder {repository}, and the hub does not give it ({reason[0] if reason else type(error).__name__})"
+            f"no folder {repository}, and it cannot be downloaded from the hub "
+            f"({reason[0] if reason else type(error).__name__})"
         ) from None

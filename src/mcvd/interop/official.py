@@ -1,7 +1,7 @@
 """The authors' checkpoints: list files `checkpoint_<step>.pt` with a config.yml beside them, to and from our model.
 
-With `official_config` the only place that knows the published key names (`unet.all_modules.<i>. ...`), the direction of
-the published labels, and which of the published options no model of ours has. Facts: docs/reference.md.
+Only this module and `official_config` know the published key names (`unet.all_modules.<i>. ...`), the direction of the
+published labels, and which of the published options our models lack. Facts: docs/reference.md.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def layers(network: UNet) -> Iterator[nn.Module]:
     yield network.conv_out
 
 
-# for every kind of layer: (published name, our name) of its parts, in the published order; what it lacks is left out
+# for every kind of layer: (published name, our name) of its parts, in the published order; missing parts are skipped
 _PARTS: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
     ResidualBlock: (
         ("actnorm0", "norm0"),
@@ -172,8 +172,8 @@ def import_checkpoint(
     """Writes a published checkpoint as a model folder (weights as `dtype`), a quarter of its size; returns the model.
 
     The notes in config.json say where it came from: file name, SHA-256, training step, averaged weights or raw ones.
-    Raises McvdError as `load_checkpoint` does, and where the folder holds another model: only the same import may be
-    done again.
+    Raises McvdError as `load_checkpoint` does, and if the folder holds another model: only the same import may be
+    repeated.
     """
     path, folder = Path(path).expanduser(), Path(folder).expanduser()
     model, notes = _load(path, ema)
@@ -191,7 +191,7 @@ def import_checkpoint(
 
 
 def _is_import(folder: str | Path, config: ModelConfig, notes: dict[str, Any]) -> bool:
-    """Whether a model folder holds these weights of this file, whatever its name was, with this configuration."""
+    """Whether a model folder holds these weights of this file, whatever the file's name, with this configuration."""
     try:
         found, told = read_config_and_notes(folder)
         same = all(told.get(name) == notes[name] for name in ("sha256", "ema"))
@@ -202,10 +202,10 @@ def _is_import(folder: str | Path, config: ModelConfig, notes: dict[str, Any]) -
 
 def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     if not path.is_file():
-        raise McvdError(f"{path} is {'a folder, not a checkpoint of the authors' if path.is_dir() else 'not there'}")
+        raise McvdError(f"{path} is {'a folder, not a checkpoint of the authors' if path.is_dir() else 'missing'}")
     run = path.parent
     if re.fullmatch(r"checkpoint-\d+\.pt", path.name) and ((run / "recipe.yaml").exists() or (run / "model").is_dir()):
-        raise McvdError(f"{path} is what a run of mcvd train goes on from, not its model: name the run folder, {run}")
+        raise McvdError(f"{path} is for continuing a run of mcvd train, not a model: name the run folder, {run}")
     config_path = run / "config.yml"
     if not config_path.is_file():
         raise McvdError(f"{path} needs the config.yml it was published with in the same folder; there is none")
@@ -220,19 +220,19 @@ def _load(path: Path, ema: bool) -> tuple[VideoDiffusion, dict[str, Any]]:
     if published["model"]["gamma"]:
         warnings.warn(f"{path.name} was trained with Gamma noise; it is sampled with Gaussian noise here", stacklevel=3)
     model = build(published, states[0], states[4] if use_ema else states[0], str(path), str(config_path))
-    step = states[3] if isinstance(states[3], int) else f"{states[3]}"  # a tensor cannot be noted
+    step = states[3] if isinstance(states[3], int) else f"{states[3]}"  # a tensor cannot be a note
     return model, {"step": step, "ema": use_ema}
 
 
 def _read(path: Path) -> list[Any]:
     """The list in the file; nothing but tensors and plain values is ever unpickled."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of the pickle's version
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's version
             states = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file can lead to any
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):
-            # PyTorch's text is advice to switch the protection off; the person only needs to know that it was refused
+            # PyTorch's text advises to switch the protection off; people only need to know that the file was refused
             other = "is a file of another kind, or " if "Unsupported operand" in str(error) else ""
             reason = f"it {other}holds code, which is never run"
         raise McvdError(f"{path} cannot be read as a checkpoint ({reason}); download it again") from None
@@ -249,7 +249,7 @@ def build(
     where: str,
     config: str = "config.yml",
 ) -> VideoDiffusion:
-    """The model for what `read_config` gives, in evaluation mode: `weights` loaded, the tables of `state` checked.
+    """The model for what `read_config` returned, in evaluation mode: `weights` loaded, the tables of `state` checked.
 
     where, config: the files of weights and configuration, named in errors.
     """
@@ -265,13 +265,13 @@ def build(
 
 
 def _check_tensors(state: dict[Any, Any], where: str) -> None:
-    """That a state dict is one: whatever else a file may hold is no weight."""
+    """Checks that a state dict holds named tensors of real numbers, and nothing else that a file may hold."""
     for name, value in state.items():
         if not isinstance(name, str):
             kind = type(name).__name__
-            raise McvdError(f"{where} has a weight whose name is no text ({kind}); it is not a published checkpoint")
+            raise McvdError(f"{where} has a weight whose name is not text ({kind}); it is not a published checkpoint")
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
-            raise McvdError(f"{where}: {name} is no dense tensor of real numbers; it is not a published checkpoint")
+            raise McvdError(f"{where}: {name} is not a dense tensor of real numbers; it is not a published checkpoint")
 
 
 def _check_tables(schedule: NoiseSchedule, state: dict[str, Tensor], where: str) -> None:
@@ -280,6 +280,6 @@ def _check_tables(schedule: NoiseSchedule, state: dict[str, Tensor], where: str)
     if stored is None:
         raise McvdError(f"{where} holds no noise schedule (module.alphas); it is not a published checkpoint")
     ours = schedule.alpha_bar.flip(0)  # published tables run from noisy to clean
-    exact = max(1e-5, torch.finfo(stored.dtype).eps)  # somebody may have halved the whole file
+    exact = max(1e-5, torch.finfo(stored.dtype).eps)  # the whole file may have been converted to half precision
     if stored.shape != ours.shape or not torch.allclose(stored.double(), ours, rtol=exact, atol=1e-6):
         raise McvdError(f"{where}: its noise schedule is not the one that config.yml describes")

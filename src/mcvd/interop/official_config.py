@@ -1,4 +1,4 @@
-"""The config.yml beside one of the authors' checkpoints: every key of it that a network depends on, checked."""
+"""The config.yml beside one of the authors' checkpoints: checks every key that a network depends on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig
 from mcvd.networks.unet import UNetConfig
 
-# what a released config.yml may lack, with the value the published code then assumes; what it must hold, with its type
+# keys that a released config.yml may lack, with the value that the published code then assumes; keys that it must have,
+# with their type
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {
         "channels": int,
@@ -50,7 +51,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # where the frames of a block are (`UNetConfig.frames`)
 _ARCH = {"unetmore": "channels", "unetmore3d": "3d", "unetmorepseudo3d": "pseudo3d"}
-# options that a network of ours does not have: the only values that can be loaded
+# options that our networks lack: the only values that can be loaded
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "data": {"rescaled": (True,), "logit_transform": (False,)},
     "model": {
@@ -72,7 +73,7 @@ _KINDS = {
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
     """The `data` and `model` sections of a published config.yml, with the published defaults for missing keys.
 
-    Raises McvdError unless every value is of its key's type, and of a model that can be loaded.
+    Raises McvdError unless every value has its key's type and belongs to a model that can be loaded.
     """
     try:
         raw = _read_yaml(path.read_bytes())
@@ -92,12 +93,12 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_yaml(data: bytes) -> Any:
-    """YAML in any encoding it may have.
+    """Parses YAML in any of its encodings.
 
-    Of Python's own tags: tuples, which `--config_mod` can leave, and namespaces, where somebody dumped what the
-    published code makes of the file. Any other is text: nothing is called, and no key that is read here needs one.
+    Of Python's own tags, it accepts tuples, which `--config_mod` can leave, and namespaces, which a dump of the
+    published code's configuration holds. Any other becomes text: nothing is called, and no key read here needs one.
     """
-    import yaml  # only here: benchmarks on a bare GPU machine do without
+    import yaml  # only here: benchmarks on a bare GPU machine do not need it
 
     class Loader(yaml.SafeLoader):
         pass
@@ -110,10 +111,10 @@ def _read_yaml(data: bytes) -> Any:
 
 
 def _value(value: Any, default: Any, allowed: tuple[Any, ...] | None, where: str) -> Any:
-    """A value of config.yml as the type of its default; `default` is a type where there is none."""
+    """A value of config.yml in the type of its default; if there is no default, `default` is the type."""
     kind = default if isinstance(default, type) else type(default)
     if value is kind:
-        raise McvdError(f"{where} is missing, and the weights do not tell it")
+        raise McvdError(f"{where} is missing, and the weights do not reveal it")
     typed = _typed(value, kind)
     if typed is None:
         raise McvdError(f"{where} is {value!r}; it must be {_KINDS[kind]}")
@@ -145,7 +146,7 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
     """Our configuration for the sections that `read_config` gives."""
     data, model = published["data"], published["model"]
     past, future = data["prob_mask_cond"], data["prob_mask_future"]
-    # prob_mask_sync has the future follow the draw of the past, with the past's probability, where both may be hidden
+    # with prob_mask_sync, if both may be hidden, the future follows the draw of the past, with the past's probability
     together = data["prob_mask_sync"] and data["num_frames_future"] > 0 and past > 0 and future > 0
     return ModelConfig(
         network=UNetConfig(

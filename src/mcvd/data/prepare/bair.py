@@ -1,6 +1,6 @@
 """BAIR robot pushing as downloaded: softmotion30_44k/{train,test}/*.tfrecords, read without TensorFlow.
 
-A TFRecord file is a row of records: 8 bytes length (little endian), 4 bytes checksum of these, the data, 4 bytes
+A TFRecord file is a sequence of records: 8 bytes length (little endian), 4 bytes checksum of these, the data, 4 bytes
 checksum of the data. Each record is a serialised `tf.train.Example`, a protobuf map from names to lists of bytes; the
 video is ``0/image_aux1/encoded`` .. ``29/image_aux1/encoded``, 64 x 64 x 3 raw bytes each.
 """
@@ -25,7 +25,7 @@ FRAMES, SIDE, CAMERA = 30, 64, "image_aux1"
 
 
 def find_bair(root: Path) -> tuple[list[Item], Counter[str]]:
-    """One item a record. Where there are no TFRecord files: folders of frames below train/ and test/, as any videos."""
+    """One item per record; without TFRecord files, folders of frames below train/ and test/, like any videos."""
     files = sorted(file for file in root.rglob("*") if file.suffix in (".tfrecord", ".tfrecords") and file.is_file())
     if not files:
         items, ignored = find_items(root)
@@ -40,7 +40,7 @@ def find_bair(root: Path) -> tuple[list[Item], Counter[str]]:
             for number, position in enumerate(record_positions(file)):
                 part = f"{name}#{number}"
                 items.append(Item(part, "tfrecord", (str(file),), str(position), split, part))
-        except McvdError as error:  # what is before the damage is used
+        except McvdError as error:  # what lies before the damage is used
             items.append(Item(f"{name}#damaged", "tfrecord", (str(file),), split=split, problem=str(error)))
     return items, Counter()
 
@@ -103,12 +103,12 @@ def example_bytes(data: bytes) -> dict[str, bytes]:
                     for values in _fields(feature, 1):
                         out[name] = bytes(next(_fields(values, 1), b""))
     except (IndexError, StopIteration, UnicodeDecodeError, ValueError) as error:
-        raise McvdError("a record is no tf.train.Example") from error
+        raise McvdError("a record is not a tf.train.Example") from error
     return out
 
 
 def _fields(message: bytes | memoryview, wanted: int) -> Iterator[memoryview]:
-    """Values of the length-delimited fields with a number; ValueError or IndexError where it is no protobuf."""
+    """Values of the length-delimited fields with this number; ValueError or IndexError if it is not a protobuf."""
     message, at = memoryview(message), 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -140,7 +140,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _length(head: bytes) -> int | None:
-    """The length in a record's head, or None if its checksum is wrong. (That of the data would take Python minutes.)"""
+    """The length in a record's header, or None if its checksum is wrong. (The data's would take minutes in Python.)"""
     if len(head) < 12:
         return None
     length, checksum = struct.unpack("<QI", head)

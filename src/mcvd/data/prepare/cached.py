@@ -1,4 +1,4 @@
-"""Raw videos prepared once, in the cache, by whoever needs them first."""
+"""Raw videos, prepared once, in the cache, when they are first needed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LINE_EVERY = 20.0  # s between lines while videos are prepared
 
 
 def prepared_data(path: Path, settings: Settings, report: Callable[[str], None]) -> Path:
-    """`path` itself where clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache that
-    its videos are prepared in, now or before. Sources that have changed since are decoded again.
+    """`path` itself if clips can be read from it (a prepared folder, HDF5 shards); else the folder in the cache into
+    which its videos are prepared, now or before. Sources that have changed since are decoded again.
     """
     if is_prepared(path):
         was = read_manifest(path).settings
         asked = {"fps": settings.fps} | ({"layout": settings.layout} if settings.layout != "videos" else {})
         for key, value in asked.items():
             if value is not None and was.get(key) != value:
-                report(f"note: {path} was prepared with {key} {was.get(key)}, not {value}, and is taken as it is")
+                report(f"note: {path} was prepared with {key} {was.get(key)}, not {value}, and is used as it is")
         return path
     if path.exists() and hdf5_shards(path):
         return path

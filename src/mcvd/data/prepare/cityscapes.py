@@ -1,6 +1,6 @@
 """Cityscapes as downloaded: leftImg8bit_sequence/{train,val,test}/CITY/CITY_000000_000012_leftImg8bit.png.
 
-Its sequences are runs of 30 frames; nothing but the numbers in the names says where one ends.
+Its sequences are runs of 30 frames; only the numbers in the names say where one ends.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _NAME = re.compile(r"(.+)_(\d+)_(\d+)_leftImg8bit\.png")
 
 
 def find_cityscapes(root: Path) -> tuple[list[Item], Counter[str]]:
-    """Sorted frames in runs of 30 with numbers that follow each other; a group is a city.
+    """Sorted frames in runs of 30 with consecutive numbers; a group is a city.
 
-    In a whole download that is every 30 sorted files, as published. A run that is too short (a missing file) is an item
-    with a problem, and moves no other run.
+    In a complete download, these are every 30 sorted files, as published. A run that is too short (a missing file) is
+    an item with a problem, and shifts no other run.
     """
     found, ignored = [], Counter[str]()
     for file in root.rglob("*"):

@@ -1,4 +1,4 @@
-"""One item -> its frames as they are stored, one after the other: found, turned, cut, resized, resampled in time."""
+"""One item -> its frames as they are stored, one after another: found, turned, cut, resized, resampled in time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mcvd.errors import McvdError
 class Decoder:
     """Iterating gives (H, W, C) uint8 frames; after that `fps`, `source_size` and `notes` are known.
 
-    Raises McvdError for a damaged source, when it gets there.
+    Raises McvdError for a damaged source, on reaching the damage.
     """
 
     def __init__(self, item: Item, settings: Settings):
@@ -45,7 +45,7 @@ class Decoder:
         self.notes = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
     def _rate(self) -> float | None:
-        """Frames a second of the source, where it says so."""
+        """Frames per second of the source, if it says so."""
         return video_info(self.item.files[0]).fps if self.item.kind == "video" else None
 
     def _resampled(self, rate: float | None) -> Iterator[np.ndarray]:
@@ -101,11 +101,11 @@ class Decoder:
 
 
 class _Fit:
-    """Brings a picture to the stored size and colours."""
+    """Converts a picture to the stored size and colours."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        # for the filters of published data sets the picture comes whole, and is resized here
+        # for the filters of published data sets, the picture comes in full size and is resized here
         size = settings.size if settings.resample == "area" else None
         self.reader = Fitter(size, settings.channels, settings.fit)
 

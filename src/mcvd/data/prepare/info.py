@@ -46,20 +46,20 @@ class SplitInfo:
 
 @dataclass
 class DataInfo:
-    """What is known of a data set. Raw videos are not decoded for it, so damage is not noticed there."""
+    """What is known about a data set. Raw videos are not decoded for it, so damage in them is not noticed."""
 
     path: Path
     kind: str
     """`prepared`, `hdf5` (the authors' shards) or `raw`."""
     splits: dict[str, SplitInfo] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(height, width) of the frames as they were before; of the stored ones for HDF5."""
+    """(height, width) of the frames before preparation; empty for HDF5."""
     fps: Counter[float | None] = field(default_factory=Counter)
-    """Frames a second; None: unknown."""
+    """Frames per second; None: unknown."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(source, why it is left out)."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Files that are no videos, by suffix, and folders that mcvd made itself."""
+    """Files that are not videos, by suffix, and folders that mcvd itself made."""
     stored: tuple[int, int, int] | None = None
     """(H, W, C) of the frames that clips are made of; None for raw videos."""
 
@@ -71,7 +71,7 @@ class DataInfo:
             self.sizes[size] += 1
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Lines of text for people."""
         out = [f"{self.path}: {self.kind}"]
         if self.stored:
             out[0] += f", frames {self.stored[1]}x{self.stored[0]} with {self.stored[2]} channel(s)"
@@ -130,7 +130,7 @@ def info(path: Path | str) -> DataInfo:
 
 
 def _measured(item: Item) -> tuple[int, tuple[int, int] | None, float | None]:
-    """Frames, (height, width) and rate of a video that is not decoded; None is unknown."""
+    """Frames, (height, width) and rate of a video, without decoding it; None: unknown."""
     if item.problem:
         raise McvdError(item.problem)
     if item.archive:
@@ -161,8 +161,8 @@ def data_sheet(
 ) -> Image.Image:
     """A picture of clips spread evenly over the videos of a split of a prepared folder or HDF5 shards.
 
-    png: where to save it too. Each row is named by its video. frames: of each row; as many as the longest video has,
-    where no video has so many.
+    png: where to save it as well. Each row is labelled with its video's name. frames: per row; fewer if no video has
+    that many.
     """
     path = Path(path).expanduser()
     with warnings.catch_warnings(action="ignore"):  # what there is to say is said of the clips of the sheet

@@ -1,4 +1,4 @@
-"""What there is to prepare: every video below a folder, whatever it is stored as, without decoding any.
+"""What there is to prepare: every video below a folder, however it is stored, without decoding any.
 
 A tar file, such as WebDataset's shards, counts as the folder that it would unpack to.
 """
@@ -34,14 +34,14 @@ VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
 MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".png", ".tif", ".tiff", ".avif"])
 
 PACKED = (".zip", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".rar", ".7z")
-"""What nothing is read out of: a file in the middle would take all before it."""
+"""Archives that are not read: reaching a file in the middle would mean unpacking all before it."""
 
 Kind = Literal["video", "images", "npy", "npz", "tfrecord", "hdf5"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One video to prepare. It goes to worker processes as JSON."""
+    """One video to prepare. It is sent to worker processes as JSON."""
 
     name: str
     """Its name in the manifest: path below the root, then `#` and what part of the file."""
@@ -54,17 +54,17 @@ class Item:
     """Split of a data set that has its own; empty: to be drawn."""
     group: str = ""
     problem: str = ""
-    """Why it cannot be used, where that is known already."""
+    """Why it cannot be used, if that is known already."""
     archive: str = ""
-    """The tar file that `files` are in; empty: they lie on the disk."""
+    """The tar file that `files` are in; empty: they are on disk."""
     spans: tuple[tuple[int, int], ...] = ()
     """(first byte, bytes) of each of the files in the archive."""
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[Item]:
-        """The item with its files on the disk: those in an archive are copied out for as long as this is open.
+        """The item with its files on disk: those in an archive are copied out while this is open.
 
-        Raises McvdError where the archive is cut short. Errors within name the archive, not the copies.
+        Raises McvdError if the archive is cut short. Errors within name the archive, not the copies.
         """
         if not self.archive:
             yield self
@@ -82,14 +82,14 @@ class Item:
                 raise McvdError(str(error).replace(folder, str(inside))) from error
 
     def stamp(self) -> tuple[int, int]:
-        """(bytes, latest change in ns) of its files: equal as long as nobody has touched them."""
+        """(bytes, latest change in ns) of its files: equal as long as they have not been touched."""
         if self.archive:
             return sum(size for _, size in self.spans), Path(self.archive).stat().st_mtime_ns
         stats = [Path(file).stat() for file in self.files]
         return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
 
     def sha256(self) -> str:
-        """Hash of the content (of a part of a file: of the whole file and the part's key)."""
+        """Hash of the content (for a part of a file: of the whole file and the part's key)."""
         digest = hashlib.sha256(self.key.encode())
         for number, file in enumerate(self.files):
             if len(self.files) > 1:
@@ -111,11 +111,11 @@ def _file_sha256(file: str, mtime_ns: int) -> str:
 
 
 def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
-    """Every video at or below a path, sorted by name, and how many files of other suffixes lie there.
+    """Every video at or below a path, sorted by name, and how many files of other suffixes there are.
 
-    A folder with images in it is one video, an animated image is one, an npz is one for every array. Folders below that
-    mcvd made itself are left out and counted too: a run would be trained on what it drew. Tar files are read where
-    nothing else is of use: beside other videos they are what these were unpacked from.
+    A folder with images in it is one video, an animated image is one, an npz is one per array. Folders below that mcvd
+    itself made are left out and counted too, or a run would be trained on its own samples. Tar files are read only if
+    nothing else is of use: beside other videos, they are what these were unpacked from.
     """
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
     base = root.parent if root.is_file() else root
@@ -136,7 +136,7 @@ def _hidden(name: str) -> bool:
 
 
 def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
-    """The videos that files hold, or make together, and how many others there are, by suffix."""
+    """The videos that files hold, or form together, and how many other files there are, by suffix."""
     items: list[Item] = []
     others: Counter[str] = Counter()
     images: dict[str, list[File]] = {}
@@ -170,7 +170,7 @@ def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str 
 
 
 def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[File]]]:
-    """Names and pictures of the videos that the pictures of a folder are: one; in a tar file also one for every sample
+    """Names and pictures of the videos that the pictures of a folder form: one; in a tar file, perhaps one per sample
     of several pictures, as WebDataset names them (KEY.0.jpg, KEY.1.jpg, ...)."""
     samples: dict[str, list[File]] = {}
     for picture in pictures:
@@ -182,7 +182,7 @@ def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[Fi
 
 
 def _in_tar(tar: File) -> tuple[list[Item], Counter[str]]:
-    """The same of what a tar file holds; what lies before damage is used."""
+    """Like `_sort`, for the content of a tar file; what lies before damage is used."""
     damage: list[Item] = []
 
     def whole() -> Iterator[File]:
@@ -208,7 +208,7 @@ def _arrays(file: File) -> Iterator[Item]:
 
 
 def array_shape(item: Item) -> tuple[int, ...]:
-    """Shape of an array in an npz or npy file, from its head alone; McvdError where it is damaged or no array."""
+    """Shape of an array in an npz or npy file, from its header only; McvdError if it is damaged or not an array."""
     try:
         with contextlib.ExitStack() as stack:
             if item.kind == "npy":
@@ -223,7 +223,7 @@ def array_shape(item: Item) -> tuple[int, ...]:
     except ARRAY_ERRORS as error:
         raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
     if not shape:
-        raise McvdError(f"{item.name} holds a single number, no video")
+        raise McvdError(f"{item.name} holds a single number, not a video")
     return shape
 
 
@@ -236,7 +236,7 @@ def _hdf5_items(file: File) -> Iterator[Item]:
 
 
 def _pages(file: File) -> int:
-    """Pictures in an image file; 1 where it cannot be read, which is noticed again when it is decoded."""
+    """Pictures in an image file; 1 if it cannot be read: decoding it reports the error."""
     try:
         with file.open() as stream:
             if file.name.lower().endswith(".png") and not _may_move(stream):
@@ -248,14 +248,14 @@ def _pages(file: File) -> int:
 
 
 def _may_move(png: IO[bytes]) -> bool:
-    """Whether a png's head announces an animation, or is too long to tell: 10 us, for folders hold 100 000 of them."""
+    """Whether a png's header announces an animation, or is too long to tell; in 10 us, as folders may hold 100,000."""
     head, pixels, _ = png.read(4096).partition(b"IDAT")
     png.seek(0)
     return not pixels or b"acTL" in head
 
 
 def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> McvdError:
-    """The error for a place that holds nothing of use."""
+    """The error for a place without usable videos."""
     if not root.exists():
         return McvdError(f"{root} does not exist")
     files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
@@ -265,4 +265,4 @@ def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> 
 
 def not_downloaded(root: Path, what: str) -> McvdError:
     """The error for a place that does not hold the raw download of a published data set."""
-    return no_videos(root, f"{what}; videos of other names have layout `videos`")
+    return no_videos(root, f"{what}; for videos with other names, use layout `videos`")

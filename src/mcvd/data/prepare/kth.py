@@ -13,7 +13,7 @@ _NAME = re.compile(r"person(\d\d)_([a-z]+)_d(\d)(_uncomp)?\.avi")
 
 
 def find_kth(root: Path) -> tuple[list[Item], Counter[str]]:
-    """One item a file; a group is a person. Files with other names are counted as ignored."""
+    """One item per file; a group is a person. Files with other names are counted as ignored."""
     items, ignored = [], Counter[str]()
     for file in sorted(root.rglob("*")):
         match = _NAME.fullmatch(file.name)

@@ -1,8 +1,8 @@
-"""One item decoded to one file: the step that runs in worker processes, and that is never done twice.
+"""One item decoded to one file: the step that runs in worker processes, and that is never repeated.
 
-A part is ``<id>.raw`` (frames, one after the other, no header) and ``<id>.json`` (its manifest line without a place).
-The json appears last, and either at once, so a part that has one is whole; also where a worker whose parent was killed
-still makes the same part.
+A part is ``<id>.raw`` (frames, one after another, no header) and ``<id>.json`` (its manifest line without a place).
+The json is written last, and both are atomic, so a part that has one is complete, even if a worker whose parent was
+killed is still making the same part.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from mcvd.data.settings import Settings
 from mcvd.data.shards import Entry
 from mcvd.errors import McvdError
 
-RETRY = "the decoder failed: "  # how the reason begins where the file itself may be sound: tried again next time
+RETRY = "the decoder failed: "  # begins a reason that may not lie in the file itself: tried again next time
 
-UNOPENED = "not opened"  # the note where the reason was known before: tried again when that reason has gone
+UNOPENED = "not opened"  # the note if the reason was known before: tried again once that reason is gone
 
 
 class Unwritable(McvdError):
-    """The destination cannot be written (disk full): this stops the work, it is no fault of the video."""
+    """The destination cannot be written (disk full): this stops the work, as it is not the video's fault."""
 
 
 def part_file(parts: Path, name: str, suffix: str) -> Path:
-    """Where the part of an item lies."""
+    """The file of an item's part."""
     return parts / (hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:24] + suffix)
 
 
 def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
     """Decodes an item into its part; an item that cannot be used gives an entry that says why.
 
-    Raises Unwritable, and nothing else that a source can cause.
+    Raises Unwritable, but nothing that a source can cause.
     """
     stamp, raw = (0, 0), part_file(parts, item.name, ".raw")
     partial = _beside(raw)
@@ -78,7 +78,7 @@ def save_entry(entry: Entry, parts: Path) -> None:
 
 
 def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
-    """The entry of a part that is whole, else None."""
+    """The entry of a complete part, else None."""
     try:
         entry = Entry.parse(json.loads(part_file(parts, name, ".json").read_text(encoding="utf-8")))
         whole = entry.skipped or part_file(parts, name, ".raw").stat().st_size == entry.frames * frame_bytes
@@ -88,7 +88,7 @@ def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
 
 
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """A text file that is there whole or not at all, also after a power cut."""
+    """Writes a text file atomically, also with regard to power cuts."""
     temporary = _beside(path)
     try:
         with temporary.open("w", encoding="utf-8") as out:
@@ -105,7 +105,7 @@ def _beside(path: Path) -> Path:
 
 
 def settle(out: IO) -> None:
-    """Waits until what was written is on the disk."""
+    """Waits until what was written is on disk."""
     out.flush()
     os.fsync(out.fileno())
 
@@ -116,12 +116,12 @@ def too_short(name: str, frames: int, needed: int) -> McvdError:
 
 
 def unwritable(path: Path, error: OSError) -> Unwritable:
-    """The error for a destination that takes no more."""
+    """The error for a destination that cannot be written."""
     return Unwritable(f"cannot write {path} ({error.strerror or error}); what is done is kept: run the same again")
 
 
 def _write_frames(frames: Iterable[np.ndarray], path: Path) -> int:
-    """Writes frames as they come, so that the length of a video costs no memory; how many there were."""
+    """Writes frames as they come, so that the length of a video costs no memory; returns their number."""
     count, source = 0, iter(frames)
     try:
         out = path.open("wb")

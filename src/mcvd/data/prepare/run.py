@@ -1,8 +1,8 @@
-"""`prepare`: sources -> parts -> shards -> manifest, in steps of which each can be the last before a power cut.
+"""`prepare`: sources -> parts -> shards -> manifest, in steps that each survive a power cut.
 
-    work/parts/     one decoded video each (see parts.py), made in any order by the workers
-    work/journal    one line a finished shard: the entries of its videos
-    manifest.jsonl  at the end; then work/ goes
+    work/parts/         one decoded video each (see parts.py), made in any order by the workers
+    work/journal.jsonl  one line per finished shard: the entries of its videos
+    manifest.jsonl      at the end; then work/ is deleted
 
 Shards are filled in the order of names and closed at a fixed size, so what is written does not depend on the number of
 workers, nor on how often the work was interrupted.
@@ -39,7 +39,7 @@ from mcvd.errors import McvdError
 from mcvd.lock import locked
 
 SHARD_BYTES = 512 << 20
-FEW = 4  # so few videos are decoded by this process: a worker takes seconds to start
+FEW = 4  # up to so many videos are decoded by this process: a worker takes seconds to start
 FIND: dict[str, Callable[[Path], tuple[list[Item], Counter[str]]]] = {
     "videos": find_items,
     "kth": find_kth,
@@ -63,11 +63,11 @@ def prepare(
 ) -> Manifest:
     """Decodes every video at or below `source` into a prepared data set (`mcvd.data.shards`); returns its manifest.
 
-    destination: a new or empty folder, or one of an earlier, finished or interrupted, run with the same settings:
-    only what is missing, and sources that have changed (by size and time of change, then by hash), are decoded.
-    workers: processes (default: one a core; this one alone for a few videos). The result does not depend on it.
+    destination: a new or empty folder, or one of an earlier run, finished or interrupted, with the same settings: only
+    missing videos, and sources that have changed (by size and time of change, then by hash), are decoded.
+    workers: processes (default: one per core; only this one for a few videos). The result does not depend on it.
     Videos that are damaged or too short are left out; the manifest names them with the reason.
-    Raises McvdError where nothing is left, or the destination holds something else or other settings.
+    Raises McvdError if no video is left, or the destination holds something else or other settings.
     """
     settings = settings or Settings()
     root, folder = Path(source).expanduser().resolve(), Path(destination).expanduser().resolve()
@@ -107,7 +107,7 @@ def prepare(
 
 
 def _say_busy(folder: Path) -> None:
-    """Another process prepares here; this one waits, and then finds the work done."""
+    """Says that another process prepares here; this one waits, and then finds the work done."""
     warnings.warn(f"another process is preparing {folder}; waiting for it", stacklevel=6)
 
 
@@ -129,7 +129,7 @@ class _Work:
         self.batch: list[Entry] = []
 
     def sort_out(self, items: Sequence[Item]) -> tuple[dict[str, Entry], list[Item]]:
-        """What is done already and still true, by name, and what is to be decoded."""
+        """What is done already and still valid, by name, and what is to be decoded."""
         kept, todo = {}, []
         for item in items:
             entry = self.known.get(item.name)
@@ -176,7 +176,7 @@ class _Work:
         self.batch.append(replace(entry, shard=self.next_shard, offset=waiting))
 
     def _close_shard(self) -> None:
-        """Joins the parts that wait, as one array file; then says so in the journal; then drops the parts."""
+        """Joins the waiting parts into one array file, then records it in the journal, then deletes the parts."""
         if not self.batch:
             return
         path = shard_path(self.folder, self.next_shard)
@@ -204,7 +204,7 @@ class _Work:
 
 
 def _still_true(item: Item, entry: Entry) -> Entry | None:
-    """The entry, if the source is what it was when the entry was made (with its new stamp); else None."""
+    """The entry (with its new stamp), if the source is what it was when the entry was made; else None."""
     known_before = bool(item.problem) or entry.note == UNOPENED
     if entry.skipped.startswith(RETRY) or (known_before and item.problem != entry.skipped):
         return None
@@ -218,7 +218,7 @@ def _still_true(item: Item, entry: Entry) -> Entry | None:
 
 
 def _lost_shards(folder: Path, entries: Iterable[Entry], frame_bytes: int) -> set[int]:
-    """Shards that are not there, or shorter than what should be in them."""
+    """Shards that are missing, or shorter than their content should be."""
     needed: dict[int, int] = {}
     for entry in entries:
         if not entry.skipped:
@@ -228,7 +228,7 @@ def _lost_shards(folder: Path, entries: Iterable[Entry], frame_bytes: int) -> se
 
 
 def _read_journal(path: Path) -> list[Entry]:
-    """Entries of finished shards; a line that was cut is as if it had not been begun."""
+    """Entries of finished shards; a line that was cut short is ignored."""
     entries: list[Entry] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, TypeError):
@@ -237,7 +237,7 @@ def _read_journal(path: Path) -> list[Entry]:
 
 
 def _earlier(folder: Path, settings: Settings) -> Manifest | None:
-    """The manifest that is there; McvdError where the folder holds something else, or other settings."""
+    """The manifest of an earlier run, if any; McvdError if the folder holds something else, or other settings."""
     old = read_manifest(folder) if is_prepared(folder) else None
     unfinished = folder / "work" / "settings.json"
     if old is not None:
@@ -260,7 +260,7 @@ def _earlier(folder: Path, settings: Settings) -> Manifest | None:
 def _manifest(
     items: Sequence[Item], entries: dict[str, Entry], settings: Settings, root: Path, ignored: Counter[str]
 ) -> Manifest:
-    """Gives every usable video its side of the split. Those with a published side keep it."""
+    """Assigns every usable video to a split. Those with a published split keep it."""
     ordered = sorted(items, key=lambda item: natural(item.name))
     free = [item.name for item in ordered if not item.split and not entries[item.name].skipped]
     drawn = dict(
@@ -291,7 +291,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _drop_unused(folder: Path, manifest: Manifest) -> None:
-    """Shards of which no video is left, after the sources have changed, and half of one from before a kill."""
+    """Deletes shards of which no video is left, after the sources have changed, and incomplete ones of a killed run."""
     used = {shard_path(folder, entry.shard) for entry in manifest.videos}
     for path in (folder / "shards").iterdir():
         if path not in used:

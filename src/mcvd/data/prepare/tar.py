@@ -1,4 +1,4 @@
-"""Files that may lie in a tar file: what is in it, and how a file gets out of it without what lies before."""
+"""Files that may be in a tar file: what it holds, and reading a file from it without those before."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLOCK = 512  # a header; zeros end the archive
 
 @dataclass(frozen=True)
 class File:
-    """A file on the disk, or in a tar file, which counts as the folder that it would unpack to."""
+    """A file on disk, or in a tar file, which counts as the folder that it would unpack to."""
 
     name: str
-    """Path below the root of all."""
+    """Path below the common root."""
     path: str
-    """On the disk, or in the archive."""
+    """On disk, or in the archive."""
     archive: str = ""
-    """The tar file; empty: the file lies on the disk."""
+    """The tar file; empty: the file is on disk."""
     span: tuple[int, int] = (0, 0)
     """(first byte, bytes) in the archive."""
     extract: Callable[[], IO[bytes]] | None = None
@@ -34,14 +34,14 @@ class File:
 
 
 def members(tar: File) -> Iterator[File]:
-    """The plain files of a tar file that is not compressed. They can be opened until the next is asked for.
+    """The plain files of a tar file that is not compressed. Each can be opened until the next is asked for.
 
-    Raises McvdError for a damaged one, after what lies before the damage.
+    Raises McvdError for a damaged one, after yielding what lies before the damage.
     """
     problem: object = None
     try:
         with tarfile.open(tar.path, "r:") as archive:
-            last: dict[str, tarfile.TarInfo] = {}  # of a name that is there twice, tar unpacks the last
+            last: dict[str, tarfile.TarInfo] = {}  # of files with the same name, tar unpacks the last
             try:
                 last.update((member.name, member) for member in archive if member.isreg())
                 cast(IO[bytes], archive.fileobj).seek(archive.offset)
@@ -57,11 +57,11 @@ def members(tar: File) -> Iterator[File]:
     except (OSError, tarfile.TarError) as error:
         problem = error
     if problem is not None:
-        raise McvdError(f"{tar.path} is damaged, or no plain tar file ({problem})")
+        raise McvdError(f"{tar.path} is damaged, or not a plain tar file ({problem})")
 
 
 def pieces(archive: str, span: tuple[int, int]) -> Iterator[bytes]:
-    """The bytes of a file in a tar file. Raises McvdError where the archive ends before them."""
+    """The bytes of a file in a tar file. Raises McvdError if the archive ends before them."""
     start, left = span
     with open(archive, "rb") as stream:
         stream.seek(start)

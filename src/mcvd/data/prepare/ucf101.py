@@ -15,10 +15,10 @@ _NAME = re.compile(r"v_(\w+)_g(\d+)_c(\d+)\.avi")
 
 
 def find_ucf101(root: Path) -> tuple[list[Item], Counter[str]]:
-    """One item a video, with the split of list 3 (9624 and 3696 videos, of which every tenth is for test, as
-    published); a group is what was cut from one film.
+    """One item per video, with the split of list 3 (9624 and 3696 videos; every tenth of the latter is for test, as
+    published); a group is the clips of one film.
 
-    A video in neither list, and a listed one that is not there, is an item with a problem.
+    A video in neither list, or a listed one that is missing, is an item with a problem.
     """
     listed = {split: _read(root, f"{split}list{SPLIT_LIST}.txt") for split in ("train", "test")}
     tests = ucf_test_positions(len(listed["test"]))

@@ -1,8 +1,8 @@
 """Decoding in several processes. A worker is `python -m mcvd.data.prepare.workers`: one JSON line in, one out.
 
-Not `multiprocessing`: its spawn imports the caller's main script again, its workers outlive a parent that is killed,
-and one that crashes (FFmpeg on a damaged file) breaks the whole pool. Here a worker ends when its input does, and a
-crash costs one file.
+Not `multiprocessing`: its spawn imports the caller's main script again, its workers outlive a killed parent, and one
+that crashes (FFmpeg on a damaged file) breaks the whole pool. Here a worker ends when its input does, and a crash costs
+one file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from mcvd.errors import McvdError
 
 
 def make_parts(items: Sequence[Item], settings: Settings, parts: Path, workers: int) -> Iterator[Entry]:
-    """The entries of all items, in their order, decoded by so many processes (1: by this one).
+    """The entries of all items, in their order, decoded by this many processes (1: by this one).
 
-    Raises McvdError where the destination cannot be written or no worker can be started.
+    Raises McvdError if the destination cannot be written or no worker can be started.
     """
     if workers <= 1:
         for item in items:
@@ -68,7 +68,7 @@ class _Crew:
         self.processes: set[subprocess.Popen] = set()
 
     def serve(self) -> None:
-        """One thread's life."""
+        """The loop of one thread."""
         process = None
         while (task := self._next()) is not None:
             index, item = task
@@ -84,7 +84,7 @@ class _Crew:
             except McvdError as error:
                 outcome = error
             except Exception as error:  # the reader waits for an answer, whatever happens here
-                outcome = McvdError(f"cannot work on {item.name}: {type(error).__name__}: {error}")
+                outcome = McvdError(f"cannot decode {item.name}: {type(error).__name__}: {error}")
             self.done.put((index, outcome))
         if process is not None:
             self._end(process)
@@ -153,7 +153,7 @@ def main() -> None:
     """A worker: answers until its input ends, as it does when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what a library prints is not an answer
     tasks: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
     print("ready", file=answers, flush=True)
@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def _listen(tasks: queue.Queue[str | None]) -> None:
-    """Passes the input on. Where it ends before all is answered the parent was killed: nobody needs the rest."""
+    """Passes the input on. If it ends before all is answered, the parent was killed: nobody needs the rest."""
     for line in sys.stdin:
         tasks.put(line)
     if tasks.unfinished_tasks:
