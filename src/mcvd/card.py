@@ -17,10 +17,10 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
     config, layout = model.config, model.layout
     height, width = model.size
     parameters = sum(p.numel() for p in model.parameters())
-    frames = f"{layout.past} past, {layout.current} made at once, {layout.future} future"
+    frames = f"{layout.past} past, {layout.current} generated at once, {layout.future} future"
     return [
         ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
-        ("frames", f"{frames}; {config.fps:.4g} a second"),
+        ("frames", f"{frames}; {config.fps:.4g} per second"),
         ("tasks", ", ".join(commands(model)) or "none"),
         ("parameters", f"{parameters / 1e6:.2f} million"),
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),

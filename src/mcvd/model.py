@@ -408,7 +408,7 @@ class VideoDiffusion(nn.Module):
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, notes: dict | None = None) -> Path:
         """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it.
 
-        notes: what else config.json should say to people; ignored by loading.
+        notes: further entries of config.json, for people; ignored by loading.
         """
         return write_model(folder, to_dict(self.config), self.state_dict(), dtype, notes)
 

@@ -26,7 +26,7 @@ MNIST_MIRRORS = (
 )
 
 Progress = Callable[[str, int, int | None], None]
-"""Called as ``progress(file name, bytes so far, bytes in all or None)``."""
+"""Called as ``progress(file name, bytes so far, bytes in total or None)``."""
 
 
 def fetch_mnist(

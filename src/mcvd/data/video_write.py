@@ -175,7 +175,7 @@ def _write_folder(folder: Path, video: Tensor) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """A folder may be replaced only if it holds nothing but frames of ours."""
+    """A folder may be replaced only if it holds nothing but frames that `write_video` wrote."""
     if path.is_file():
         raise McvdError(f"cannot write frames into {path}: it is a file")
     if path.is_dir() and any(not re.fullmatch(r"frame_\d{5,}\.png", entry.name) for entry in path.iterdir()):

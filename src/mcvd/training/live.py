@@ -1,4 +1,4 @@
-"""A table in the terminal that is rewritten while a run goes on."""
+"""A table in the terminal that is updated during a run."""
 
 from __future__ import annotations
 

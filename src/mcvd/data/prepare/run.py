@@ -49,7 +49,7 @@ FIND: dict[str, Callable[[Path], tuple[list[Item], Counter[str]]]] = {
 }
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(videos done, videos in all)``."""
+"""Called as ``progress(videos done, videos in total)``."""
 
 
 def prepare(
