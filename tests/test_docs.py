@@ -13,7 +13,7 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
     assert (built.returncode, built.stderr) == (0, "")
     page = (tmp_path / "site/api.html").read_text()
     assert 'id="mcvd.load"' in page
-    assert "how many different fillings of each clip" in page
+    assert "how many different results for each clip" in page
     for asset in ("src=", "href="):  # what a browser would fetch by itself comes from here
         assert f'<link rel="stylesheet" {asset}"http' not in page
         assert f'<script {asset}"http' not in page
