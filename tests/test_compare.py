@@ -177,8 +177,7 @@ def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
     assert lines[3].startswith("| c d | ")
     assert any(line.startswith(r"| \<b\>a\|b\</b\> - c d |") for line in lines)
     assert (
-        "Note: c d: only 3 of 12 clips are different, as the data hold no more: the intervals are too narrow.  "
-        in lines
+        "Note: c d: only 3 of 12 clips are distinct, as the data hold no more: the intervals are too narrow.  " in lines
     )
 
 
@@ -186,7 +185,7 @@ def test_an_unfinished_evaluation_is_called_one(a: Path, capsys: pytest.CaptureF
     (a / "result.json").rename(a / "identity.json")
     for command in ("report", "compare"):
         assert main([command, str(a)]) == 1
-        assert "is not finished; run the same command again" in capsys.readouterr().err
+        assert "holds an unfinished evaluation; run the same command again" in capsys.readouterr().err
 
 
 def test_other_clips_are_told_and_not_paired(a: Path, b: Path) -> None:

@@ -374,7 +374,7 @@ def test_rows_that_somebody_removes_are_not_waited_for(model, tmp_path, monkeypa
         return table(folder)
 
     monkeypatch.setattr(Folder, "table", removed)
-    with pytest.raises(McvdError, match=r"the rows of \d clips? are gone from .*first; run the same again"):
+    with pytest.raises(McvdError, match=r"the rows of \d clips? are missing from .*first; run the same again"):
         go(model, tmp_path / "first")
 
 
@@ -399,16 +399,16 @@ def test_clips_that_repeat_are_told(model, tmp_path):
 
     result, lines = go(model, tmp_path / "run", clips=Few())
     assert result.different == 4
-    assert "note: 4 of 6 clips are different, the others repeat them" in lines
-    assert "only 4 of 6 clips are different" in " ".join(summary.lines(result))
-    assert "Only 4 of 6 clips are different" in (tmp_path / "run" / "result.md").read_text()
-    assert "Only 4 of 6 clips are different" in write_report(tmp_path / "run")[1].read_text()
+    assert "note: 4 of 6 clips are distinct, the others repeat them" in lines
+    assert "only 4 of 6 clips are distinct" in " ".join(summary.lines(result))
+    assert "Only 4 of 6 clips are distinct" in (tmp_path / "run" / "result.md").read_text()
+    assert "Only 4 of 6 clips are distinct" in write_report(tmp_path / "run")[1].read_text()
 
 
 def test_one_clip_has_no_fvd_and_says_so(model, tmp_path):
     result, lines = go(model, tmp_path / "run", replace(PROTOCOL, clips=1), metrics=["fvd"])
     assert not result.numbers
-    assert "note: FVD and KVD need at least 2 clips, there is 1: they have no number" in lines
+    assert "note: FVD and KVD need at least 2 clips, there is 1: they are left out" in lines
     result, _ = go(model, tmp_path / "psnr", replace(PROTOCOL, clips=1), metrics=["psnr"])
     assert result.numbers["psnr"].of.endswith("mean over 1 clip")
     assert "; 1 clip (" in result.protocol.words
@@ -492,7 +492,7 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     lines = []
     fixed = real_clips(protocol, tmp_path / "raw", lines.append).batch(range(4))
     assert "3 videos, 36 frames" in lines[0]
-    assert lines[1:] == ["measuring on 2 videos of 3, those for test; --set split=all takes all"]
+    assert lines[1:] == ["measuring on 2 videos of 3 (split test); --set split=all takes all"]
     first = torch.from_numpy(np.load(tmp_path / "raw" / "test" / "1.npy")).permute(0, 3, 1, 2)
     assert torch.equal(fixed[0], first[:9, ..., 2:18])  # the middle, from the first frame on; never the training video
     assert torch.equal(fixed[1], first[3:, ..., 2:18])  # the second clip of a video is its last frames
@@ -512,7 +512,7 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
 def test_which_videos_a_protocol_says_it_is_of(assets_dir):
     kth = {split: find_protocol("kth-10to30", [f"split={split}"]).data for split in ("test", "train", "all")}
     assert kth == {"test": "KTH, persons 21-25", "train": "KTH, persons 1-20", "all": "KTH"}
-    with pytest.raises(McvdError, match="split is train or test"):
+    with pytest.raises(McvdError, match="set split to train or test"):
         real_clips(find_protocol("smmnist-5to10", ["split=all"]), assets_dir / "mnist")
 
 

@@ -76,7 +76,7 @@ def test_misuse_is_named():
         frechet_distance(Moments(normal(6, 4)), Moments(normal(6, 5)))
     with pytest.raises(McvdError, match="4 and 5 numbers"):
         Moments(normal(6, 4)).add(normal(6, 5))
-    with pytest.raises(McvdError, match="needs as many fake videos, not 3"):
+    with pytest.raises(McvdError, match="needs at least as many fakes, not 3"):
         frechet_infinity(Moments(normal(6, 4)), normal(3, 4))
     with pytest.raises(McvdError, match="there are 1 and 5"):
         kernel_distance(normal(1, 4), normal(5, 4))

@@ -45,7 +45,7 @@ def test_samples_are_compared_with_one_truth_but_no_shapes_are_guessed():
     for metric in (mse, psnr, ssim):
         assert torch.allclose(metric(x, y)[1], metric(x[1], y))
         for wrong in (y[..., :1], y.expand(3, 3, 16, 16), x[:2], y[0, 0]):
-            with pytest.raises(McvdError, match="of one shape are compared, not"):
+            with pytest.raises(McvdError, match="must have one shape, not"):
                 metric(x, wrong)
     with pytest.raises(McvdError, match="T, C, H, W"):
         psnr(x, y[:1])

@@ -119,7 +119,7 @@ def test_an_edit_renames():
         ("xyz", [], "protocols: smmnist-5to10"),
         ("smmnist-5to10", ["sample=3"], "did you mean samples?"),
         ("smmnist-5to10", ["samples=0"], "samples is 0"),
-        ("smmnist-5to10", ["past=0"], "predict from 0 past"),
+        ("smmnist-5to10", ["past=0"], "predict does not go with 0 past"),
         ("smmnist-5to10", ["channels=2"], "channels"),
         ("smmnist-5to10", ["task=guess"], "it is one of predict"),
         ("smmnist-5to10", ["lpips_size=0"], "lpips_size is 0"),
@@ -154,8 +154,8 @@ def test_frames_that_are_too_small_for_a_metric():
     chosen, notes = choose_metrics(small)
     assert not {"ssim", "lpips"} & set(chosen)
     assert notes == [
-        "SSIM is left out: it takes frames of 11 or more pixels a side, this protocol gives it 8",
-        "LPIPS is left out: it takes frames of 31 or more pixels a side, this protocol gives it 8",
+        "SSIM is left out: it needs frames of 11 or more pixels per side, this protocol gives it 8",
+        "LPIPS is left out: it needs frames of 31 or more pixels per side, this protocol gives it 8",
     ]
     resized = find_protocol("smmnist-5to10", ["size=[16,16]"])  # to 128 pixels, as published
     assert {"ssim", "lpips"} <= set(choose_metrics(resized)[0])
@@ -173,10 +173,10 @@ def test_plain_frames_are_not_resized_for_lpips_whatever_the_size_says():
 @pytest.mark.parametrize(
     ("name", "metrics", "said"),
     [
-        ("bair-generate-16", ["psnr"], "no true one"),
+        ("bair-generate-16", ["psnr"], "no ground truth"),
         ("bair-interpolate-1-5-1", ["fvd"], "gives it 7"),
         ("smmnist-5to10", ["psrn"], "did you mean psnr?"),
-        ("smmnist-5to10", [], "no metric is asked for"),
+        ("smmnist-5to10", [], "no metric requested"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_when_asked_for(name, metrics, said):

@@ -228,7 +228,7 @@ def test_generation_needs_no_pairs(tmp_path):
     np.save(tmp_path / "made.npy", arrays(4, seed=1))
     result, lines = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", GENERATE)
     assert set(result.numbers) == {"fvd", "kvd"}
-    assert "the first 4 of 5 real and 4 of 4 made videos are measured" in lines
+    assert "measuring the first 4 of 5 real and 4 of 4 generated videos" in lines
     assert any("real videos are longer than a clip" in line for line in lines)
     assert result.complete
 
@@ -263,8 +263,16 @@ def test_colours_are_brought_to_the_protocols(tmp_path):
 @pytest.mark.parametrize(
     ("real", "made", "said"),
     [
-        (arrays(6), arrays(6), "6 real and 6 made videos: the protocol takes 2 for each real one; --set samples=1"),
-        (arrays(6), arrays(6, samples=2, frames=8), "has 8 frames; protocol plain takes 9 frames, or the 7 made ones"),
+        (
+            arrays(6),
+            arrays(6),
+            "6 real and 6 generated videos: the protocol takes 2 for each real one; --set samples=1",
+        ),
+        (
+            arrays(6),
+            arrays(6, samples=2, frames=8),
+            "has 8 frames; protocol plain takes 9 frames, or the 7 generated ones",
+        ),
         (arrays(6, frames=8), arrays(6, samples=2), "has 8 frames; a clip of protocol plain has 9"),
         (arrays(7), arrays(7, samples=2), "--set clips=7"),
         (arrays(6)[:, :, :12], arrays(6, samples=2), r"--set size=\[12,16\]"),
@@ -302,7 +310,7 @@ def test_frames_that_are_too_small_are_told_at_the_start(tmp_path):
     np.save(tmp_path / "made.npy", arrays(6, samples=2)[:, :, :, :8, :8])
     result, lines = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", small)
     assert "ssim" not in result.numbers
-    assert lines[0] == "SSIM is left out: it takes frames of 11 or more pixels a side, this protocol gives it 8"
+    assert lines[0] == "SSIM is left out: it needs frames of 11 or more pixels per side, this protocol gives it 8"
 
 
 def test_names_do_not_leave_the_folder_of_scores(tmp_path, monkeypatch, capsys):

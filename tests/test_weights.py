@@ -103,7 +103,7 @@ def test_malformed_pickles_are_refused(data):
 def test_local_assets_are_the_published_weights(assets_dir, offline, name, tmp_path):
     tensors = read_weights(name, assets_dir)
     assert tensors_sha256(tensors) == PUBLISHED[name].tensors_sha256
-    with pytest.raises(McvdError, match=f"are not here; run: mcvd fetch {name}$"):
+    with pytest.raises(McvdError, match=f"are missing; run: mcvd fetch {name}$"):
         load_weights(name)
     file = fetch_weights(name, source=assets_dir)
     assert file == tmp_path / "cache" / "weights" / f"{name}.safetensors"

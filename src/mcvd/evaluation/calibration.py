@@ -1,4 +1,4 @@
-"""Whether several sampled futures spread as the truth does: per-pixel CRPS and spread against skill."""
+"""Calibration of several sampled futures against the ground truth: per-pixel CRPS, and spread over skill."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mcvd.given import unit_range
 
 
 def crps(samples: Tensor, truth: Tensor) -> Tensor:
-    """Continuous ranked probability score of each number, fair for S samples (Ferro 2014); lower is better.
+    """Continuous ranked probability score of each element, fair for S samples (Ferro 2014); lower is better.
 
-    samples ``(S, ...)``, S >= 2, truth ``(...)`` -> ``(...)``: E|x - truth| - E|x - x'| / 2 over different samples. In
-    units of the data; for futures that are all the same it is the absolute error.
+    samples ``(S, ...)``, S >= 2, truth ``(...)`` -> ``(...)``: E|x - truth| - E|x - x'| / 2 over distinct samples. In
+    units of the data; for identical samples it is the absolute error.
     """
     count = _count(samples, truth)
     weights = 2 * torch.arange(1, count + 1, device=samples.device, dtype=samples.dtype) - count - 1
@@ -25,8 +25,8 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
 
 
 def calibration(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Columns for a `Table`, one row a clip, one number a frame, averaged over pixels: ``crps``, ``variance`` of the
-    samples (unbiased) and ``error``, the squared error of their mean.
+    """Columns for a `Table`, one row per clip, one number per frame, averaged over pixels: ``crps``, ``variance`` of
+    the samples (unbiased) and ``error``, the squared error of their mean.
 
     samples ``(B, S, T, C, H, W)``, truth ``(B, T, C, H, W)``, uint8 or in [0, 1] -> each ``(B, T)``, float64.
     """
@@ -41,7 +41,7 @@ def calibration(samples: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def spread_skill(table: Table, samples: int) -> Tensor:
-    """Spread over skill of each frame, ``(T,)``: 1 where the samples are calibrated, below 1 where they are too alike.
+    """Spread over skill of each frame, ``(T,)``: 1 is calibrated, below 1 means too little variety.
 
     sqrt((1 + 1/S) mean variance / mean squared error of the mean of S samples) over all clips of a table that holds
     the columns of `calibration`, at sample 0 of each clip (Fortin et al. 2014).
@@ -53,6 +53,6 @@ def spread_skill(table: Table, samples: int) -> Tensor:
 def _count(samples: Tensor, truth: Tensor) -> int:
     if samples.shape[1:] != truth.shape or len(samples) < 2:
         raise McvdError(
-            f"calibration needs 2 or more samples of each clip: {tuple(samples.shape)}, {tuple(truth.shape)}"
+            f"calibration takes 2 or more samples per clip: shapes {tuple(samples.shape)} and {tuple(truth.shape)}"
         )
     return len(samples)

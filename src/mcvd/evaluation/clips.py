@@ -18,7 +18,7 @@ from mcvd.evaluation.protocol import Protocol
 from mcvd.text import counted
 
 PUBLISHED_DIGITS = 256
-"""The published test set draws its digits from so many of the first test images."""
+"""Test images, counted from the first, that the published test set draws its digits from."""
 _AT_ONCE = 32  # clips
 
 
@@ -32,21 +32,21 @@ class RealClips(Interface):
 def real_clips(protocol: Protocol, data: Path | str | None = None, report: Callable[[str], None] = print) -> RealClips:
     """The real clips of a protocol, numbers 0 .. protocol.clips - 1.
 
-    data: a folder that `mcvd data prepare` made, raw videos (prepared in the cache, once; `report` takes the lines
-    about that) or the authors' HDF5 shards; for Moving MNIST a folder with the MNIST files (None: the cache).
-    Raises McvdError where the data are not there or do not fit the protocol.
+    data: a folder made by `mcvd data prepare`, raw videos (prepared once, in the cache; `report` gets lines about it)
+    or the authors' HDF5 shards; for Moving MNIST a folder with the MNIST files (None: the cache).
+    Raises McvdError if the data are missing or do not fit the protocol.
     """
     path = None if data is None else Path(data).expanduser()
     if protocol.source == "moving-mnist":
         return _moving_digits(protocol, path)
     if path is None:
-        raise McvdError(f"protocol {protocol.name} is on {protocol.data}: say where the videos are with --data FOLDER")
+        raise McvdError(f"protocol {protocol.name} needs {protocol.data}: say where the videos are with --data FOLDER")
     return _stored(protocol, path, report)
 
 
 def _moving_digits(protocol: Protocol, path: Path | None) -> RealClips:
     if protocol.split == "all":
-        raise McvdError("Moving MNIST has training and test digits, drawn alike: split is train or test")
+        raise McvdError("Moving MNIST has training and test digits only: set split to train or test")
     if protocol.size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or protocol.channels != 1:
         height, width = protocol.size
         raise McvdError(
@@ -71,8 +71,9 @@ class _Strided:
 
 
 class _PublishedDigits:
-    """The authors' stream of Moving MNIST, which begins at the seed. In their runs the seed is the first index that a
-    shuffled loader happens to ask for, so the law is theirs but the very clips of a published run are not known."""
+    """The authors' stream of Moving MNIST, started at the seed. In their runs the seed is the first index that a
+    shuffled loader happens to request, so the distribution is theirs, but the exact clips of a published run are not
+    known."""
 
     def __init__(self, protocol: Protocol, digits: Tensor, span: int):
         rng = np.random.RandomState(protocol.choice_seed)
@@ -104,20 +105,18 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
     )
     if height < clips.stored[0] and width < clips.stored[1]:
         raise McvdError(
-            f"{path} holds frames of {clips.stored[1]}x{clips.stored[0]}, protocol {protocol.name} compares"
+            f"{path} holds frames of {clips.stored[1]}x{clips.stored[0]}, but protocol {protocol.name} compares"
             f" {width}x{height}: prepare the videos at that size, or measure at theirs with"
             f" --set size=[{clips.stored[0]},{clips.stored[1]}]"
         )
     used, whole = len(clips.videos), len(clips.all_videos)
     if protocol.source == "videos" and used < whole:
-        report(
-            f"measuring on {counted(used, 'video')} of {whole}, those for {protocol.split}; --set split=all takes all"
-        )
+        report(f"measuring on {counted(used, 'video')} of {whole} (split {protocol.split}); --set split=all takes all")
     return clips
 
 
 def content(clips: RealClips, count: int) -> tuple[str, int]:
-    """A hash of the pixels of clips 0 .. count - 1, and how many of them are different."""
+    """A hash of the pixels of clips 0 .. count - 1, and how many of these clips are distinct."""
     digest, each = hashlib.sha256(), set()
     for first in range(0, count, _AT_ONCE):
         part = clips.batch(range(first, min(first + _AT_ONCE, count)))

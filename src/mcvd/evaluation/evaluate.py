@@ -29,18 +29,18 @@ from mcvd.text import printable
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the model makes videos; as the options of `VideoDiffusion.fill`."""
+    """How the model samples: options of `VideoDiffusion.fill`."""
 
     solver: str | None = None
     steps: int | None = None
     seed: int = 0
     guidance: float = 1.0
     batch_size: int = 32
-    """Trajectories in one network call; it changes results by rounding at most."""
+    """Trajectories per network call; changes results by rounding at most."""
     reference: bool = False
     precision: str = "fp32"
     engine: str = "torch"
-    """It changes results by rounding at most."""
+    """Changes results by rounding at most."""
 
 
 def evaluate(
@@ -59,18 +59,18 @@ def evaluate(
     report: Report = print,
     progress: Progress | None = None,
 ) -> Result | None:
-    """Measures a model under a protocol -> the result, which is in `output` too; None in all processes but the first.
+    """Measures a model under a protocol -> the result, also written to `output`; None in all processes but the first.
 
-    output: folder of this evaluation (see `mcvd.evaluation.folder`); the same call again continues what was killed, or
-        gives the finished result. A folder of anything else is refused.
-    name: of the model, for people.
+    output: folder of this evaluation (see `mcvd.evaluation.folder`); the same call continues an interrupted
+        evaluation or returns the finished result. A folder that holds anything else is refused.
+    name: display name of the model.
     data: see `real_clips`.
-    clips: real clips from elsewhere instead.
-    metrics: names of `presets.METRICS`; None is all that the protocol allows.
-    instruments: networks that measure (default: the published ones).
-    videos: keep what is made in `output`/videos.
-    worker: which share of the work is done here (default: as torchrun says).
-    Raises McvdError where model, data and protocol do not fit together.
+    clips: real clips to use instead of `data`.
+    metrics: names of `presets.METRICS`; None: all that the protocol allows.
+    instruments: metric networks (default: the published ones).
+    videos: keep the generated videos in `output`/videos.
+    worker: this process's share of the work (default: from torchrun's environment).
+    Raises McvdError if model, data and protocol do not fit together.
     """
     sampling = sampling or Sampling()
     sampling = replace(sampling, solver=sampling.solver or model.solver(sampling.reference))
@@ -107,15 +107,15 @@ def evaluate(
 
 
 def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
-    """McvdError where the model cannot do what the protocol asks for, saying what would work."""
+    """Raises McvdError if the model cannot do what the protocol asks for, saying what would work."""
     if model.size != protocol.size or model.channels != protocol.channels:
         (height, width), channels = model.size, model.channels
         edits = [] if model.size == protocol.size else [f"--set size=[{height},{width}]"]
         edits += [] if channels == protocol.channels else [f"--set channels={channels}"]
         raise McvdError(
-            f"{name} makes frames of {width}x{height} with {channels} channel(s), protocol {protocol.name} compares "
-            f"{protocol.size[1]}x{protocol.size[0]} with {protocol.channels}: measure at the model's with "
-            f"{' '.join(edits)} (another protocol, named so)"
+            f"{name} generates frames of {width}x{height} with {channels} channel(s), but protocol {protocol.name} "
+            f"compares {protocol.size[1]}x{protocol.size[0]} with {protocol.channels}: measure at the model's with "
+            f"{' '.join(edits)} (which makes it another protocol)"
         )
     try:
         plan(protocol.known, model.layout, model.config.masking)
@@ -125,10 +125,10 @@ def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
 
 def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
     if sampling.solver not in SOLVERS:
-        raise McvdError(f"solver is {sampling.solver!r}; it is one of {', '.join(SOLVERS)}")
+        raise McvdError(f"solver is {sampling.solver!r}; it must be one of {', '.join(SOLVERS)}")
     most = model.config.schedule.steps
     default = min(100 if sampling.reference else SOLVERS[sampling.solver].steps, most)
-    said = differences(replace(model.config, solver=ModelConfig.solver), ModelConfig())  # the solver is said by itself
+    said = differences(replace(model.config, solver=ModelConfig.solver), ModelConfig())  # the solver has its own field
     config = json.dumps(said, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(

@@ -1,4 +1,4 @@
-"""Safetensors files, written whole or not at all, and read with one clear line of error."""
+"""Safetensors files: written atomically, and read with errors of one clear line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mcvd.files import whole_file
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
-    """Writes a safetensors file, whole or not at all."""
+    """Writes a safetensors file atomically."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,9 +25,9 @@ def save_tensors(tensors: dict[str, Tensor], path: Path | str) -> None:
 
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
-    """Reads a safetensors file; McvdError where it is missing or damaged."""
+    """Reads a safetensors file; raises McvdError if it is missing or damaged."""
     try:
-        return load(Path(path).read_bytes())  # by its name, safetensors reads only files whose names are UTF-8
+        return load(Path(path).read_bytes())  # given a path, safetensors reads only files with UTF-8 names
     except FileNotFoundError as error:
         raise McvdError(f"{path} does not exist") from error
     except (OSError, ValueError, SafetensorError) as error:

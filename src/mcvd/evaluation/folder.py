@@ -1,9 +1,9 @@
-"""The folder of an evaluation: what was begun in it, the rows so far, the videos, the result.
+"""The folder of an evaluation: what identifies it, the rows so far, the videos, the result.
 
-identity.json      protocol, system, data and metrics, before the first rows: nothing else may go on in this folder
-rows/A-B.safetensors   the rows of clips A .. B - 1, one whole file a batch, whichever process made it
+identity.json      protocol, system, data and metrics, written before the first rows; any other evaluation is refused
+rows/A-B.safetensors   the rows of clips A .. B - 1, one complete file per batch, from whichever process measured it
 videos/00012.npz   `real` (T, C, H, W) and `made` (S, T, C, H, W) uint8, written before the rows of that clip
-rows.safetensors   all rows, at the end; then result.md and result.json, and rows/ goes
+rows.safetensors   all rows, at the end; then result.md and result.json are written, and rows/ is removed
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ IDENTITY = "identity.json"
 
 
 class Folder:
-    """An evaluation on disk. Every file appears whole or not at all, so a kill costs at most a batch."""
+    """An evaluation on disk. All files are written atomically, so a kill costs each process at most one batch."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path).expanduser()
         self.rows = self.path / "rows"
 
     def check(self, identity: dict[str, Any]) -> None:
-        """Makes the folder; McvdError where it cannot be used for this evaluation because it holds anything else."""
+        """Creates the folder; raises McvdError if it cannot be written or holds anything but this evaluation."""
         self._meet(identity, claim=False)
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """The folder is this evaluation's from now on; McvdError where another one was first. Only what has read and
-        made its first videos claims: what fails before that leaves no trace."""
+        """Makes the folder this evaluation's; raises McvdError if another one was first. Called only after the first
+        videos are generated and measured: an evaluation that fails before that leaves no file behind."""
         self._meet(identity, claim=True)
 
     def _meet(self, identity: dict[str, Any], claim: bool) -> None:
@@ -78,7 +78,7 @@ class Folder:
         return Result.load(self.path) if self.finished else None
 
     def table(self) -> Table:
-        """All rows so far, of all processes and starts; of a clip that has several, the first."""
+        """All rows so far, from all processes and starts; of a clip measured several times, the first rows."""
         whole = self.path / "rows.safetensors"
         while True:
             files = ([whole] if whole.is_file() else []) + sorted(self.rows.glob("*.safetensors"))
@@ -87,7 +87,7 @@ class Folder:
             except McvdError:
                 if all(file.is_file() for file in files):
                     raise
-                continue  # another process has just joined them to one
+                continue  # another process has just merged them into one
             try:
                 return Table().merge(*tables)
             except McvdError as error:
@@ -100,7 +100,7 @@ class Folder:
         table.save(self.rows / f"{first:05d}-{end:05d}.safetensors")
 
     def clips_done(self) -> int:
-        """How many different clips have their rows in rows/, by the names of the files."""
+        """How many distinct clips have rows in rows/, by the file names."""
         ranges = [map(int, file.stem.split("-")) for file in self.rows.glob("*.safetensors")]
         return len({clip for first, end in ranges for clip in range(first, end)})
 
@@ -115,7 +115,7 @@ class Folder:
             raise McvdError(f"cannot write {path}: {error.strerror or error}") from None
 
     def finish(self, table: Table, result: Result, line: str) -> None:
-        """Writes all rows as one file, the Markdown and the result; then drops rows/."""
+        """Writes all rows as one file, the Markdown and the result; then removes rows/."""
         table.save(self.path / "rows.safetensors")
         try:
             write_whole(self.path / "result.md", line)
@@ -126,7 +126,7 @@ class Folder:
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of everything that differs."""
+    """(dotted key, old value, new value) for everything that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*new, *(name for name in old if name not in new)]
         return [

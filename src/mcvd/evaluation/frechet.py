@@ -15,8 +15,8 @@ from mcvd.evaluation.files import load_tensors, save_tensors
 class Moments:
     """Sufficient statistics of the Fréchet distance: count, mean and scatter (the sum of outer products of deviations).
 
-    Kept about the running mean (Chan et al. 1979), not as raw sums, so that no digits cancel; batches and shards merge
-    in any order to the same numbers within float64 rounding.
+    Kept about the running mean (Chan et al. 1979), not as raw sums, to avoid cancellation; batches and shards merge in
+    any order to the same numbers within float64 rounding.
     """
 
     def __init__(self, features: Tensor | None = None) -> None:
@@ -27,9 +27,9 @@ class Moments:
             self.add(features)
 
     def add(self, features: Tensor) -> Moments:
-        """Takes a batch of features ``(B, D)`` in; returns itself."""
+        """Adds a batch of features ``(B, D)``; returns itself."""
         if features.ndim != 2:
-            raise McvdError(f"features have shape (B, D), not {tuple(features.shape)}")
+            raise McvdError(f"features must have shape (B, D), not {tuple(features.shape)}")
         batch = Moments()
         if len(features):
             features = features.detach().cpu().double()
@@ -39,7 +39,7 @@ class Moments:
         return self.merge(batch)
 
     def merge(self, *others: Moments) -> Moments:
-        """Takes the statistics of other sets in; returns itself."""
+        """Adds the statistics of other sets; returns itself."""
         for other in others:
             if other.count == 0:
                 continue
@@ -61,8 +61,8 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def factor(self) -> Tensor:
-        """F ``(D, R)`` with F F^T = covariance. R is at most count - 1: what lies beyond is rounding, and its square
-        root would not be small."""
+        """F ``(D, R)`` with F F^T = covariance. R is at most count - 1: eigenvalues beyond that are rounding
+        errors, and their square roots would not be small."""
         values, vectors = torch.linalg.eigh(self.covariance())
         values, vectors = values.flip(0), vectors.flip(1)
         floor = values[0].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
@@ -88,9 +88,9 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     """``|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2)``, the squared Fréchet distance of two Gaussians.
 
     With S1 = F1 F1^T and S2 = F2 F2^T, tr (S1 S2)^1/2 is the sum of the singular values of F1^T F2. Unlike the root of
-    a matrix product, this is exact to rounding also where there are fewer videos than features, and real.
-    The value depends on both counts: compare only values with the same numbers of real and fake videos. It is nan for
-    features that are not finite.
+    a matrix product, this is real, and exact to rounding even with fewer videos than features.
+    The value depends on both counts: compare only values with the same numbers of real and fake videos. It is nan if
+    any feature is not finite.
     """
     if real.mean.shape != fake.mean.shape:
         raise McvdError(f"features of {len(real.mean)} and {len(fake.mean)} numbers cannot be compared")
@@ -102,14 +102,14 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
 
 
 def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 0) -> float:
-    """Fréchet distance extrapolated to endlessly many fakes (Chong and Forsyth 2020), against the same real statistics.
+    """Fréchet distance extrapolated to infinitely many fakes (Chong and Forsyth 2020), for the same real statistics.
 
-    The bias is close to linear in 1 / N once N exceeds the number of features: distances of random subsets of
-    ``points`` sizes, from a quarter of the fakes to all, are fitted by a line in 1 / N; its value at 0 is returned.
-    fake: features ``(N, D)``. Raises McvdError for fewer than D fakes, where that line means nothing.
+    The bias is close to linear in 1 / N once N exceeds the number of features, so a line in 1 / N is fitted to the
+    distances of random subsets of ``points`` sizes, from a quarter of the fakes to all; its value at 0 is returned.
+    fake: features ``(N, D)``. Raises McvdError for N < D, where that line means nothing.
     """
     if len(fake) < fake.shape[1]:
-        raise McvdError(f"an extrapolation over {fake.shape[1]} features needs as many fake videos, not {len(fake)}")
+        raise McvdError(f"an extrapolation over {fake.shape[1]} features needs at least as many fakes, not {len(fake)}")
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.linspace(max(2, len(fake) // 4), len(fake), points).round().long()
     distances = []
@@ -129,12 +129,12 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """KVD: squared maximum mean discrepancy with `kernel` (Binkowski et al. 2018), unbiased.
 
-    real ``(N, D)``, fake ``(M, D)``, N and M at least 2, of videos that do not depend on each other: those made for
-    clips are like these, see `statistics.kvd_number`. Its mean is 0 for two samples of the same videos whatever their
-    number (so it may come out below 0), which is what the Fréchet distance lacks.
+    real ``(N, D)``, fake ``(M, D)``, N and M at least 2, of mutually independent videos (those generated for a clip
+    resemble it: see `statistics.kvd_number`). For two samples of one distribution its mean is 0 whatever their sizes
+    (so single values may be below 0), unlike that of the Fréchet distance.
     """
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise McvdError(f"features have shape (N, D), one D for both, not {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise McvdError(f"features must be (N, D) and (M, D), not {tuple(real.shape)} and {tuple(fake.shape)}")
     if len(real) < 2 or len(fake) < 2:
         raise McvdError(f"KVD needs at least 2 videos on each side, there are {len(real)} and {len(fake)}")
     real, fake = real.cpu().double(), fake.cpu().double()

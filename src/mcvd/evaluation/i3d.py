@@ -1,9 +1,9 @@
 """I3D (RGB, Kinetics-400; Carreira and Zisserman 2017): the network whose 400 logits FVD is computed on.
 
 Written for speed on any device: videos are stored ``(B, T, H, W, C)``, so that a 1x1x1 convolution is one matrix
-product, and a k x k x k convolution is a 2-D convolution over frames whose channels are the k neighbouring frames side
-by side (up to twice as fast as a 3-D convolution on CPUs; `winograd` for the largest). Batch-norm is folded into the
-weights. Padding is TensorFlow's SAME: as much as needed, the odd pixel or frame at the end.
+product, and a k x k x k convolution is a 2-D convolution over the concatenated channels of k neighbouring frames (up
+to twice as fast as a 3-D convolution on CPUs; `winograd` for the largest). Batch-norm is folded into the weights.
+Padding is TensorFlow's SAME: as much as needed, the odd pixel or frame at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mcvd.networks.precision import exactly
 
 SIZE = 224
 SHORTEST = 9
-"""Frames below which nothing is left for the last average, which is over 2 of every 8 frames' worth of features."""
+"""Fewest frames that leave 2 time steps, of 8 frames each, for the last average."""
 BATCH_NORM_EPS = 1e-3
 MIXED = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 
@@ -34,16 +34,16 @@ def load(weights: Path | str | None = None, device: torch.device | str | None = 
     """The network with its published weights, ready for use: ``load()(clips) -> logits``.
 
     weights: a file or folder that holds them; default: the cache of ``mcvd fetch i3d``, or a local folder of assets.
-    Raises McvdError where they are not there or not the published ones.
+    Raises McvdError if they are missing or not the published ones.
     """
-    network = I3D().float()  # whatever the default is
+    network = I3D().float()  # whatever the default dtype is
     network.load_state_dict(fold_batch_norm(load_weights("i3d", weights)))
     network = network.to(device or "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
 
 
 def resize(videos: Tensor) -> Tensor:
-    """Brings videos to what I3D sees: shorter side 224 by bilinear interpolation without antialiasing, centre crop
+    """Resizes videos to I3D's input: shorter side 224 by bilinear interpolation without antialiasing, centre crop
     224 x 224, grey repeated to three colours. ``(B, T, C, H, W)`` in [0, 1] or uint8 -> ``(B, T, 3, 224, 224)``."""
     videos = unit_range(videos).float()
     height, width = videos.shape[-2:]
@@ -56,7 +56,7 @@ def resize(videos: Tensor) -> Tensor:
 
 
 class I3D(nn.Module):
-    """Inception-v1 inflated to three dimensions, in inference only."""
+    """Inception-v1 inflated to three dimensions, for inference only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +71,8 @@ class I3D(nn.Module):
 
     def forward(self, clips: Tensor, chunk: int = 8) -> Tensor:
         """Logits before the softmax, averaged over time: clips ``(B, T, 3, 224, 224)`` in [0, 1] or uint8, T >= 9 ->
-        ``(B, 400)`` float32, without gradients. chunk: clips computed at once; it bounds memory and changes no number
-        beyond rounding."""
+        ``(B, 400)`` float32, without gradients. chunk: clips computed at once; bounds memory, changes results by
+        rounding at most."""
         if tensor(clips).ndim != 5 or tuple(clips.shape[2:]) != (3, SIZE, SIZE):
             raise McvdError(f"I3D takes clips of shape (B, T, 3, 224, 224), not {tuple(clips.shape)}; see i3d.resize")
         if clips.shape[1] < SHORTEST:
@@ -80,7 +80,7 @@ class I3D(nn.Module):
         device = self.logits.weight.device
         with exactly(device):
             parts = [self._logits(unit_range(part.to(device)).float()) for part in clips.split(chunk)]
-        return torch.cat(parts)  # outside: an ordinary tensor
+        return torch.cat(parts)  # outside inference mode: an ordinary tensor
 
     def features(self, videos: Tensor, chunk: int = 8) -> Tensor:
         """Logits of videos of any size, grey or colour, resized chunk by chunk: ``(B, T, C, H, W)`` -> ``(B, 400)``."""
@@ -92,7 +92,7 @@ class I3D(nn.Module):
 
     def _logits(self, clips: Tensor) -> Tensor:
         def pool(x: Tensor) -> Tensor:
-            return F.relu_(max_pool(x, (1, 3, 3), (1, 2, 2)))  # ReLU and maximum commute; fewer numbers in this order
+            return F.relu_(max_pool(x, (1, 3, 3), (1, 2, 2)))  # ReLU and maximum commute; this order takes fewer ReLUs
 
         x = self.conv_1a((clips - 0.5).permute(0, 1, 3, 4, 2), pool)
         x = self.conv_2c(F.relu_(self.conv_2b(x)), pool)
@@ -102,7 +102,7 @@ class I3D(nn.Module):
             if stage == "5b":
                 x = max_pool(x, (2, 2, 2), (2, 2, 2))
             x = self.get_submodule(f"mixed_{stage}")(x)
-        # Averages over 2 x 7 x 7 at stride 1, the logits of each and their mean: all linear, so averaged first.
+        # I3D averages over 2 x 7 x 7 at stride 1, then takes the mean of the logits: all linear, so average first.
         x = x.mean((2, 3))
         return self.logits((x[:, :-1] + x[:, 1:]).mean(1) / 2)
 
@@ -118,7 +118,7 @@ _WIDTHS = (
     (256, 160, 320, 32, 128, 128),
     (384, 192, 384, 48, 128, 128),
 )
-"""Of each Mixed block: branch 0; branch 1 reduced, out; branch 2 reduced, out; branch 3."""
+"""Channels of each Mixed block: branch 0; branch 1 reduced, out; branch 2 reduced, out; branch 3."""
 
 
 class Mixed(nn.Module):
@@ -141,10 +141,10 @@ class Mixed(nn.Module):
 
 
 class TapsConv(nn.Module):
-    """k x k x k convolution of ``(B, T, H, W, C)``, SAME padding, as 2-D convolutions over up to k frames side by side.
+    """k x k x k convolution of ``(B, T, H, W, C)``, SAME padding, as 2-D convolutions over up to k stacked frames.
 
-    Output frames are computed in runs that see the same taps, so no work goes into frames of padding: at the depths
-    where a clip is 2 to 5 frames long that is a tenth to a third of it.
+    Output frames that see the same taps are computed together, so no work goes into padding frames: a tenth to a third
+    of all work, at the depths where a clip is 2 to 5 frames long.
     """
 
     def __init__(self, channels: int, out: int, size: int, stride: int = 1) -> None:
@@ -156,7 +156,7 @@ class TapsConv(nn.Module):
         self._turned: Tensor | None = None
 
     def forward(self, x: Tensor, then: Callable[[Tensor], Tensor] = F.relu_) -> Tensor:
-        """``then`` is applied to each run of output frames, while it is still in the caches of the processor."""
+        """``then`` is applied to each run of output frames while it is still in the CPU's caches."""
         batch, frames, height, width, channels = x.shape
         k, s = self.size, self.stride
         before, _ = same_padding(frames, k, s)
@@ -188,7 +188,7 @@ class TapsConv(nn.Module):
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
     def _by_winograd(self, x: Tensor) -> bool:
-        """Where it pays: large images of many channels, on a CPU."""
+        """Whether it pays: for large images of many channels, on a CPU."""
         height, width, channels = x.shape[2:]
         large = min(height, width) >= 28 and height % winograd.TILE == width % winograd.TILE == 0
         return x.device.type == "cpu" and self.size == 3 and self.stride == 1 and large and channels >= 64
@@ -199,11 +199,11 @@ class TapsConv(nn.Module):
         return self._turned
 
     def _seen(self, start: int, frames: int) -> tuple[int, int]:
-        """Taps low..high of a window that starts at frame ``start`` and lie in the clip."""
+        """(low, high): taps low .. high - 1 of a window that starts at frame ``start`` lie in the clip."""
         return max(0, -start), min(self.size, frames - start)
 
     def _part(self, low: int, high: int) -> Tensor:
-        """The weights of taps low..high, copied once: oneDNN wants them whole."""
+        """The weights of taps low .. high - 1, copied once: oneDNN wants them contiguous."""
         if (low, high) == (0, self.size):
             return self.weight
         key = (low, high, self.weight.device)
@@ -224,7 +224,7 @@ def max_pool(x: Tensor, size: tuple[int, int, int], stride: tuple[int, int, int]
     batch, frames, height, width, _ = x.shape
     images = x.flatten(0, 1).permute(0, 3, 1, 2)
     (top, _), (left, _) = (same_padding(n, k, s) for n, k, s in zip((height, width), size[1:], stride[1:]))
-    # ceil_mode is the padding at the end, and both are minus infinity.
+    # ceil_mode pads at the end; padding is minus infinity on both sides.
     images = F.max_pool2d(images, size[1:], stride[1:], (top, left), ceil_mode=True)
     y = images.permute(0, 2, 3, 1).unflatten(0, (batch, frames))
     before, _ = same_padding(frames, size[0], stride[0])
@@ -236,13 +236,13 @@ def max_pool(x: Tensor, size: tuple[int, int, int], stride: tuple[int, int, int]
 
 
 def fold_batch_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `I3D` from the published tensors: batch-norm (eps 1e-3, no scale) in the convolutions before it."""
+    """The state dict of `I3D` from the published tensors, batch-norm (eps 1e-3, no scale) folded in."""
     folded = {}
     for unit in sorted({name.split(".weight")[0] for name in weights if name.endswith(".weight")} - {"logits"}):
         scale = (weights[f"{unit}.var"].double() + BATCH_NORM_EPS).rsqrt()
         kernel = weights[f"{unit}.weight"].double() * scale.view(-1, 1, 1, 1, 1)
         bias = weights[f"{unit}.shift"].double() - weights[f"{unit}.mean"].double() * scale
-        # (out, in, t, h, w) -> (out, t * in, h, w), or (out, in) of a matrix
+        # (out, in, t, h, w) -> (out, t * in, h, w), or (out, in) for a matrix
         kernel = kernel.flatten(1) if kernel[0, 0].numel() == 1 else kernel.transpose(1, 2).flatten(1, 2)
         if unit == "1a":  # sees x - 1/2 where the published network sees 2x - 1
             kernel = 2 * kernel

@@ -1,6 +1,6 @@
 """Frame metrics: squared error, PSNR and SSIM of two videos; `published_frames.py` has the published variants.
 
-Videos are uint8, or float in [0, 1], also one of each. Axes before those of a video broadcast: many samples, one truth.
+Videos are uint8 or float in [0, 1], each on its own. Leading axes broadcast: many samples, one ground truth.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from mcvd.errors import McvdError
 from mcvd.given import unit_range
 
 SMALLEST = 11
-"""Pixels of a side below which SSIM's window does not fit."""
+"""Smallest side, in pixels, that SSIM's window fits into."""
 
 
 def mse(video: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error of each frame. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``, float64.
 
-    Kept per frame, it gives the PSNR of any set of frames: -10 log10 of their mean. Raises McvdError for frames of two
-    shapes.
+    Kept per frame, it gives the PSNR of any set of frames: -10 log10 of their mean. Raises McvdError for frames of
+    different shapes.
     """
     x, y = _pair(video, truth, 3)
     return (x - y).square().flatten(-3).mean(-1)
@@ -29,8 +29,8 @@ def mse(video: Tensor, truth: Tensor) -> Tensor:
 def psnr(video: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each video, in dB: 10 log10(1 / mean squared error over all its frames).
 
-    video, truth: ``(..., T, C, H, W)`` in [0, 1] -> ``(...)``, float64. This is the PSNR of the mean error, as the
-    published results have it, not the mean of the frames' PSNRs. Raises McvdError for videos of two shapes.
+    video, truth: ``(..., T, C, H, W)`` in [0, 1] -> ``(...)``, float64. This is the PSNR of the mean error, as in the
+    published results, not the mean of the frames' PSNRs. Raises McvdError for videos of different shapes.
     """
     x, y = _pair(video, truth, 4)
     return -10 * torch.log10((x - y).square().flatten(-4).mean(-1))
@@ -40,12 +40,12 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each frame (Wang et al. 2004), as in scikit-image with `gaussian_weights=True`.
 
     video, truth: ``(..., C, H, W)`` in [0, 1], sides of at least 11 pixels -> ``(...)``, float64, mean over colours.
-    Gaussian window of 11x11 pixels, sigma 1.5; data range 1; only where the window fits (other borders give other
-    numbers: torchmetrics is 0.05 higher on 64x64 frames).
+    Gaussian window of 11x11 pixels, sigma 1.5; data range 1; only where the window fits (another treatment of
+    borders gives other values: torchmetrics is 0.05 higher on 64x64 frames).
     """
     video, truth = _pair(video, truth, 3)
     if min(video.shape[-2:]) < SMALLEST:
-        raise McvdError(f"SSIM takes frames of at least {SMALLEST} pixels a side, not {tuple(video.shape)}")
+        raise McvdError(f"SSIM takes frames of at least {SMALLEST} pixels per side, not {tuple(video.shape)}")
     x, y = video.flatten(0, -3)[:, None], truth.flatten(0, -3)[:, None]
     offset = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
     window = torch.exp(-0.5 * (offset / 1.5) ** 2)
@@ -64,7 +64,7 @@ def ssim(video: Tensor, truth: Tensor) -> Tensor:
 
 
 def _pair(video: Tensor, truth: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """Both in float64 and of one shape: the last `axes` must be equal, those before are broadcast."""
+    """Both in float64, broadcast to one shape; the last `axes` axes must already be equal."""
     x, y = unit_range(video).double(), unit_range(truth).double()
     try:
         if x.shape[-axes:] == y.shape[-axes:] and min(x.ndim, y.ndim) >= axes:
@@ -73,4 +73,4 @@ def _pair(video: Tensor, truth: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     except RuntimeError:
         pass
     shape = "T, C, H, W" if axes == 4 else "C, H, W"
-    raise McvdError(f"two videos (..., {shape}) of one shape are compared, not {tuple(x.shape)} and {tuple(y.shape)}")
+    raise McvdError(f"the two videos (..., {shape}) must have one shape, not {tuple(x.shape)} and {tuple(y.shape)}")

@@ -14,16 +14,16 @@ from mcvd.given import unit_range
 from mcvd.networks.precision import exactly
 
 SMALLEST = 31
-"""Pixels of a side below which AlexNet's second pooling has nothing left."""
+"""Smallest side, in pixels, that leaves AlexNet's second pooling anything to pool."""
 
 
 def load(weights: Path | str | None = None, device: torch.device | str | None = None) -> LPIPS:
     """The network with its published weights, ready for use: ``load()(a, b) -> distances``.
 
     weights: a file or folder that holds them; default: the cache of ``mcvd fetch lpips``, or a local folder of assets.
-    Raises McvdError where they are not there or not the published ones.
+    Raises McvdError if they are missing or not the published ones.
     """
-    network = LPIPS().float()  # whatever the default is
+    network = LPIPS().float()  # whatever the default dtype is
     network.load_state_dict(load_weights("lpips", weights))
     network = network.to(device or "cpu").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.eval().requires_grad_(False)
@@ -49,17 +49,17 @@ class LPIPS(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, chunk: int = 64) -> Tensor:
         """Distances of image pairs: a, b ``(B, 3, H, W)`` (or grey, ``(B, 1, H, W)``) in [0, 1] or uint8, sides of at
-        least 31 pixels -> ``(B,)`` float32, without gradients. chunk: pairs computed at once; it bounds memory and
-        changes no number."""
+        least 31 pixels -> ``(B,)`` float32, without gradients. chunk: pairs computed at once; bounds memory,
+        changes no value."""
         a, b = unit_range(a), unit_range(b)
         if a.shape != b.shape or a.ndim != 4 or a.shape[1] not in (1, 3) or min(a.shape[2:]) < SMALLEST:
             raise McvdError(
-                f"LPIPS takes two batches of images (B, 3, H, W) of at least {SMALLEST} pixels a side, not"
+                f"LPIPS takes two batches of images (B, 3, H, W) of at least {SMALLEST} pixels per side, not"
                 f" {tuple(a.shape)} and {tuple(b.shape)}"
             )
         with exactly(self.shift.device):
             parts = [self._distance(x, y) for x, y in zip(a.split(chunk), b.split(chunk))]
-        return torch.cat(parts)  # outside: an ordinary tensor
+        return torch.cat(parts)  # outside inference mode: an ordinary tensor
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         images = torch.cat([a, b]).to(self.shift.device, torch.float32)

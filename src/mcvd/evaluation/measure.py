@@ -1,4 +1,4 @@
-"""What is measured of a batch of clips, by a protocol: rows of a `Table`."""
+"""Measures a batch of clips under a protocol: rows of a `Table`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mcvd.evaluation.table import Table
 
 @dataclass(frozen=True)
 class Instruments:
-    """The networks that measure."""
+    """The metric networks."""
 
     features: Callable[[Tensor], Tensor] | None = None
     """Videos ``(B, T, C, H, W)`` in [0, 1] -> features ``(B, D)``, for FVD and KVD."""
@@ -38,7 +38,7 @@ def network_hashes(metrics: Sequence[str]) -> dict[str, str]:
 
 
 def load_instruments(metrics: Sequence[str], device: torch.device | str = "cpu") -> Instruments:
-    """The networks that these metrics need, on a device; McvdError that says how to get weights that are not there."""
+    """The networks that these metrics need, on a device; raises McvdError that says how to get missing weights."""
     features = distance = None
     hashes = network_hashes(metrics)
     try:
@@ -59,7 +59,7 @@ def load_instruments(metrics: Sequence[str], device: torch.device | str = "cpu")
 
 
 def as_saved(videos: Tensor) -> Tensor:
-    """Videos in 8 bits, rounded to the nearest: [0, 1] or uint8 -> uint8."""
+    """Videos in 8 bits, rounded to nearest: [0, 1] or uint8 -> uint8."""
     return videos if videos.dtype == torch.uint8 else (255 * videos.clamp(0, 1)).round().to(torch.uint8)
 
 
@@ -75,13 +75,13 @@ def measure(
     """The rows of clips first, first + 1, ...
 
     real: ``(B, T, C, H, W)`` uint8. made: ``(B, S, T, C, H, W)``, float in [0, 1] or uint8: whole clips with the given
-    frames in place. real_features: those of the real clips ``(B, D)``, where they are known already.
+    frames in place. real_features: features of the real clips ``(B, D)``, if already known.
     """
     count, samples = made.shape[:2]
     if protocol.pixels == "plain":
         truth, videos = real.float() / 255, as_saved(made).float() / 255
     else:
-        # both, so that equal files measure as equal; it changes nothing that a model has made
+        # both, so that equal files measure as equal; it leaves what a model generated unchanged
         truth, videos = through_network_range(real), through_network_range(made)
     clips = range(first, first + count)
     table = Table()

@@ -1,12 +1,12 @@
 """Protocols by name: every experiment of the paper, and what others report on the same data.
 
-A preset of the paper is written once, as its experiment's row: past, made and future frames. What its names mean:
+A preset of the paper is written once, as a row of past, generated and future frames. What the names mean:
 
     smmnist-5to10            5 given frames, 10 predicted
-    kth-interpolate-5-10-5   5 given, 10 made, 5 given
-    bair-generate-16         16 from nothing
-    ...-made                 FVD of the made frames alone, without the given ones
-    ...-100                  100 samples a clip, plain frames (FitVid, MAGVIT, ExtDM and others)
+    kth-interpolate-5-10-5   5 given, 10 generated, 5 given
+    bair-generate-16         16 generated unconditionally
+    ...-made                 FVD of the generated frames only, without the given ones
+    ...-100                  100 samples per clip, plain frames (FitVid, MAGVIT, ExtDM and others)
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class _Data:
     words: str
     fields: Mapping[str, Any]
     predict: Sequence[tuple[int, int]]
-    """(past, made)"""
+    """(past, generated)"""
     interpolate: Sequence[tuple[int, int, int]]
-    """(past, made, future)"""
+    """(past, generated, future)"""
     generate: Sequence[int]
-    """Frames: as many as past and predicted ones of the prediction."""
+    """Frames: as many as a prediction clip has, given ones included."""
 
 
 _PAPER = {
@@ -71,7 +71,7 @@ _PAPER = {
     "ucf101": _Data("UCF-101, list 3", {"source": "ucf101"}, [(4, 16)], [(4, 4, 4)], [20]),
 }
 _DIGITS, _PERSONS = "Stochastic Moving MNIST of the first 256 test digits", "KTH, persons 21-25"
-_OTHER_SIDES = {  # of the words above that say which side of the split they mean
+_OTHER_SIDES = {  # data words for other splits, where those above name one
     ("train", _DIGITS): "Stochastic Moving MNIST of the first 256 training digits",
     ("train", _PERSONS): "KTH, persons 1-20",
     ("all", _PERSONS): "KTH",
@@ -140,24 +140,24 @@ def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
 METRICS = ("psnr", "ssim", "lpips", "fvd", "kvd", "calibration")
 """What can be measured; `calibration` is CRPS and spread over skill."""
 OF_FEATURES = frozenset({"fvd", "kvd"})
-"""Those that compare the features of I3D."""
+"""Metrics that compare I3D features."""
 
 
 def choose_metrics(
     protocol: Protocol, asked: Sequence[str] | None = None, *, published: bool = True
 ) -> tuple[tuple[str, ...], list[str]]:
-    """What is measured under a protocol -> (metrics, lines on what is left out and why).
+    """Chooses what is measured under a protocol -> (metrics, notes on what is left out and why).
 
-    asked: names of `METRICS`; None is all that the protocol allows. Raises McvdError for one that it does not.
-    published: LPIPS by its published network, which takes pictures of a certain size.
+    asked: names of `METRICS`; None: all that the protocol allows. Raises McvdError for one that it does not.
+    published: LPIPS uses its published network, which needs images of a certain size.
     """
     paired = protocol.task != "generate"
     reasons: dict[str, str] = {}
     if not paired:
-        reasons |= dict.fromkeys(("psnr", "ssim", "lpips", "calibration"), "generated videos have no true one to meet")
+        reasons |= dict.fromkeys(("psnr", "ssim", "lpips", "calibration"), "generation has no ground truth")
     elif protocol.samples < 2:
-        reasons["calibration"] = "it takes 2 or more samples a clip"
-    few = "it takes frames of {} or more pixels a side, this protocol gives it {}"
+        reasons["calibration"] = "it needs 2 or more samples per clip"
+    few = "it needs frames of {} or more pixels per side, this protocol gives it {}"
     if paired and min(protocol.size) < image.SMALLEST:
         reasons["ssim"] = few.format(image.SMALLEST, min(protocol.size))
     if paired and published and protocol.lpips_side < lpips.SMALLEST:
@@ -165,7 +165,7 @@ def choose_metrics(
     if protocol.fvd == "none":
         reasons |= dict.fromkeys(("fvd", "kvd"), "the protocol has none")
     elif protocol.fvd_frames < SHORTEST:
-        short = f"I3D takes {SHORTEST} or more frames, this protocol gives it {protocol.fvd_frames}"
+        short = f"I3D needs {SHORTEST} or more frames, this protocol gives it {protocol.fvd_frames}"
         reasons |= dict.fromkeys(("fvd", "kvd"), short)
     if asked is None:
         said = [f"FVD and KVD are left out: {reasons['fvd']}"] if protocol.fvd != "none" and "fvd" in reasons else []
@@ -180,5 +180,5 @@ def choose_metrics(
         if name in reasons:
             raise McvdError(f"{name} under {protocol.name}: {reasons[name]}")
     if not asked:
-        raise McvdError(f"no metric is asked for; there are: {', '.join(METRICS)}")
+        raise McvdError(f"no metric requested; choose from: {', '.join(METRICS)}")
     return tuple(name for name in METRICS if name in asked), []

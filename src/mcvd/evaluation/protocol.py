@@ -1,7 +1,7 @@
 """A protocol: everything that the value of a metric depends on, as one small value that is printed beside it.
 
-Half of all disputes about numbers in this field are about what is written here: which frames enter FVD, how many
-samples a clip, whether the best or the mean of them counts, which clips, which pixels.
+It says what published numbers often leave open: which frames enter FVD, how many samples per clip, whether the best or
+the mean of them counts, which clips, which pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 from mcvd.errors import McvdError
 from mcvd.text import counted
 
-_MOST_SEED = 2**32 - 1  # of numpy's legacy generator, which draws the published choice
+_MOST_SEED = 2**32 - 1  # the largest that numpy's legacy generator takes, which draws the published choice
 
 Task = Literal["predict", "backward", "interpolate", "generate"]
 Source = Literal["moving-mnist", "videos", "kth", "bair", "cityscapes", "ucf101"]
@@ -20,56 +20,56 @@ Source = Literal["moving-mnist", "videos", "kth", "bair", "cityscapes", "ucf101"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a system is measured. Two numbers may stand in one column only if their protocols are equal.
+    """How a system is measured. Two numbers belong in one column only if their protocols are equal.
 
-    A clip is `past` real frames, then `frames` that are made, then `future` real frames.
+    A clip consists of `past` given frames, then `frames` to generate, then `future` given frames.
     """
 
     name: str
-    """Of the preset, such as `smmnist-5to10`; an edited preset gets `+edited`."""
+    """Name of the preset, such as `smmnist-5to10`; `+edited` is appended to an edited one."""
     data: str
     """The data set and its split in words, such as `Stochastic Moving MNIST, test digits`."""
     task: Task
     past: int
-    """Real frames before those that are made; 0 for generation."""
+    """Given frames before the generated ones; 0 for generation."""
     frames: int
-    """Frames that are made."""
+    """Frames to generate."""
     future: int = 0
-    """Real frames after those that are made (interpolation, backward prediction)."""
+    """Given frames after the generated ones (interpolation, backward prediction)."""
     source: Source = "videos"
-    """How real frames come to be: `moving-mnist`: drawn on the fly; else decoded and resized as
-    `mcvd data prepare --layout` does for that data set (`videos`: area averages, the middle cut out)."""
+    """Where real frames come from: `moving-mnist`: drawn on the fly; else decoded and resized as
+    `mcvd data prepare --layout` does for that data set (`videos`: area averages, centre crop)."""
     split: Literal["train", "val", "test", "all"] = "test"
-    """Side of the data's split that the clips are from; `all`: every video."""
+    """Split that the clips come from; `all`: every video."""
     size: tuple[int, int] = (64, 64)
     """Height and width of the frames that are compared, in pixels."""
     channels: int = 3
-    """Of the frames: 3 for RGB, 1 for grey (repeated to three for LPIPS and FVD)."""
+    """Channels: 3 for RGB, 1 for grey (repeated to three for LPIPS and FVD)."""
     stride: int = 1
     """Every stride-th frame of the videos."""
     clips: int = 256
-    """Test clips."""
+    """Number of test clips."""
     samples: int = 10
-    """Videos that are made for each clip."""
+    """Videos generated per clip."""
     choice: Literal["fixed", "published"] = "fixed"
     """Which clips: `fixed`: spread evenly over the test videos and their time, never random; `published`: a random
-    start in each test video, in the random order of the authors' loader, by `choice_seed`."""
+    start in each test video, in the random order of the authors' loader, drawn with `choice_seed`."""
     choice_seed: int = 0
-    """Seed of the clips, where they are made or drawn at random."""
+    """Seed of the clips, if they are synthesized or drawn at random."""
     pixels: Literal["published", "plain"] = "published"
-    """`published`: made frames are measured before they are rounded to 8 bits, SSIM and LPIPS of frames as the authors'
-    code sees them (`published_frames.py`); `plain`: everything of 8-bit frames, as they are saved."""
+    """`published`: generated frames are measured before rounding to 8 bits, but SSIM and LPIPS on frames as the
+    authors' code sees them (`published_frames.py`); `plain`: everything is measured on 8-bit frames, as saved."""
     binary: bool = False
     """Frames are rounded to black and white before SSIM (`published` pixels, Moving MNIST)."""
     lpips_size: int | None = 128
-    """Side that frames are resized to for LPIPS (`published` pixels; `plain` ones are left); None leaves them."""
+    """Pixels per side that frames are resized to for LPIPS (`published` pixels only); None: not resized."""
     best: bool = True
-    """PSNR, SSIM and LPIPS of a clip: of its best sample by each metric, or the mean over samples."""
+    """PSNR, SSIM and LPIPS of a clip: True: of its best sample, chosen per metric; False: the mean over samples."""
     fvd: Literal["context", "made", "none"] = "context"
-    """What enters FVD: the given real frames together with the made ones, or the made frames alone."""
+    """What enters FVD: `context`: given and generated frames; `made`: the generated frames only."""
     fvd_pooled: bool = True
-    """The FVD that counts: of all samples of all clips against the real clips once each; False: the mean of the FVDs of
-    trajectories, each one sample a clip. Both are measured."""
+    """The FVD that is listed first: True: of all samples of all clips, against the real clips once each; False: the
+    mean of the FVDs of trajectories, one sample per clip each. Both are measured."""
 
     def __post_init__(self) -> None:
         counts = {"frames": self.frames, "clips": self.clips, "samples": self.samples, "stride": self.stride}
@@ -77,7 +77,7 @@ class Protocol:
             if value < 1:
                 raise McvdError(f"protocol {self.name}: {name} is {value}; it must be at least 1")
         if self.lpips_size is not None and self.lpips_size < 1:
-            raise McvdError(f"protocol {self.name}: lpips_size is {self.lpips_size}; it is a number of pixels, or null")
+            raise McvdError(f"protocol {self.name}: lpips_size is {self.lpips_size}; it must be at least 1, or null")
         if not 0 <= self.choice_seed <= _MOST_SEED:
             raise McvdError(
                 f"protocol {self.name}: choice_seed is {self.choice_seed}; it must lie in 0 .. {_MOST_SEED}"
@@ -87,21 +87,21 @@ class Protocol:
                 f"protocol {self.name}: size {self.size} must be positive, channels ({self.channels}) 1 or 3"
             )
         if self.past < 0 or self.future < 0:
-            raise McvdError(f"protocol {self.name}: past {self.past} and future {self.future} count frames")
+            raise McvdError(f"protocol {self.name}: past ({self.past}) and future ({self.future}) must be at least 0")
         seen = {"predict": (1, 0), "backward": (0, 1), "interpolate": (1, 1), "generate": (0, 0)}[self.task]
         if (self.past > 0, self.future > 0) != tuple(map(bool, seen)):
             raise McvdError(
-                f"protocol {self.name}: {self.task} from {self.past} past, {self.future} future frames cannot be"
+                f"protocol {self.name}: {self.task} does not go with {self.past} past and {self.future} future frames"
             )
 
     @property
     def clip_frames(self) -> int:
-        """Frames of a real clip. For generation, as published, that many frames are made and compared."""
+        """Frames of a real clip. For generation, as published, that many frames are generated and compared."""
         return self.past + self.frames + self.future
 
     @property
     def made(self) -> slice:
-        """Where the made frames are in a clip."""
+        """Where the generated frames are in a clip."""
         return slice(self.past, self.past + self.frames)
 
     @property
@@ -111,12 +111,12 @@ class Protocol:
 
     @property
     def in_force(self) -> Protocol:
-        """The same without what does nothing: plain frames are neither resized nor rounded to black and white."""
+        """The same without fields of no effect: plain frames are neither resized nor rounded to black and white."""
         return self if self.pixels == "published" else replace(self, binary=False, lpips_size=None)
 
     @property
     def lpips_side(self) -> int:
-        """The shorter side of the pictures that LPIPS sees, in pixels."""
+        """The shorter side of the images that LPIPS sees, in pixels."""
         return self.in_force.lpips_size or min(self.size)
 
     @property

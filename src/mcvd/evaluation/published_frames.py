@@ -1,9 +1,9 @@
 """Frame metrics as the published evaluation computes them, step by step, for comparison with published numbers.
 
-What differs from the plain metrics: frames go through 8 bits by *truncation*, after the network's [-1, 1] and back in
-float32 (which costs 63 of the 256 grey levels of real frames one step); SSIM is that of the grey picture, of digits
-rounded to black and white; LPIPS is that of pictures resized to 128 x 128 with Pillow, digits not rounded.
-PSNR is plain: of the mean error over all frames of a video, before any rounding.
+Differences from the plain metrics: frames are *truncated* to 8 bits, after going to the network's [-1, 1] and back in
+float32 (which lowers 63 of the 256 grey levels of real frames by one); SSIM is computed on grey frames, digits rounded
+to black and white; LPIPS is computed on frames resized to 128 x 128 with Pillow, digits not rounded.
+PSNR is the plain one: of the mean error over all frames of a video, before any rounding.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mcvd.given import unit_range
 
 
 def through_network_range(video: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1] -> [0, 1] in float32, as real frames go on their way to the metrics; uint8 is divided by 255.
+    """[0, 1] -> [-1, 1] -> [0, 1] in float32, the way of real frames to the metrics; uint8 is first divided by 255.
 
-    What a model returns has come from [-1, 1] already and is left as it is: doing it twice changes nothing.
+    A model's output has come from [-1, 1] already and stays the same: a second time changes nothing.
     """
     return (2 * unit_range(video).float() - 1 + 1) / 2
 
@@ -55,7 +55,7 @@ def published_lpips(
 ) -> Tensor:
     """LPIPS of each frame as published. video, truth: ``(..., C, H, W)`` in [0, 1] -> ``(...)``.
 
-    size: side of the picture that is compared (None leaves it alone, as published for Cityscapes).
+    size: pixels per side that frames are resized to (None: not resized, as published for Cityscapes).
     """
     x, y = (_resized(to_uint8(frames).flatten(0, -4), size) for frames in (video, truth))
     return network(x, y).view(video.shape[:-3])

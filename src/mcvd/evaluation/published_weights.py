@@ -1,6 +1,6 @@
-"""The published weight files of the metric networks: what they hold and hash to, and how to read them safely.
+"""The published weight files of the metric networks: their contents and hashes, and how to read them safely.
 
-They are pickles of nested dictionaries of arrays. `unpickle` knows arrays and nothing else, so no pickle runs code.
+They are pickles of nested dictionaries of arrays. `unpickle` accepts only arrays, so no pickle can run code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Published:
-    """Where a network's weights are published, and what they must be."""
+    """Where a network's weights are published, and how to verify them."""
 
     title: str
     package: str
@@ -33,14 +33,14 @@ class Published:
     """The weight file's path inside the package's source archive."""
     member_sha256: str
     npz: str
-    """Name of a numpy archive with the same arrays, as in a folder `MCVD_ASSETS`."""
+    """Name of a numpy archive with the same arrays, as in the folder `MCVD_ASSETS`."""
     tensors_sha256: str
     """`tensors_sha256` of the converted tensors."""
     convert: Callable[[Arrays], dict[str, Tensor]]
 
     @property
     def release(self) -> str:
-        """Name and version as the source archive and the folder inside it have them."""
+        """NAME-VERSION, as the source archive and the folder inside it are called."""
         return f"{self.package.replace('-', '_')}-{self.version}"
 
 
@@ -49,7 +49,7 @@ class _Dtype:
 
     def __init__(self, kind: object, *_: object) -> None:
         if kind != "f4":
-            raise pickle.UnpicklingError(f"an array of type {kind!r} is in it, only float32 is expected")
+            raise pickle.UnpicklingError(f"it holds an array of type {kind!r}; only float32 is expected")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] != "<":
@@ -67,7 +67,7 @@ class _Array:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Only the three names that a pickled array consists of are known, and each is one of ours."""
+    """Knows only the three names that a pickled array refers to, each replaced by a stand-in."""
 
     known: Mapping[tuple[str, str], Callable[..., object]] = {
         ("multiarray", "_reconstruct"): lambda *_: _Array(),
@@ -83,8 +83,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def unpickle(data: bytes) -> Arrays:
-    """Arrays of a pickled, nested dictionary, by names joined with dots. Whatever else is in it is refused with an
-    UnpicklingError before anything runs."""
+    """Arrays of a pickled nested dictionary, by dotted names. Anything else in it raises UnpicklingError before any
+    code runs."""
     arrays: Arrays = {}
 
     def walk(node: object, path: str) -> None:
@@ -94,7 +94,7 @@ def unpickle(data: bytes) -> Arrays:
         elif isinstance(node, _Array):
             arrays[path] = node.values
         else:
-            raise pickle.UnpicklingError(f"{path or 'its top'} is {type(node).__name__}, neither dictionary nor array")
+            raise pickle.UnpicklingError(f"{path or 'its root'} is {type(node).__name__}, neither dictionary nor array")
 
     try:
         walk(_ArrayUnpickler(io.BytesIO(data)).load(), "")
@@ -106,7 +106,7 @@ def unpickle(data: bytes) -> Arrays:
 def _convert_i3d(arrays: Arrays) -> dict[str, Tensor]:
     """``params.Mixed_3b.Branch_1/Conv3d_0a_1x1.Conv_0.kernel`` (DHWIO) -> ``3b.1a.weight`` (OIDHW), and so on.
 
-    Names as in `i3d.py`: stage, or stage.branch; ``weight``, and of the batch-norm ``shift``, ``mean``, ``var``.
+    Names as in `i3d.py`: stage, or stage.branch; then ``weight``, or the batch-norm's ``shift``, ``mean``, ``var``.
     """
     tensors = {}
     pattern = r"\w+\.[A-Za-z0-9]+_(\d[a-f])\w*?(?:\.Branch_(\d)/Conv3d_0([ab])_\dx\d)?\.(?:Conv|BatchNorm)_0\.(\w+)"

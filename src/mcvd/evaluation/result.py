@@ -1,8 +1,8 @@
-"""The result of an evaluation: numbers, each with its interval, and all that they depend on, as one JSON file.
+"""The result of an evaluation: numbers, each with its interval, and everything they depend on, as one JSON file.
 
-A folder of an evaluation holds `result.json` (a `Result`), `rows.safetensors` (a `Table`: columns ``mse``, ``ssim``,
-``lpips`` per made frame, ``features`` per made video; once a clip, at sample 0: ``real``, the features of the real
-clip, those of `calibration`, and ``seconds``), `result.md` and, for the report, `videos/`.
+The folder of an evaluation holds `result.json` (a `Result`), `rows.safetensors` (a `Table`: columns ``mse``, ``ssim``,
+``lpips`` per generated frame, ``features`` per generated video; once per clip, at sample 0: ``real``, the features of
+the real clip, the columns of `calibration`, and ``seconds``), `result.md` and, for the report, `videos/`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mcvd.files import write_whole
 
 
 def json_text(data: Any) -> str:
-    """Data as JSON, which knows no infinite numbers, such as the PSNR of a perfect video: these, and what is not a
-    number, are the texts "inf", "-inf" and "nan", which `Result.load` reads as numbers."""
+    """Data as JSON. JSON has no non-finite numbers, such as the PSNR of a perfect video: they are written as the
+    strings "inf", "-inf" and "nan", which `Result.load` reads as numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -39,7 +39,7 @@ class Number:
 
     value: float
     low: float | None = None
-    """Lower end of the interval; None where there is too little to say."""
+    """Lower end of the interval; None if there is no interval."""
     high: float | None = None
     """Upper end of the interval."""
     interval: str = ""
@@ -53,21 +53,21 @@ class System:
     """What was measured."""
 
     name: str
-    """As a person calls it: a model's name, or of the folder of videos that were scored."""
+    """Display name: the model's, or that of the folder of scored videos."""
     weights: str = ""
-    """sha256 of the weights' tensors and the configuration; empty where only videos are known."""
+    """sha256 of the weights' tensors and the configuration; empty if only videos were scored."""
     solver: str = ""
     steps: int = 0
     guidance: float = 1.0
     seed: int = 0
     reference: bool = False
-    """Sampled as the published code did, its defects included."""
+    """Sampled as the published code does, defects included."""
     version: str = ""
-    """Of mcvd."""
+    """Version of mcvd."""
     precision: str = "fp32"
-    """What the network computed in."""
+    """Arithmetic of the network."""
     engine: str = "torch"
-    """What carried out its calls."""
+    """What ran the network."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +77,31 @@ class Result:
     protocol: Protocol
     system: System
     clips: int
-    """Clips that were measured, at most the protocol's."""
+    """Clips measured; at most the protocol's."""
     samples: int
-    """Videos made for each of them."""
+    """Videos generated per clip."""
     data: str
-    """sha256 of the real clips' pixels: two results with the same have seen the same pixels."""
+    """sha256 of the real clips' pixels; equal hashes mean equal pixels."""
     numbers: dict[str, Number] = field(default_factory=dict)
     """By metric: psnr, ssim, lpips, fvd, fvd_trajectory, kvd, crps, spread_skill ..."""
     frames: dict[str, list[float]] = field(default_factory=dict)
-    """By metric: its mean over clips at every made frame, in the order of time; psnr: that of the mean error."""
+    """By metric: its mean over clips at every generated frame, in order of time; psnr: that of the mean error."""
     networks: dict[str, str] = field(default_factory=dict)
-    """sha256 of the tensors of the networks that measure: i3d, lpips."""
+    """sha256 of the metric networks' tensors: i3d, lpips."""
     different: int | None = None
-    """How many of the clips are different, where data hold fewer than were asked for; None: not known."""
+    """How many of the clips are distinct (the data may hold fewer than requested); None: not known."""
     machine: str = ""
     seconds: float = 0.0
-    """Of work in all, summed over processes and restarts."""
+    """Total seconds of work, summed over processes and restarts."""
     date: str = ""
 
     @property
     def complete(self) -> bool:
-        """Whether all that the protocol asks for was measured."""
+        """Whether everything the protocol asks for was measured."""
         return self.clips == self.protocol.clips and self.samples == self.protocol.samples
 
     def save(self, path: Path | str) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, atomically."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ class Result:
 
     @classmethod
     def load(cls, path: Path | str) -> Result:
-        """Reads `result.json`, or that of a folder."""
+        """Reads a `result.json`, or the one in a folder."""
         path = Path(path)
         path = path / "result.json" if path.is_dir() else path
         try:
@@ -119,5 +119,5 @@ class Result:
         except OSError as error:
             raise McvdError(f"cannot read {path}: {error.strerror or error}") from None
         except ValueError as error:
-            raise McvdError(f"{path} is no result of an evaluation: {error}") from None
+            raise McvdError(f"{path} is not the result of an evaluation: {error}") from None
         return from_dict(cls, data, str(path))

@@ -1,9 +1,9 @@
 """The streaming evaluation that `evaluate` and `score` share: clips -> batches -> rows -> numbers, restartable.
 
-Clips are cut into batches at fixed places, and batch b belongs to process b mod (number of processes). A batch ends
-with a whole file of rows in the shared folder; the first process waits until all rows are there, and makes the numbers.
-So neither the number of processes nor restarts change what is computed together with what, and no process talks to
-another.
+Batches start at fixed clips, and batch b belongs to process b mod (number of processes). Each batch ends with one
+complete file of rows in the shared folder; the first process waits until all rows are there, then computes the numbers.
+So neither the number of processes nor restarts change what is batched together, and processes share nothing but the
+folder.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from mcvd.evaluation.summary import markdown
 from mcvd.evaluation.table import Table
 from mcvd.text import counted
 
-LOOK_EVERY = 0.5  # s between looks for the rows of other processes
+LOOK_EVERY = 0.5  # s between checks for the rows of other processes
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], None]
-"""Called as ``progress(videos done, videos to do)``, of this process and this start."""
+"""Called as ``progress(videos done, videos to do)``, counting this process since this start."""
 
 
 @dataclass(frozen=True)
@@ -53,41 +53,41 @@ class Worker:
 
     @staticmethod
     def of_torchrun() -> Worker:
-        """As torchrun says in the environment; one alone without it. McvdError where what it says cannot be."""
+        """From torchrun's environment variables; the only process without them. Raises McvdError if they are wrong."""
         rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and count.isdecimal() and int(rank) < int(count)):
             raise McvdError(
-                f"RANK={rank} and WORLD_SIZE={count} in the environment (0 and 1 where unset) name no process of a "
-                "number of processes; torchrun sets both: unset them, or start with it"
+                f"RANK={rank} and WORLD_SIZE={count} in the environment (0 and 1 where unset) are not a rank "
+                "and a number of processes; torchrun sets both: unset them, or start with torchrun"
             )
         return Worker(int(rank), int(count))
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that an evaluation depends on."""
+    """Everything that an evaluation depends on."""
 
     protocol: Protocol
     system: System
     metrics: tuple[str, ...]
     real: RealClips
     clips: int
-    """At most the protocol's."""
+    """How many; at most the protocol's."""
     data: str
     """sha256 of the real clips."""
     different: int
-    """How many of them are different: data may hold fewer than are asked for."""
+    """How many of the clips are distinct: the data may hold fewer than requested."""
     make: Callable[[int, Tensor], Tensor]
-    """(number of the first clip, real clips ``(B, T, C, H, W)``) -> made videos ``(B, S, T, C, H, W)``, whole clips."""
+    """(number of the first clip, real clips ``(B, T, C, H, W)``) -> generated whole clips ``(B, S, T, C, H, W)``."""
     batch: int
-    """Clips that are made and measured at once."""
+    """Clips generated and measured at once."""
     networks: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of the networks that measure, by name."""
+    """sha256 of the metric networks, by name."""
     videos: str = ""
-    """sha256 of the made videos' files, where there are such."""
+    """sha256 of the generated videos' files; empty if a model generates them."""
 
     def identity(self) -> dict[str, Any]:
-        """What the folder is claimed for."""
+        """What identifies this evaluation in its folder."""
         mine = {"protocol": to_dict(self.protocol), "system": to_dict(self.system), "data": self.data}
         more = {"clips": self.clips, "metrics": list(self.metrics), "networks": dict(self.networks)}
         return {**mine, **more, "videos": self.videos}
@@ -104,17 +104,17 @@ def run(
     report: Report = print,
     progress: Progress | None = None,
 ) -> Result | None:
-    """Does what of the job is not done yet -> the result; None in all processes but the first.
+    """Does what is still to do of the job -> the result; None in all processes but the first.
 
-    instruments: loads the networks that measure, if there is anything to do. videos: keep what was made.
-    device: where it is done, for the record. Raises McvdError where the folder holds another evaluation.
+    instruments: loads the metric networks, if there is anything to do. videos: keep the generated videos.
+    device: where it runs, for the record. Raises McvdError if the folder holds another evaluation.
     """
     worker = worker or Worker.of_torchrun()
     folder.check(job.identity())
     if job.clips < 2 and OF_FEATURES & set(job.metrics):
-        report("note: FVD and KVD need at least 2 clips, there is 1: they have no number")
+        report("note: FVD and KVD need at least 2 clips, there is 1: they are left out")
     if job.different < job.clips:
-        report(f"note: {job.different} of {counted(job.clips, 'clip')} are different, the others repeat them")
+        report(f"note: {job.different} of {counted(job.clips, 'clip')} are distinct, the others repeat them")
     finished = folder.result()
     if finished is not None:
         return finished if worker.rank == 0 else None
@@ -148,7 +148,7 @@ def run(
 
 
 def _batches(job: Job, table: Table) -> list[tuple[int, int]]:
-    """(first, end) of every run of clips that has no rows yet, never across the fixed places."""
+    """(first, end) of every run of clips without rows, never across the start of a batch."""
     have = {clip for clip, _ in table}
     out: list[tuple[int, int]] = []
     for clip in range(job.clips):
@@ -164,8 +164,8 @@ def _batches(job: Job, table: Table) -> list[tuple[int, int]]:
 def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str, report: Report) -> Result:
     table = folder.table()
     missing = job.clips - len({clip for clip, _ in table})
-    if missing and worker.count == 1:  # nobody else will bring them
-        raise McvdError(f"the rows of {counted(missing, 'clip')} are gone from {folder.path}; run the same again")
+    if missing and worker.count == 1:  # nobody else will measure them
+        raise McvdError(f"the rows of {counted(missing, 'clip')} are missing from {folder.path}; run the same again")
     if missing:
         report(f"waiting for the other processes: {missing} of {counted(job.clips, 'clip')} to come")
         while folder.clips_done() < job.clips and not folder.finished:
@@ -193,7 +193,7 @@ def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str
 
 
 def nothing(line: str) -> None:
-    """Takes a report: of several processes, one speaks."""
+    """Ignores a line: of several processes, only the first reports."""
 
 
 def machine(device: torch.device | str) -> str:
@@ -204,7 +204,7 @@ def machine(device: torch.device | str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-# ------------------------------------------------------------------------------- features of the real clips, kept
+# ------------------------------------------------------------------------------- features of the real clips, cached
 
 
 def _features_file(job: Job) -> Path | None:
@@ -212,14 +212,14 @@ def _features_file(job: Job) -> Path | None:
     if network is None or not OF_FEATURES & set(job.metrics):
         return None
     seen = range(job.protocol.clip_frames)[job.protocol.made if job.protocol.fvd == "made" else slice(None)]
-    # the published way of real frames differs by a rounding from the plain one
+    # published real frames differ from plain ones by rounding
     key = f"{job.data} {job.clips} {network} {job.protocol.pixels} {seen.start}-{seen.stop}"
     return cache_dir() / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
 
 def _cached_features(job: Job) -> Tensor | None:
-    """Features of the real clips from an earlier evaluation on the same pixels, ``(clips, D)``; None where there are
-    none, or a damaged file of them, which is only a cache."""
+    """Features of the real clips from an earlier evaluation on the same pixels, ``(clips, D)``; None if there are none,
+    or if the cache file is damaged."""
     file = _features_file(job)
     if file is None or not file.is_file():
         return None
@@ -233,5 +233,5 @@ def _cached_features(job: Job) -> Tensor | None:
 def _cache_features(job: Job, table: Table) -> None:
     file = _features_file(job)
     if file is not None and _cached_features(job) is None:
-        with contextlib.suppress(McvdError):  # a cache that others fill, and this user may only read
+        with contextlib.suppress(McvdError):  # this user may not be allowed to write into the cache
             save_tensors({"real": table.rows("real", sample=0)}, file)

@@ -19,40 +19,40 @@ from mcvd.evaluation.table import Table
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `mcvd evaluate` left in a folder. Rows and videos may be missing."""
+    """A finished evaluation in a folder. Rows and videos may be missing."""
 
     folder: Path
     result: Result
 
     @classmethod
     def load(cls, path: Path | str) -> Evaluation:
-        """Reads the result of a folder, or of the `result.json` in it; McvdError where there is none."""
+        """Reads the result of a folder, or of the `result.json` in it; raises McvdError if there is none."""
         path = Path(path).expanduser()
         if (path / IDENTITY).is_file() and not (path / "result.json").is_file():
-            raise McvdError(f"{path} holds an evaluation that is not finished; run the same command again: it goes on")
+            raise McvdError(f"{path} holds an unfinished evaluation; run the same command again to continue it")
         return cls(path if path.is_dir() else path.parent, Result.load(path))
 
     @cached_property
     def table(self) -> Table | None:
-        """The measurements of every video; None where they were not kept."""
+        """The measurements of every video; None if they were not kept."""
         path = self.folder / "rows.safetensors"
         return Table.load(path) if path.is_file() else None
 
     @cached_property
     def videos(self) -> dict[int, Path]:
-        """The files that hold the videos, by clip, in order; empty where they were not kept."""
+        """The files that hold the videos, by clip, in order; empty if they were not kept."""
         paths = sorted((self.folder / "videos").glob("*.npz"))
         for path in paths:
             if not path.stem.isdecimal():
-                raise McvdError(f"{path}: the videos of a clip are named by its number, such as 00012.npz")
+                raise McvdError(f"{path}: the videos of a clip must be named by its number, such as 00012.npz")
         return {int(path.stem): path for path in paths}
 
     def real(self, clip: int) -> Tensor:
-        """The real clip, ``(T, C, H, W)`` uint8, its given frames among them."""
+        """The real clip, ``(T, C, H, W)`` uint8, given frames included."""
         return self._read(clip, "real", 4)
 
     def made(self, clip: int) -> Tensor:
-        """The videos made for a clip, ``(S, T, C, H, W)`` uint8, the given frames among them."""
+        """The videos generated for a clip, ``(S, T, C, H, W)`` uint8, given frames included."""
         return self._read(clip, "made", 5)
 
     def _read(self, clip: int, name: str, dimensions: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`score`: the numbers of any made videos against real ones, by the same protocols and code as `evaluate`."""
+"""`score`: measures videos from any source against real ones, by the same protocols and code as `evaluate`."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def score(
     report: Report = print,
     progress: Progress | None = None,
 ) -> Result | None:
-    """Measures videos against real ones -> the result, which is in `output` too; None in all processes but the first.
+    """Measures videos against real ones -> the result, also written to `output`; None in all processes but the first.
 
     real, made: files or folders, see `find_videos`; paired as `pair` says (generation: not at all).
-    A real video is a whole clip of the protocol, or longer: then its first frames count. A made one is a whole clip,
-    whose given frames are taken as they are, or the made frames alone. Frames count as they are: the protocol's stride
-    and resizing are how clips are made, which was done before; other sizes are refused.
+    A real video has at least as many frames as a clip of the protocol; only its first ones count. A generated one is a
+    whole clip, whose given frames are taken as they are, or the generated frames alone. Frames are not changed: the
+    protocol's stride and resizing describe how the real clips were made; other sizes are refused.
     name: of the system (default: the name of `made`). The other arguments are those of `evaluate`.
     """
     worker = worker or Worker.of_torchrun()
@@ -56,7 +56,7 @@ def score(
     pairs = _pairs(protocol, truth, fakes, say)
     if len(pairs) > protocol.clips:
         raise McvdError(
-            f"{real} holds {counted(len(pairs), 'clip')}, protocol {protocol.name} takes {protocol.clips}: "
+            f"{real} holds {counted(len(pairs), 'clip')}, but protocol {protocol.name} takes {protocol.clips}: "
             f"--set clips={len(pairs)} measures all"
         )
     if len(pairs) < protocol.clips:
@@ -89,7 +89,7 @@ def score(
 
 
 def _pairs(protocol: Protocol, real: list[Video], made: list[Video], report: Report) -> list[list[int]]:
-    """The made videos of each real one that is measured."""
+    """The indices of the generated videos of each real one that is measured."""
     samples = protocol.samples
     if protocol.task != "generate":
         pairs, named = pair(real, made, samples)
@@ -99,14 +99,14 @@ def _pairs(protocol: Protocol, real: list[Video], made: list[Video], report: Rep
         return pairs
     count = min(len(real), len(made) // samples)
     if not count:
-        raise McvdError(f"{len(made)} made videos are fewer than the {samples} a clip of protocol {protocol.name}")
+        raise McvdError(f"{len(made)} generated videos are too few: protocol {protocol.name} takes {samples} per clip")
     if len(real) > count or len(made) > count * samples:
-        report(f"the first {count} of {len(real)} real and {count * samples} of {len(made)} made videos are measured")
+        report(f"measuring the first {count} of {len(real)} real and {count * samples} of {len(made)} generated videos")
     return [list(range(i * samples, (i + 1) * samples)) for i in range(count)]
 
 
 class _RealVideos:
-    """Real clips out of files."""
+    """Real clips from files."""
 
     def __init__(self, videos: Sequence[Video], protocol: Protocol, report: Report):
         self.videos, self.protocol, self.report = videos, protocol, report
@@ -126,7 +126,7 @@ class _RealVideos:
         if len(frames) > protocol.clip_frames and not self.said:
             self.said = True
             self.report(
-                f"note: real videos are longer than a clip ({video.name}: {len(frames)} frames): the first "
+                f"note: real videos are longer than a clip ({video.name}: {len(frames)} frames): only the first "
                 f"{protocol.clip_frames} count"
             )
         return frames[: protocol.clip_frames]
@@ -147,12 +147,12 @@ def _made_clip(video: Video, real: Tensor, protocol: Protocol) -> Tensor:
     _check_size(video, frames, protocol)
     if len(frames) == protocol.clip_frames:
         return frames
-    if len(frames) == protocol.frames:  # the made frames alone
+    if len(frames) == protocol.frames:  # the generated frames alone
         whole = real.clone()
         whole[protocol.made] = frames
         return whole
     which = f"{protocol.clip_frames} frames" + (
-        f", or the {protocol.frames} made ones" if protocol.frames < protocol.clip_frames else ""
+        f", or the {protocol.frames} generated ones" if protocol.frames < protocol.clip_frames else ""
     )
     raise McvdError(f"{video.name} has {len(frames)} frames; protocol {protocol.name} takes {which}")
 
@@ -161,6 +161,6 @@ def _check_size(video: Video, frames: Tensor, protocol: Protocol) -> None:
     height, width = frames.shape[2:]
     if (height, width) != protocol.size:
         raise McvdError(
-            f"{video.name} has frames of {width}x{height}, protocol {protocol.name} compares "
+            f"{video.name} has frames of {width}x{height}, but protocol {protocol.name} compares "
             f"{protocol.size[1]}x{protocol.size[0]}; --set size=[{height},{width}] measures at that size"
         )

@@ -1,6 +1,6 @@
 """From rows to numbers with intervals: bootstrap over clips, and the published interval over trajectories.
 
-The bootstrap draws clips, each with all its samples: what is random in a test set is the clip.
+The bootstrap draws clips, each with all its samples: the clips are the random draws of a test set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def resampled_counts(clips: int, resamples: int = RESAMPLES, seed: int = 0) -> T
 def numbers(
     table: Table, protocol: Protocol, metrics: Sequence[str]
 ) -> tuple[dict[str, Number], dict[str, list[float]]]:
-    """All numbers of a table and the curves over made frames, by metric."""
+    """All numbers of a table and the curves over generated frames, by metric."""
     out: dict[str, Number] = {}
     curves: dict[str, list[float]] = {}
     clips = len({clip for clip, _ in table})
@@ -64,7 +64,7 @@ def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: in
 
 
 def _mean_number(values: Tensor, of: str) -> Number:
-    """The mean of one value a clip."""
+    """The mean of one value per clip."""
     if len(values) < 2 or not values.isfinite().all():  # the PSNR of a perfect video is infinite
         return Number(float(values.mean()), of=of)
     means = resampled_counts(len(values)) @ values.double() / len(values)
@@ -72,9 +72,9 @@ def _mean_number(values: Tensor, of: str) -> Number:
 
 
 def _number(value: float, resampled: Tensor, of: str, *, shift: bool = False) -> Number:
-    """With the 2.5 and 97.5 percentiles of the resampled values; `shift`: moved so that their mean is the value."""
+    """A value with the 2.5 and 97.5 percentiles of the resampled ones; `shift`: moved to have it as their mean."""
     how = f"bootstrap over clips, {len(resampled)} resamples" + (", centred" if shift else "")
-    resampled = resampled[resampled.isfinite()]  # of few clips, some resamples are one clip many times
+    resampled = resampled[resampled.isfinite()]  # with few clips, some resamples hold one clip many times
     if not len(resampled):
         return Number(value, of=of)
     moved = resampled + (value - resampled.mean()) if shift else resampled
@@ -108,10 +108,10 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
     moments = Moments(real)
     value = frechet_distance(moments, Moments(fake.flatten(0, 1)))
     of = _against(clips, samples)
-    if not math.isfinite(value):  # features that are no numbers have no factors either
+    if not math.isfinite(value):  # non-finite features have no factors
         return {"fvd": Number(value, of=of)}
     resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
-    # a resample has fewer different clips, so its distance is larger: the width is kept, the bias is not
+    # a resample has fewer distinct clips, so its distance is larger: keep the interval's width, not its bias
     out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64), of, shift=True)}
     if samples > 1:
         each = [frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)]
@@ -123,7 +123,7 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
             f"1.96 standard errors over {samples} trajectories",
             f"mean of {samples} distances, each {_against(clips, 1)}",
         )
-    if clips * samples >= 4 * fake.shape[2]:  # then its smallest subset is as large as the features are many
+    if clips * samples >= 4 * fake.shape[2]:  # then even its smallest subset has as many videos as features
         endless = frechet_infinity(moments, fake.flatten(0, 1))
         out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
     return out
@@ -134,10 +134,10 @@ def _against(clips: int, samples: int) -> str:
 
 
 def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
-    """The Fréchet distance where clip i is there counts[i] times, real ``(N, D)`` and fake ``(N, S, D)``.
+    """The Fréchet distance if clip i occurs counts[i] times, real ``(N, D)`` and fake ``(N, S, D)``.
 
-    tr (S1 S2)^1/2 is the sum of the roots of the eigenvalues of F1^T S2 F1, S1 = F1 F1^T: a matrix as large as there
-    are different clips. (`frechet_distance` is more exact and several times slower.)
+    With S1 = F1 F1^T, tr (S1 S2)^1/2 is the sum of the square roots of the eigenvalues of F1^T S2 F1, a matrix with at
+    most as many rows as distinct clips. (`frechet_distance` is more exact and several times slower.)
     """
     drawn = counts > 0
     weights = counts[drawn].double()
@@ -159,10 +159,10 @@ def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
 def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
     """KVD from sums of the kernel between clips; real ``(N, D)``, fake ``(N, S, D)``.
 
-    conditional: the videos made of a clip share given frames with it, so that they are alike whatever the model is
-    worth; then no pair of videos of one clip counts, neither of a made and the real one nor of two made ones. Else
-    (generation) all videos are independent, and it is `frechet.kernel_distance`. Either way its mean over test sets is
-    0 for a perfect model.
+    conditional: the videos generated for a clip share its given frames, so they are alike however good the model is;
+    then no two videos of one clip are compared, neither a generated one with the real one nor two generated ones.
+    Otherwise (generation) all videos are independent, and this is `frechet.kernel_distance`. Either way its mean over
+    test sets is 0 for a perfect model.
     """
     clips, samples = fake.shape[:2]
     sums = _kernel_sums(real.double(), fake.double())
@@ -172,8 +172,8 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
 
 
 def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the kernel over the videos of two clips, ``(N, N)`` each: real-real, real-made, made-made; and of made
-    videos with themselves ``(N,)``."""
+    """Sums of the kernel over the videos of two clips, ``(N, N)`` each: real-real, real-made, made-made; and of each
+    made video with itself, ``(N,)``."""
     clips, samples, dimensions = fake.shape
     flat = fake.flatten(0, 1)
     within = torch.stack([kernel(x, flat).sum(0).view(clips, samples).sum(1) for x in fake])
@@ -184,9 +184,9 @@ def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 def _kernel_distance(
     real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int, conditional: bool
 ) -> Tensor:
-    """The unbiased estimate for each row of counts ``(R, N)``: pairs of a clip with a copy of itself do not count, nor
-    between real and made, where both show one clip: they would make every resample look better than the test set.
-    conditional: see `kvd_number`."""
+    """The unbiased estimate for each row of counts ``(R, N)``. Pairs of a clip with a repeat of itself do not count,
+    nor pairs of a real with a made video of such a repeat: they would make every resample look better than the test
+    set. conditional: see `kvd_number`."""
     total = counts.sum(1)
     pairs = total.square() - counts.square().sum(1)
 

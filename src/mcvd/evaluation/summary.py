@@ -25,7 +25,7 @@ def how_sampled(result: Result) -> str:
 
 
 def shortfalls(result: Result) -> list[str]:
-    """What a reader must know of the counts: less than the protocol was measured, or clips repeat each other."""
+    """What a reader must know about the counts: less was measured than the protocol asks for, or clips repeat."""
     protocol, notes = result.protocol, []
     if not result.complete:
         clips, samples = counted(protocol.clips, "clip"), counted(protocol.samples, "sample")
@@ -36,11 +36,11 @@ def shortfalls(result: Result) -> list[str]:
 
 
 def repeated(result: Result) -> str:
-    """That clips repeat each other, because the data hold fewer; empty where they do not."""
+    """A note that clips repeat, because the data hold fewer than requested; empty if they do not."""
     if result.different is None or result.different >= result.clips:
         return ""
     return (
-        f"only {result.different} of {counted(result.clips, 'clip')} are different, as the data hold no more: the"
+        f"only {result.different} of {counted(result.clips, 'clip')} are distinct, as the data hold no more: the"
         " intervals are too narrow"
     )
 

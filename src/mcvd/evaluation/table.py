@@ -1,7 +1,7 @@
-"""The accumulator of per-video results: whatever was measured for each (clip, sample), in any order, from any process.
+"""Accumulates per-video results: whatever was measured for each (clip, sample), in any order, from any process.
 
-Everything reported is made from a table of numbers this small (a few curves and 400 features a video), so batches,
-processes and interrupted runs only ever add rows, in any order.
+Everything reported is computed from this small table (a few curves and 400 features per video), so batches, processes
+and interrupted runs only ever add rows, in any order.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mcvd.evaluation.files import load_tensors, save_tensors
 
 Key = tuple[int, int]
 ROUNDING = 0.3
-"""How far two measurements of one video may be apart, relative to them. Another batch size rounds differently: by 1e-5
-in float32; in half precision a few videos drift by 0.2 until their last frame. Two samples of a clip are about 0.3
-apart, so that several clips of another evaluation would not pass."""
+"""Largest relative difference between two measurements of one video. Another batch size rounds differently: by 1e-5 in
+float32; in half precision a few videos drift by 0.2 by their last frame. Two samples of a clip are about 0.3 apart, so
+several clips of another evaluation would not pass."""
 HIGHER_IS_BETTER = frozenset({"psnr", "ssim"})
 Z95 = 1.959964
 """Standard errors from the mean to an end of its 95 % interval."""
@@ -41,7 +41,7 @@ class Summary:
 
 
 def summarize(values: Tensor) -> Summary:
-    """Summary of one value a clip, ``(clips,)``."""
+    """Summary of one value per clip, ``(clips,)``."""
     values, n = values.double(), len(values)
     error = float(values.std(unbiased=True)) / n**0.5 if n > 1 else float("nan")
     return Summary(float(values.mean()), float(values.std(unbiased=False)), Z95 * error, n)
@@ -72,10 +72,10 @@ class Table:
         return iter(sorted(self._rows))
 
     def add(self, clips: Sequence[int] | Tensor, samples: Sequence[int] | Tensor | int = 0, **columns: Tensor) -> None:
-        """Adds one value per row of each column, ``(B, ...)``; a row may get its columns one after the other.
+        """Adds one value per row to each column, ``(B, ...)``; a row may get its columns one after the other.
 
-        Where a row has a value already, the first one stays: two starts at once may measure a clip twice. Raises
-        McvdError where the values differ by more than rounding: two shards then do not come from the same evaluation.
+        If a row already has a value, the first one stays: two simultaneous starts may measure a clip twice. Raises
+        McvdError if the values differ by more than rounding: the shards do not come from the same evaluation.
         """
         clip_ids = [int(clip) for clip in clips]
         sample_ids = [samples] * len(clip_ids) if isinstance(samples, int) else [int(sample) for sample in samples]
@@ -86,18 +86,18 @@ class Table:
                 known = self._rows.setdefault(key, {}).setdefault(name, value)
                 if known is value:
                     self._rows[key][name] = value.clone()  # not a view that keeps the whole batch in memory
-                elif name != "seconds" and not _alike(known, value):  # how long it took is another each time
+                elif name != "seconds" and not _alike(known, value):  # which differs each time
                     raise McvdError(f"clip {key[0]}, sample {key[1]} was measured twice with different {name}")
 
     def merge(self, *others: Table) -> Table:
-        """Takes the rows of other tables in; returns itself. Of rows that several have the first stays, as in `add`."""
+        """Adds the rows of other tables; returns itself. Of rows that several have, the first stays, as in `add`."""
         for other in others:
             for (clip, sample), row in other._rows.items():
                 self.add([clip], [sample], **{name: value[None] for name, value in row.items()})
         return self
 
     def rows(self, name: str, sample: int | None = None) -> Tensor:
-        """A column as ``(rows, ...)``, sorted by clip, then sample; only those of one sample where it is given."""
+        """A column as ``(rows, ...)``, sorted by clip, then sample; only those of `sample` if it is given."""
         keys = [key for key in self if sample is None or key[1] == sample]
         return torch.stack(self._values(name, keys))
 
@@ -107,32 +107,32 @@ class Table:
         samples = sorted({sample for _, sample in keys})
         clips = sorted({clip for clip, _ in keys})
         if len(keys) != len(clips) * len(samples):
-            raise McvdError(f"not every one of {len(clips)} clips has all of {len(samples)} samples yet")
+            raise McvdError(f"not every one of {len(clips)} clips has all {len(samples)} samples yet")
         return torch.stack(self._values(name, keys)).unflatten(0, (len(clips), len(samples)))
 
     def per_video(self, metric: str) -> Tensor:
-        """One value a video, ``(clips, samples)``: the mean over its frames; ``psnr`` is that of the mean error."""
+        """One value per video, ``(clips, samples)``: the mean over its frames; ``psnr`` is that of the mean error."""
         if metric == "psnr":
             return -10 * self.grid("mse").double().mean(-1).log10()
         return self.grid(metric).double().mean(-1)
 
     def best_samples(self, metric: str) -> Tensor:
-        """Position of each clip's best sample by this very metric, ``(clips,)``."""
+        """Index of each clip's best sample by this metric, ``(clips,)``."""
         values = self.per_video(metric)
         return values.argmax(1) if metric in HIGHER_IS_BETTER else values.argmin(1)
 
     def per_clip(self, metric: str, best: bool) -> Tensor:
-        """One value a clip, ``(clips,)``: of its best sample by this very metric (as published; depends on the number
+        """One value per clip, ``(clips,)``: of its best sample by this metric (as published; depends on the number
         of samples), or the mean over its samples."""
         values = self.per_video(metric)
         return values.gather(1, self.best_samples(metric)[:, None])[:, 0] if best else values.mean(1)
 
     def summary(self, metric: str, over: Literal["best", "mean"] = "best") -> Summary:
-        """``mse``, ``psnr``, ``ssim`` or ``lpips`` over clips, `per_clip`."""
+        """``mse``, ``psnr``, ``ssim`` or ``lpips`` over clips; see `per_clip`."""
         return summarize(self.per_clip(metric, best=over == "best"))
 
     def save(self, path: Path | str) -> None:
-        """Writes all rows as safetensors, whole or not at all."""
+        """Writes all rows as safetensors, atomically."""
         keys, tensors = list(self), {}
         for name in sorted(self.columns):
             having = [key for key in keys if name in self._rows[key]]
@@ -161,7 +161,7 @@ class Table:
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two values of one measurement are the same but for rounding."""
+    """Whether two values of one measurement agree within rounding."""
     if a.shape != b.shape:
         return False
     a, b = a.double().nan_to_num(), b.double().nan_to_num()

