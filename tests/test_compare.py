@@ -127,7 +127,7 @@ def test_an_fvd_that_is_no_number_has_no_difference(a: Path, b: Path) -> None:
         edit(folder, numbers={"fvd": Number(value)})
     comparison = compare([a, b])
     assert all(row.metric != "fvd" for row in comparison.paired)
-    assert "no paired difference of ours and theirs in fvd: one of the two is no number" in comparison.notes
+    assert "no paired difference of ours and theirs in fvd: one of the two values is not finite" in comparison.notes
 
 
 def test_other_protocols_are_refused_and_marked_when_mixed(a: Path, b: Path) -> None:

@@ -163,16 +163,19 @@ def test_works_without_videos_rows_lpips_and_fvd(tmp_path: Path) -> None:
     shutil.rmtree(folder / "videos")
     html = write_report(folder)[0].read_text()
     assert "The videos were not kept" in html
-    assert "There is no curve of copying" in html
+    assert "There is no copy baseline" in html
     assert "LPIPS of every frame" not in html
     assert "PSNR, dB of every frame" in html
     (folder / "rows.safetensors").unlink()
     html = write_report(folder)[0].read_text()
-    assert "none was measured" in html
+    assert "or no frame metric was measured" in html
     assert not (folder / "report_files" / "curve-psnr.svg").exists()  # that of the report before
     result = Evaluation.load(folder).result
     dataclasses.replace(result, frames={"psnr": [20.0] * 14}).save(folder / "result.json")
-    assert "PSNR is that of the mean error. The rows were not kept" in write_report(folder)[0].read_text()
+    assert (
+        "PSNR is that of the mean error. Without rows.safetensors there is no band"
+        in write_report(folder)[0].read_text()
+    )
 
 
 def test_generation_has_no_curves_and_shows_the_first_clips(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_generation_has_no_curves_and_shows_the_first_clips(tmp_path: Path) -> N
     folder = evaluations.write_folder(tmp_path / "run", evaluations.errors(samples=1), protocol, videos=4)
     (folder / "rows.safetensors").unlink()
     html = write_report(folder)[0].read_text()
-    assert "No frame has a true one" in html
+    assert "There is no ground truth" in html
     assert html.count("<img") == 6
     assert "Clip 2</h3>" in html
 
@@ -189,7 +192,7 @@ def test_an_incomplete_evaluation_is_called_one(folder: Path) -> None:
     result = Evaluation.load(folder).result
     dataclasses.replace(result, protocol=dataclasses.replace(result.protocol, clips=256)).save(folder / "result.json")
     html = write_report(folder)[0].read_text()
-    assert "Not the whole protocol: 12 of 256 clips, 3 of 3 samples" in html
+    assert "Incomplete: 12 of 256 clips, 3 of 3 samples" in html
     assert "12 (the protocol asks for 256)" in html
 
 
@@ -267,7 +270,7 @@ def test_published_values_of_the_talk() -> None:
 def test_values_as_printed() -> None:
     assert Quoted.parse("0.121 +- 0.05", "x") == Quoted("0.121 ± 0.05", 0.121)
     assert Quoted.parse("~17", "x") == Quoted("~17", 17.0)
-    with pytest.raises(McvdError, match="x: 'many' is no value"):
+    with pytest.raises(McvdError, match="x: 'many' is not a value"):
         Quoted.parse("many", "x")
 
 

@@ -1,1 +1,1 @@
-"""What was measured, for people: pages, comparisons, published values. Reads the folders that evaluations leave."""
+"""Reports for readers: pages, comparisons, published values. Reads the folders that evaluations write."""

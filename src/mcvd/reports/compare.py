@@ -1,7 +1,7 @@
 """Several evaluations in one table, with the differences between systems that saw the same clips.
 
-Numbers under different protocols do not share a column unless the caller says that they may, and then what differs is
-written beside them and nothing is called best.
+Numbers under different protocols do not share a column unless the caller allows it; then the differences are written
+beside them, and nothing is called best.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Comparison:
     """Evaluations side by side."""
 
     names: tuple[str, ...]
-    """Of the systems, made different where two have the same."""
+    """Names of the systems, made distinct if two are equal."""
     evaluations: tuple[Evaluation, ...]
     differing: tuple[tuple[Difference, ...], ...]
-    """What each one did differently from the first."""
+    """How each was measured differently from the first."""
     paired: tuple[Paired, ...]
     published: tuple[Published, ...]
     notes: tuple[str, ...]
@@ -48,13 +48,13 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all metrics, in the order of tables."""
+        """Names of all metrics, in table order."""
         names = {name for evaluation in self.evaluations for name in evaluation.result.numbers}
         names |= {name for row in self.published for name in self.quoted(row)}
         return in_order(names, self.evaluations[0].result.protocol)
 
     def quoted(self, row: Published) -> dict[str, Quoted]:
-        """Published values by metric; their FVD stands in the column of the one that the protocol counts."""
+        """Published values by metric; FVD goes to the column of the FVD that the protocol lists first."""
         column = order(self.evaluations[0].result.protocol)[0]
         return {column if name == "fvd" else name: value for name, value in row.values.items()}
 
@@ -63,9 +63,9 @@ def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published:
     """Reads evaluations and puts them side by side.
 
     mixed: numbers under different protocols may share a column.
-    with_published: add what papers print for the benchmark of the first; values that are known to be measured
-        differently only with `mixed`.
-    Raises McvdError where protocols differ and `mixed` is off, naming the fields.
+    with_published: add published values for the benchmark of the first; those known to be measured differently only
+        with `mixed`.
+    Raises McvdError if protocols differ and `mixed` is off, naming the fields.
     """
     if not paths:
         raise McvdError("nothing to compare: name the folders of one or more evaluations")
@@ -89,7 +89,7 @@ def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published:
 
 
 def _names(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    """System names; with the solver, then the folder, where that is needed to tell them apart."""
+    """System names; with the solver, else the folder, if needed to tell them apart."""
     systems = [evaluation.result.system for evaluation in evaluations]
     choices = [
         [system.name for system in systems],
@@ -108,7 +108,7 @@ def _refuse(names: Sequence[str], differing: Sequence[Sequence[Difference]]) -> 
         if found:
             raise McvdError(
                 f"{name} was measured differently from {names[0]} ({'; '.join(map(str, found))}): such numbers do not"
-                " belong in one column; --mixed puts them there and marks them"
+                " belong in one column; --mixed shows them in one and marks them"
             )
 
 
@@ -120,7 +120,7 @@ def _notes(names: Sequence[str], evaluations: Sequence[Evaluation]) -> list[str]
         if not result.complete:
             counts = ((p.clips, p.samples) for p in (measured(result), result.protocol))
             done, asked = (f"{counted(clips, 'clip')} x {counted(samples, 'sample')}" for clips, samples in counts)
-            notes.append(f"{name} is not the whole protocol: {done}, not {asked}")
+            notes.append(f"{name} is incomplete: {done}, not {asked}")
         if repeats := repeated(result):
             notes.append(f"{name}: {repeats}")
         if evaluation is not evaluations[0] and (result.data != first.data or not result.data):
@@ -165,7 +165,7 @@ def to_markdown(comparison: Comparison) -> str:
     lines = [markdown_table(["system", *(heading(name) for name in names)], rows), ""]
     lines += [f"[{i}] {plain(mark)}  " for i, mark in enumerate(marks, 1)]
     first = comparison.evaluations[0].result
-    bold = " Bold: best." if any(best.values()) else ""  # nothing is, of one evaluation beside published values
+    bold = " Bold: best." if any(best.values()) else ""  # a single evaluation beside published values has none
     lines.append(
         f"Protocol {plain(first.protocol.name)}, {counted(first.clips, 'clip')} x {counted(first.samples, 'sample')};"
         " brackets: 95 % intervals."
@@ -179,7 +179,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def _mark(marks: list[str], text: str) -> str:
-    """The number of a footnote, which is added where it is new."""
+    """The mark of a footnote, which is added if new."""
     if text not in marks:
         marks.append(text)
     return f" [{marks.index(text) + 1}]"
@@ -206,7 +206,7 @@ def _values(comparison: Comparison, name: str) -> list[float | None]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A row a system, and for every metric its value and the ends of its interval."""
+    """One row per system: for every metric its value and the ends of its interval."""
     names = comparison.metrics
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -228,7 +228,7 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Everything, results whole, as JSON."""
+    """Everything as JSON, including the full results."""
     protocol = measured(comparison.evaluations[0].result)
     systems: list[dict[str, Any]] = [
         {"name": label, "folder": str(e.folder), "differs": list(map(str, found)), "result": to_dict(e.result)}

@@ -1,4 +1,4 @@
-"""A metric frame by frame: of the system, with its 95 % interval over clips, and of copying the given frames."""
+"""A metric frame by frame: for the system, with its 95 % interval over clips, and for copying the given frames."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.table import Z95, Table
 from mcvd.text import counted
 
-SMALLEST_ERROR = 1e-10  # mean squared error of a frame; 100 dB: a frame that is equal would be infinitely good
+SMALLEST_ERROR = 1e-10  # mean squared error of a frame, 100 dB: an identical frame would have infinite PSNR
 COLUMN = {"psnr": "mse", "ssim": "ssim", "lpips": "lpips"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over clips at every made frame, and the ends of its 95 % interval (1.96 standard errors over clips)."""
+    """Mean over clips at every generated frame, and the ends of its 95 % interval (1.96 standard errors over clips)."""
 
     label: str
     mean: list[float]
@@ -42,8 +42,8 @@ def decibels(error: Tensor) -> Tensor:
 
 
 def system_curves(table: Table, metric: str, best: bool) -> list[Curve]:
-    """The curve that the protocol asks for with its interval and, where that is the best sample's, the mean over
-    samples as well: what a single video is like."""
+    """The curve that the protocol asks for, with its interval, and, if that is the best sample's, also the mean over
+    samples: what a single video is like."""
     values = frame_values(table, metric)
     mean, samples = values.mean(1), values.shape[1]
     if not best or samples == 1:
@@ -65,8 +65,8 @@ def _with_interval(label: str, values: Tensor) -> Curve:
 
 
 def copied(real: Tensor, protocol: Protocol) -> Tensor | None:
-    """What needs no model, ``(frames, C, H, W)`` uint8: the nearest given frame repeated or, between two, one faded
-    into the other; None for generation. real: ``(T, C, H, W)`` uint8."""
+    """A prediction that needs no model, ``(frames, C, H, W)`` uint8: the nearest given frame repeated or, between two,
+    a cross-fade; None for generation. real: ``(T, C, H, W)`` uint8."""
     p, n = protocol.past, protocol.frames
     if protocol.task == "generate":
         return None
@@ -90,14 +90,14 @@ def copy_label(protocol: Protocol) -> str:
 
 def copy_table(evaluation: Evaluation) -> Table | None:
     """Squared error and SSIM of `copied` for the clips whose videos were kept, measured as the protocol says; None for
-    generation or where there are no videos. SSIM is left out where its window does not fit."""
+    generation or without videos. SSIM is left out if its window does not fit."""
     protocol, table = evaluation.result.protocol, Table()
     if protocol.task == "generate" or not evaluation.videos:
         return None
     for clip in evaluation.videos:
         real = evaluation.real(clip)
         copy = copied(real, protocol)
-        assert copy is not None  # not for generation
+        assert copy is not None  # None only for generation
         pictures = [copy, real[protocol.made]]
         if protocol.pixels == "published":
             ours, truth = (through_network_range(frames) for frames in pictures)

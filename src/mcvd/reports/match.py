@@ -51,8 +51,8 @@ _VALUES: dict[tuple[str, Any], str] = {
     ("fvd_pooled", True): "all pooled",
     ("fvd_pooled", False): "mean over trajectories",
 }
-_OURS = {"name", "data", "source", "choice_seed"}  # words and numbers of our own, which no paper could have
-_OF_GIVEN = {"pixels", "binary", "lpips_size", "best", "fvd"}  # without meaning where no frame is given
+_OURS = {"name", "data", "source", "choice_seed"}  # our own words and numbers, which no paper states
+_OF_GIVEN = {"pixels", "binary", "lpips_size", "best", "fvd"}  # meaningless if no frame is given
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Difference:
     """One thing that two measurements did differently."""
 
     field: str
-    """Of `Protocol`, or `network of lpips`."""
+    """A field of `Protocol`, or `network of lpips`."""
     mine: str
     other: str
 
@@ -70,13 +70,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Match:
-    """What is known of whether a published value was measured as ours."""
+    """How far a published value is known to be measured as ours was."""
 
     differs: tuple[Difference, ...]
     unknown: tuple[str, ...]
     """Fields of `Protocol` that the source does not state."""
     apart: str = ""
-    """A reason of its own why the values cannot be compared."""
+    """A reason outside the protocol why the values cannot be compared."""
 
     @property
     def differing(self) -> bool:
@@ -92,19 +92,19 @@ class Match:
 
 
 def in_words(field: str, value: Any) -> str:
-    """The value of a field of `Protocol` as a person says it."""
+    """The value of a field of `Protocol` in words."""
     if (field, value) in _VALUES:
         return _VALUES[field, value]
     return "x".join(map(str, reversed(value))) if field == "size" else str(value)
 
 
 def measured(result: Result) -> Protocol:
-    """The protocol as it was carried out: with the clips and samples that were measured, without what did nothing."""
+    """The protocol as carried out: with the clips and samples actually measured, without fields of no effect."""
     return dataclasses.replace(result.protocol.in_force, clips=result.clips, samples=result.samples)
 
 
 def differences(a: Result, b: Result) -> tuple[Difference, ...]:
-    """What two results did differently: fields of their protocols but the name, and the networks that measured."""
+    """How two results were measured differently: protocol fields except the name, and metric networks."""
     mine, other = dataclasses.asdict(measured(a)), dataclasses.asdict(measured(b))
     out = [
         Difference(name, in_words(name, value), in_words(name, other[name]))
@@ -120,7 +120,7 @@ def differences(a: Result, b: Result) -> tuple[Difference, ...]:
 
 
 def match_fields(protocol: Protocol, known: Mapping[str, Any], apart: str = "") -> Match:
-    """A protocol against the fields that are known of another; those of `known` that are absent are not stated."""
+    """Compares a protocol with the known fields of another; fields missing from `known` count as not stated."""
     idle = _OURS | _OF_GIVEN if protocol.task == "generate" else _OURS
     mine = {name: value for name, value in dataclasses.asdict(protocol).items() if name not in idle}
     differs = [

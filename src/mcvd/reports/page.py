@@ -1,4 +1,4 @@
-"""A document of sections, tables and pictures, written as one HTML file or as Markdown with a folder of files."""
+"""A document of sections, tables and pictures, written as one HTML file, or as Markdown with a folder of files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPES = {".png": "image/png", ".gif": "image/gif"}
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `note`: in small print. Plain text."""
+    """A paragraph of plain text; `note`: in small print."""
 
     text: str
     note: bool = False
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of plain text; rows of `own` stand out."""
+    """A table of plain text; the rows in `own` are highlighted."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -46,18 +46,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture. name: of its file beside the Markdown, whose suffix says the kind (.svg, .png, .gif)."""
+    """A picture. name: of its file beside the Markdown; the suffix gives the format (.svg, .png, .gif)."""
 
     name: str
     data: bytes
     alt: str
     inline: str = ""
-    """For .svg: the same for a page, where it needs no namespace."""
+    """For .svg: the version inside the HTML page, which needs no namespace."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page under a heading of its own; level 2 or 3."""
+    """A part of a page with its own heading; level 2 or 3."""
 
     title: str
     parts: Sequence[Text | Grid | Picture]
@@ -70,7 +70,7 @@ class Page:
 
     title: str
     lead: str
-    """What it is, in a sentence or two."""
+    """What the page is, in a sentence or two."""
     sections: Sequence[Section]
 
     @property
@@ -79,7 +79,7 @@ class Page:
         return [part for section in self.sections for part in section.parts if isinstance(part, Picture)]
 
     def html(self) -> str:
-        """One file that needs no other: pictures are within, nothing is fetched."""
+        """One self-contained file: pictures are embedded, nothing is fetched."""
         body = [f"<h1>{escape(self.title)}</h1>", f"<p>{escape(self.lead)}</p>"]
         for section in self.sections:
             body.append(f"<h{section.level}>{escape(section.title)}</h{section.level}>")
@@ -95,7 +95,7 @@ class Page:
         )
 
     def markdown(self, files: str) -> str:
-        """Markdown whose pictures lie in the folder `files` beside it."""
+        """Markdown; its pictures are in the folder `files` beside it."""
         lines = [f"# {plain(self.title)}", "", plain(self.lead), ""]
         for section in self.sections:
             lines += [f"{'#' * section.level} {plain(section.title)}", ""]
@@ -134,7 +134,7 @@ def _markdown(part: Text | Grid | Picture, files: str) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already."""
+    """A table whose cells are already Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -142,7 +142,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_page(page: Page, folder: Path, name: str) -> list[Path]:
     """Writes `NAME.html`, `NAME.md` and the pictures of the latter in `NAME_files/`; returns the two documents.
 
-    Earlier ones are replaced. McvdError where the folder cannot be written.
+    Earlier reports are replaced. Raises McvdError if the folder cannot be written.
     """
     files = folder / f"{name}_files"
     html, markdown = folder / f"{name}.html", folder / f"{name}.md"
@@ -151,7 +151,7 @@ def write_page(page: Page, folder: Path, name: str) -> list[Path]:
         keep = {picture.name for picture in page.pictures}
         for old in files.iterdir():
             if old.suffix in (".svg", *TYPES) and old.name not in keep:
-                old.unlink()  # of an earlier report, whose clips were others
+                old.unlink()  # from an earlier report that showed other clips
         for picture in page.pictures:
             write_whole(files / picture.name, picture.data)
         write_whole(markdown, page.markdown(files.name))

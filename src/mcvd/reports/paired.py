@@ -1,4 +1,4 @@
-"""Differences between two systems on the same clips, with intervals: far narrower than those of the two numbers."""
+"""Paired differences between two systems on the same clips; their intervals are far narrower than the numbers'."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mcvd.evaluation.wording import in_order
 from mcvd.reports.curves import COLUMN
 from mcvd.reports.match import differences
 
-ENOUGH = 10  # clips; the interval of fewer is too narrow to call anything significant
+ENOUGH = 10  # clips; with fewer, the interval is too narrow to call anything significant
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,14 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """`significant`: the interval leaves 0 out; `too few clips` to say; else `not significant`."""
+        """`significant`: the interval excludes 0; `too few clips` to tell; else `not significant`."""
         if self.clips < ENOUGH:
             return "too few clips"
         return "significant" if self.low > 0 or self.high < 0 else "not significant"
 
 
 def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> tuple[list[Paired], list[str]]:
-    """The differences a - b of PSNR, SSIM, LPIPS, CRPS and FVD, where both have them, and notes on what stands in the
-    way of others."""
+    """The differences a - b of PSNR, SSIM, LPIPS, CRPS and FVD that both have, and notes on why others are missing."""
     pair = f"{a_name} and {b_name}"
     if a.table is None or b.table is None:
         return [], [f"no paired difference of {pair}: rows.safetensors is not in both folders"]
@@ -57,7 +56,7 @@ def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -
     for name in in_order(ours.keys() & theirs.keys(), a.result.protocol):
         change = ours[name] - theirs[name]
         if len(change) < 2 or not bool(change.isfinite().all()):
-            notes.append(f"no paired difference of {pair} in {name}: one clip only, or a clip that is matched exactly")
+            notes.append(f"no paired difference of {pair} in {name}: only one clip, or a clip reproduced exactly")
             continue
         low, high = bootstrap(change)
         found.append(Paired(a_name, b_name, name, float(change.mean()), low, high, len(change)))
@@ -67,12 +66,12 @@ def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -
             low, high, clips = _frechet_interval(a.table, b.table, difference)
             found.append(Paired(a_name, b_name, "fvd", difference, low, high, clips))
         else:
-            notes.append(f"no paired difference of {pair} in fvd: one of the two is no number")
+            notes.append(f"no paired difference of {pair} in fvd: one of the two values is not finite")
     return found, notes
 
 
 def per_clip(table: Table, protocol: Protocol) -> dict[str, Tensor]:
-    """Every metric that each clip has a value of: PSNR, SSIM, LPIPS of its best sample or the mean over its samples, as
+    """Every metric with one value per clip: PSNR, SSIM and LPIPS of its best sample or the mean over its samples, as
     the protocol says, and CRPS. By name, ``(clips,)`` float64."""
     values = {}
     for name, column in COLUMN.items():
@@ -94,7 +93,7 @@ def _percentiles(values: Tensor) -> tuple[float, float]:
 
 
 def _frechet_interval(a: Table, b: Table, difference: float) -> tuple[float, float, int]:
-    """Interval of a difference of FVDs (all samples pooled), moved to have that mean; number of clips."""
+    """Interval of a difference of FVDs (all samples pooled), centred on it; number of clips."""
     real, ours, theirs = a.rows("real", sample=0), a.grid("features"), b.grid("features")
     changes = [
         resampled_frechet(real, ours, counts) - resampled_frechet(real, theirs, counts)

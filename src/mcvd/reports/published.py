@@ -1,6 +1,6 @@
-"""What papers print, with where it was read and how sure that is, and whether it was measured as we measure.
+"""Published values: their sources, how certain these are, and whether the values were measured as ours are.
 
-The values are in `published.yaml`, beside this file, which is read at the first question.
+The values are in `published.yaml`, beside this file, which is read on first use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VALUE = re.compile(rf"~?(?P<low>{_NUMBER})(?:\.\.(?P<high>{_NUMBER})|\s*\+-\s*{
 
 @dataclass(frozen=True)
 class Quoted:
-    """A value as it is printed."""
+    """A value as printed in its source."""
 
     text: str
     """As printed: `87.9`, `0.121 ± 0.05`, `94–96`, `~17`."""
@@ -38,7 +38,7 @@ class Quoted:
         """`87.9`, `0.121 +- 0.05`, `94..96` or `~17`; raises McvdError for anything else."""
         found = _VALUE.fullmatch(str(written).strip())
         if not found:
-            raise McvdError(f"{where}: {written!r} is no value: a number, `a +- b`, `a..b` or `~a`")
+            raise McvdError(f"{where}: {written!r} is not a value: write a number, `a +- b`, `a..b` or `~a`")
         low, high = float(found["low"]), float(found["high"] or found["low"])
         text = str(written).strip().replace("..", "–").replace("+-", "±")
         return cls(text, (low + high) / 2)
@@ -49,8 +49,8 @@ class Published:
     """The values of one method on one benchmark, from one source."""
 
     benchmark: str
-    """Name of the protocol preset that the values belong to, such as `bair-2to14`, or the beginning of several names
-    where the source does not say which, such as `kth-interpolate`."""
+    """Name of the protocol preset that the values belong to, such as `bair-2to14`, or the common start of several
+    names, such as `kth-interpolate`, if the source does not say which."""
     method: str
     values: dict[str, Quoted]
     """By metric: fvd, psnr, ssim, lpips."""
@@ -58,23 +58,23 @@ class Published:
     """Where the values were read."""
     confidence: Confidence
     protocol: dict[str, Any] = field(default_factory=dict)
-    """The fields of `Protocol` that are known of how the values were measured; all others are not stated."""
+    """The known fields of the `Protocol` that the values were measured under; all others are not stated."""
     apart: str = ""
-    """Why they cannot be compared whatever the protocol says, such as pictures of another camera."""
+    """Why they cannot be compared whatever the protocol, such as another camera."""
 
     def match(self, protocol: Protocol) -> Match:
-        """Whether numbers under `protocol` were measured as these values were, and where not."""
+        """Whether these values were measured as numbers under `protocol` are, and what differs."""
         return match_fields(protocol, self.protocol, self.apart)
 
 
 def benchmark_of(protocol: Protocol) -> str:
-    """The benchmark that a protocol belongs to: its preset's name without `+edited`, `-made` and `-100`, which say how
-    the same frames are measured."""
+    """The benchmark that a protocol belongs to: its preset's name without `+edited`, `-made` and `-100`, which change
+    how the same frames are measured."""
     return protocol.name.removesuffix(EDITED).removesuffix("-made").removesuffix("-100")
 
 
 def published(benchmark: str | None = None) -> tuple[Published, ...]:
-    """The published values of a benchmark (none for one that is not known), or all of them; lowest FVD first."""
+    """The published values of a benchmark (none for an unknown one), or all of them; lowest FVD first."""
     rows = [row for row in _all() if benchmark is None or f"{benchmark}-".startswith(f"{row.benchmark}-")]
     return tuple(sorted(rows, key=lambda row: row.values["fvd"].value if "fvd" in row.values else float("inf")))
 
@@ -86,7 +86,7 @@ def _all() -> tuple[Published, ...]:
 
 
 def parse(data: dict[str, Any]) -> tuple[Published, ...]:
-    """Rows of the YAML file's content; McvdError where a group names what the file does not define."""
+    """Rows from the content of the YAML file; raises McvdError if a group names something undefined in it."""
     rows = []
     for group in data["groups"]:
         where = f"published.yaml: {group['benchmark']}"

@@ -18,13 +18,13 @@ from mcvd.reports.shown import draw_clips
 from mcvd.reports.svg import line_chart
 from mcvd.text import counted
 
-PICTURE_BUDGET = 24_000_000  # bytes of clips in one page; the first clip is always shown
+PICTURE_BUDGET = 24_000_000  # bytes of clips on one page; the first clip is always shown
 
 
 def write_report(folder: Path | str) -> list[Path]:
-    """Writes `report.html` (one file, nothing outside it) and `report.md` with `report_files/` into the folder of an
-    evaluation, and returns both paths. What was not kept (rows, videos) is said, not shown. Raises McvdError for a
-    folder that is none of an evaluation or holds a damaged file."""
+    """Writes `report.html` (one self-contained file) and `report.md` with `report_files/` into the folder of an
+    evaluation, and returns both paths. Parts that need missing rows or videos say so. Raises McvdError if the folder
+    is not that of an evaluation or holds a damaged file."""
     evaluation = Evaluation.load(folder)
     return write_page(make_page(evaluation), evaluation.folder, "report")
 
@@ -58,7 +58,7 @@ def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
     if not result.complete:
         parts.append(
             Text(
-                f"Not the whole protocol: {result.clips} of {counted(result.protocol.clips, 'clip')},"
+                f"Incomplete: {result.clips} of {counted(result.protocol.clips, 'clip')},"
                 f" {result.samples} of {counted(result.protocol.samples, 'sample')}. FVD, and PSNR, SSIM and LPIPS of"
                 " the best sample, depend on these counts."
             )
@@ -69,9 +69,9 @@ def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
     if copied and copy is not None:
         parts.append(
             Text(
-                f"{copy_label(result.protocol).capitalize()}: what needs no model, on the {counted(len(copy), 'clip')}"
-                " whose videos were kept. Numbers that are not better are no sign of a model that has learnt motion;"
-                " the best of several samples has an advantage over it, their mean (the curves below) has not.",
+                f"{copy_label(result.protocol).capitalize()}: no model needed; on the {counted(len(copy), 'clip')}"
+                " whose videos were kept. A model that does not beat it has not shown that it learnt motion. The best"
+                " of several samples has an advantage over it; their mean (in the curves below) does not.",
                 note=True,
             )
         )
@@ -103,16 +103,16 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
         inline = line_chart(name, curves, *options, alone=False)
         parts += [Text(words), Picture(f"curve-{name}.svg", alone.encode(), words, inline)]
     if not parts:
-        return Section("Frame by frame", [Text("No frame has a true one to be compared with, or none was measured.")])
+        return Section("Frame by frame", [Text("There is no ground truth, or no frame metric was measured.")])
     if evaluation.table is not None:
         note = (
             "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors over clips. PSNR of"
-            " a frame ends at 100 dB."
+            " a frame is capped at 100 dB."
         )
     else:
-        note = "Means over clips; PSNR is that of the mean error. The rows were not kept, so there is no band."
+        note = "Means over clips; PSNR is that of the mean error. Without rows.safetensors there is no band."
     if copy is None and protocol.task != "generate":
-        note += " There is no curve of copying: videos/ is not in the folder."
+        note += " There is no copy baseline: videos/ is not in the folder."
     return Section("Frame by frame", [*parts, Text(note, note=True)])
 
 
@@ -133,8 +133,8 @@ def _clips(evaluation: Evaluation) -> list[Section]:
         parts.append(Picture(f"{name}.png", shown.sheet, f"all frames of clip {shown.clip}"))
         sections.append(Section(shown.title[0].upper() + shown.title[1:], parts, level=3))
     text = (
-        f"Chosen among the {counted(kept, 'clip')} whose videos were kept. Blue edge: given to the model; orange: made"
-        " by it; none (grey in the animation): real and not seen."
+        f"Chosen among the {counted(kept, 'clip')} whose videos were kept. Edges: blue: given; orange:"
+        " generated; none (grey in the animation): real, not shown to the model."
     )
     if left_out:
         text += f" {counted(left_out, 'clip')} more would make the page too large."
@@ -146,7 +146,7 @@ def _published(evaluation: Evaluation) -> Section:
     benchmark, protocol = benchmark_of(result.protocol), measured(result)
     rows = published(benchmark)
     if not rows:
-        return Section("Published values", [Text(f"None are known for {benchmark}.")])
+        return Section("Published values", [Text(f"None known for {benchmark}.")])
     ours = [(name, result.numbers.get(order(result.protocol)[0] if name == "fvd" else name)) for name in METRICS]
     own = [printed(name, number.value) if number else "" for name, number in ours]
     cells = [[result.system.name, *own, "this evaluation", "", ""]]
@@ -155,9 +155,9 @@ def _published(evaluation: Evaluation) -> Section:
         cells.append([row.method, *values, str(row.match(protocol)), row.confidence, row.source])
     header = ["system", *(heading(name) for name in METRICS), "protocol", "confidence", "source"]
     note = (
-        "Values as printed. Verified: read in the table of those who measured, or who print them beside their own;"
-        " third party: in a text that repeats them; recalled: to be checked before it is quoted. Where the protocol"
-        " differs or is not stated, the values give an order of magnitude and no ranking."
+        "Values as printed. Verified: in a table by those who measured it, or who print it beside their own; third"
+        " party: in a text that repeats it; recalled: check it before you quote it. Where the protocol differs or is"
+        " not stated, the values give an order of magnitude, not a ranking."
     )
     return Section("Published values", [Grid(header, cells, own=frozenset({0})), Text(note, note=True)])
 

@@ -1,4 +1,4 @@
-"""Which clips a report shows, and their pictures: a sheet of all frames and an animation, futures side by side."""
+"""The clips that a report shows, with their pictures: a sheet of all frames, and an animation of the samples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.table import HIGHER_IS_BETTER
 from mcvd.evaluation.wording import printed, title
 
-SAMPLES_SHOWN = 5  # of one clip, its best sample always among them
-UNJUDGED = 3  # clips that are shown where nothing says which are good
-ANIMATION_SIDE, FPS = 96, 6.0  # px, short side, at least; frames a second
+SAMPLES_SHOWN = 5  # per clip, always including its best sample
+UNJUDGED = 3  # clips that are shown if no metric ranks them
+ANIMATION_SIDE, FPS = 96, 6.0  # px, smallest short side; frames per second
 MUTED = -1  # a real frame that the model did not see
 
 
@@ -32,7 +32,7 @@ class Shown:
 
     clip: int
     title: str
-    """Why it is shown: `best by PSNR (18.31)`, perhaps for several reasons."""
+    """Why it is shown: `best by PSNR (18.31)`, possibly several reasons."""
     caption: str
     sheet: bytes
     """PNG."""
@@ -41,8 +41,8 @@ class Shown:
 
 
 def choose_clips(evaluation: Evaluation) -> dict[int, list[str]]:
-    """Clips to show with the reasons: best, median and worst by PSNR, then by LPIPS, of those whose videos were kept;
-    the first few where none of both was measured."""
+    """Clips to show, with the reasons: best, median and worst by PSNR, then by LPIPS, of those whose videos were kept;
+    the first few if neither was measured."""
     table, best = evaluation.table, evaluation.result.protocol.best
     kept = set(evaluation.videos)
     chosen: dict[int, list[str]] = {}
@@ -70,7 +70,7 @@ def draw_clips(evaluation: Evaluation) -> Iterator[Shown]:
         real, made = evaluation.real(clip), evaluation.made(clip)
         if real.shape != made.shape[1:]:
             path, shapes = evaluation.videos[clip], f"{tuple(real.shape)} and {tuple(made.shape[1:])}"
-            raise McvdError(f"{path}: the real clip and those made differ in shape: {shapes}")
+            raise McvdError(f"{path}: the real clip and the generated ones differ in shape: {shapes}")
         best = _best_sample(evaluation, clip, len(made))
         picked = _samples(len(made), best)
         rows = [("real", real)]
@@ -84,7 +84,7 @@ def draw_clips(evaluation: Evaluation) -> Iterator[Shown]:
 
 
 def _best_sample(evaluation: Evaluation, clip: int, samples: int) -> int | None:
-    """Position of the clip's best sample by PSNR; None for one sample or where it was not measured."""
+    """Index of the clip's best sample by PSNR; None if there is one sample or PSNR was not measured."""
     table = evaluation.table
     if table is None or "mse" not in table.columns or samples < 2:
         return None
@@ -107,7 +107,7 @@ def _sheet(rows: Sequence[tuple[str, Tensor]], marks: Tensor) -> bytes:
 
 
 def _animation(rows: Sequence[tuple[str, Tensor]], marks: Tensor) -> bytes:
-    """All rows side by side as a GIF, labels on top, the edges as in the sheet."""
+    """All rows side by side as a GIF, with labels on top and edges as in the sheet."""
     height, width = rows[0][1].shape[-2:]
     scale = max(1, -(-ANIMATION_SIDE // min(height, width)))
     edge, gap, head = 3, 6, 18

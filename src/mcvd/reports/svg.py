@@ -1,4 +1,4 @@
-"""Line charts as SVG, written by hand: small, sharp, readable in light and dark, with the values under the pointer."""
+"""Line charts as SVG, without a plotting library: small, sharp, light and dark, with values shown under the pointer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ STYLE = """
 def line_chart(metric: str, curves: Sequence[Curve], first: int, x_label: str, title: str, *, alone: bool) -> str:
     """Curves over the frames ``first, first + 1, ...``, as SVG.
 
-    Values that are not finite have no point. metric: says how the values under the pointer are printed. alone: for a
-    file of its own, with the namespace and size that a page does not need.
+    Values that are not finite have no point. metric: sets how values under the pointer are printed. alone: for a
+    separate file, with the namespace and size that a page does not need.
     """
     values = [v for c in curves for part in (c.mean, c.low, c.high) if part for v in part if math.isfinite(v)]
     ticks = nice_ticks(min(values, default=0), max(values, default=1))
@@ -82,7 +82,7 @@ def _legend(curves: Sequence[Curve]) -> list[str]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """3 to 6 round numbers at equal distances; the first is not above `low`, the last not below `high`."""
+    """3 to 6 equally spaced round numbers; the first is not above `low`, the last not below `high`."""
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
     raw = (high - low) / 4
