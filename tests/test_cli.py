@@ -337,7 +337,7 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
     quick = ["predict", "clip.npz", "--model", models["tiny"], "--frames", "1", "--out"]
     for place, said in (("made", "it is a link to a folder"), ("/proc/x.mp4", "cannot write into /proc")):
         assert said in fails(capsys, 1, *quick, place)
-        assert "made in" not in capsys.readouterr().out
+        assert "generated in" not in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -370,8 +370,8 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
         ("fill clip.npz", 2, "--known"),
         ("fill clip.npz --known 0-x", 1, "write it like 0-4,15-19"),
         ("fill clip.npz --known 4-0", 1, "did you mean 0-4"),
-        ("fill clip.npz --known 0-12", 1, "only the frames 0-11"),
-        ("fill clip.npz --known 0-7 --length 6", 1, "only the frames 0-5"),
+        ("fill clip.npz --known 0-12", 1, "only frames 0-11"),
+        ("fill clip.npz --known 0-7 --length 6", 1, "only frames 0-5"),
         ("fill clip.npz --known 0-11", 1, "every frame is known"),
         ("generate --model nothing", 1, "no model nothing"),
         ("generate --model .", 1, "config.json"),
@@ -435,7 +435,7 @@ def test_help_of_every_command(name, capsys):
     assert f"usage: mcvd {name}" in said
     units = {"train": "minutes", "import": "bytes each", "fetch": "MB", "info": "pixels"}
     units |= {"evaluate": "pixels", "score": "pixels", "report": "MB", "compare": "95 %", "serve": "address"}
-    assert units.get(name, "frames a second") in said
+    assert units.get(name, "frames per second") in said
     assert "default" in said or name in ("info", "report")
     if name in ("predict", "interpolate", "generate", "fill"):
         for words in (*SOLVERS, "(default: digits)", "--guidance"):

@@ -248,7 +248,7 @@ def test_an_order_that_fails_says_why_and_the_next_one_works(server, monkeypatch
 @pytest.mark.parametrize(
     ("order", "says"),
     [
-        (b"{", "an order is JSON"),
+        (b"{", "an order must be JSON"),
         (b"[]", "order: expected keys and values"),
         (b"{}", "timeline is missing"),
         (b'{"timeline": [null], "sampels": 2}', "did you mean samples?"),
@@ -260,8 +260,8 @@ def test_an_order_that_fails_says_why_and_the_next_one_works(server, monkeypatch
         (b'{"timeline": [null], "seed": -1}', "seed is -1; it must be at least 0"),
         (b'{"timeline": [null], "guidance": NaN}', "guidance is nan; it must be a finite number"),
         (b'{"timeline": [null], "\\ud800": 1}', "unknown key ?"),
-        (b'{"timeline": [null], "seed": ' + b"9" * 5000 + b"}", "an order is JSON"),
-        (b"[" * 100_000, "an order is JSON"),
+        (b'{"timeline": [null], "seed": ' + b"9" * 5000 + b"}", "an order must be JSON"),
+        (b"[" * 100_000, "an order must be JSON"),
         (b'"' + bytes(2**20), "the order has more than 1 MiB"),
     ],
 )
@@ -316,7 +316,7 @@ def _gif(folder):
 def test_too_much_at_once(server, tmp_path, monkeypatch):
     monkeypatch.setattr("mcvd.web.clips.MOST_FRAMES", 2)
     clip = server.send(_gif(tmp_path))
-    assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; the first 2 are here")
+    assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; only the first 2 are used")
     monkeypatch.setattr("mcvd.web.app.MOST_SENT", 2**20)
     assert "more than 1 MiB" in server.refused("clips?name=big.mp4", bytes(2**20 + 1))
 

@@ -19,7 +19,7 @@ CaseName = Literal["network", "sampling", "training", "i3d", "startup"]
 @dataclass(kw_only=True)
 class Command:
     """Times network calls, sampling, training steps and I3D on this machine, beside the machine's own ceiling: seconds,
-    frames a second, share of the ceiling and MiB of memory, by batch and resolution. Weights and clips are random.
+    frames per second, share of the ceiling and MiB of memory, by batch and resolution. Weights and clips are random.
 
     Examples: mcvd benchmark; mcvd benchmark --cases network --batch 1 8 --size 64 128 --json;
     mcvd benchmark --peer benchmarks/peers/plain.py --cases training --batch 8
@@ -59,7 +59,7 @@ class Command:
     """Print one JSON document instead of a table."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         import torch
 
         from mcvd.benchmark.run import Options, benchmark
@@ -87,7 +87,7 @@ class Command:
             peers=self.peer,
             memory=not self.skip_memory,
         )
-        # a peer may print what it likes: stdout is for the result
+        # a peer may print anything: stdout is for the result
         with contextlib.redirect_stdout(sys.stderr), ProgressBar("measuring", "rounds") as bar:
             document = benchmark(options, bar)
         print(json.dumps(document, indent=1) if self.json else table(document))

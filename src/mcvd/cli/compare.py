@@ -30,7 +30,7 @@ class Command:
     """Markdown for reading, csv for spreadsheets, json with everything."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
         from mcvd.text import printable
 

@@ -17,10 +17,10 @@ _PRESET = "(default: the layout's; videos: {})"
 
 @dataclass(kw_only=True)
 class Prepare:
-    """Decodes videos once into a folder that training reads at any speed. Run again to go on, or after changes.
+    """Decodes videos once into a folder that training reads quickly. Run it again to continue, or after changes.
 
     Sources: a folder of videos, of folders of images, of npz/npy arrays, of tar files (WebDataset) or of the authors'
-    HDF5 shards, nested as you like, or one file. Damaged and short files are named and left out. See docs/data.md.
+    HDF5 shards, in any nesting, or one file. Damaged and short files are named and left out. See docs/data.md.
 
     Examples: mcvd data prepare my_videos/ my_data --size 64 64; mcvd data prepare KTH/ kth64 --layout kth;
     mcvd data prepare actions64.npz actions --split-by 'person(\\d+)'
@@ -31,30 +31,30 @@ class Prepare:
     destination: Annotated[Path, Positional, arg(metavar="FOLDER")]
     """New or empty folder, or one of an earlier run."""
     layout: Literal["videos", "kth", "bair", "cityscapes", "ucf101"] = "videos"
-    """Whatever lies there, or the raw download of a published data set with its split and its way to resize."""
+    """videos: any videos; or the raw download of a published data set, with its split and its resizing."""
     size: Annotated[MaybeSize, arg(help_behavior_hint=_PRESET.format("64 64"))] = None
-    """Of the stored frames, in pixels."""
+    """Size of the stored frames, in pixels."""
     channels: Annotated[Literal[1, 3] | None, arg(metavar="1|3", help_behavior_hint=_PRESET.format("3"))] = None
     """1: grey; 3: RGB."""
     fit: Annotated[Fit, arg(metavar="crop|stretch", help_behavior_hint=_PRESET.format("crop"))] = None
-    """Cut the sides off to the proportions of --size, or squeeze the whole picture in."""
+    """Crop to the aspect ratio of --size, or stretch the whole picture to it."""
     resample: Annotated[Filter, arg(metavar="area|bilinear|lanczos", help_behavior_hint=_PRESET.format("area"))] = None
-    """Filter for making frames smaller."""
-    fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: all frames as they are)")] = None
-    """Frames a second to store, picked by time."""
+    """Filter for downscaling frames."""
+    fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: all frames)")] = None
+    """Frames per second to store, picked by time."""
     min_frames: Count = 2
     """Shorter videos are left out."""
     split_by: Annotated[str, arg(metavar="auto|file|folder|REGEX")] = "auto"
     """What stays together: auto takes train/, val/ and test/ folders, else files; REGEX: e.g. 'person(\\d+)'."""
     test_share: Number = 0.1
-    """Share of the groups that is held out for test."""
+    """Share of the groups held out for testing."""
     val_share: Number = 0.0
-    """Share of the groups that is held out for validation."""
-    workers: Annotated[MaybeCount, arg(help_behavior_hint="(default: one a core)")] = None
-    """Processes that decode."""
+    """Share of the groups held out for validation."""
+    workers: Annotated[MaybeCount, arg(help_behavior_hint="(default: one per core)")] = None
+    """Decoding processes."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from dataclasses import replace
 
         from mcvd.cli.progress import ProgressBar
@@ -74,7 +74,7 @@ class Prepare:
 
 @dataclass(kw_only=True)
 class Info:
-    """What a prepared folder, HDF5 shards or raw videos hold: counts, sizes, rates, and what was left out.
+    """Describes a prepared folder, HDF5 shards or raw videos: counts, sizes, rates, and what was left out.
 
     Example: mcvd data info my_data --sheet clips.png
     """
@@ -82,16 +82,16 @@ class Info:
     path: Annotated[Path, Positional, arg(metavar="PATH")]
     """Prepared folder, HDF5 shards (a file or a folder of them), or raw videos."""
     sheet: Annotated[Path | None, arg(metavar="PNG", help_behavior_hint="(default: none)")] = None
-    """Write a picture of some clips too (not of raw videos)."""
+    """Also write a picture of some clips (not for raw videos)."""
     clips: Count = 8
     """Rows of the picture."""
     frames: Count = 10
-    """Frames of each row, at most."""
+    """Frames per row, at most."""
     split: Annotated[Literal["train", "val", "test"], arg(metavar="train|val|test")] = "train"
-    """Side of the split that the picture shows."""
+    """Split that the picture shows."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.data.prepare import data_sheet, info
 
         print("\n".join(info(self.path).lines()))
@@ -102,7 +102,7 @@ class Info:
 
 @dataclass(kw_only=True)
 class Fetch:
-    """Downloads a copy of a data set that others keep on the Hugging Face hub, and unpacks it.
+    """Downloads and unpacks a copy of a data set that others host on the Hugging Face hub.
 
     Example: mcvd data fetch bair
     """
@@ -113,7 +113,7 @@ class Fetch:
     """Where to put it."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.data.hub import fetch_mirror
 
         folder = fetch_mirror(self.name, self.output)
@@ -122,8 +122,8 @@ class Fetch:
 
 @dataclass(kw_only=True)
 class Command:
-    """Prepares videos for training (by default at 64x64 pixels and their own rate of frames a second), says what a data
-    set holds, fetches published ones.
+    """Prepares videos for training (by default at 64x64 pixels and their own frames per second), describes data sets,
+    and downloads published ones.
 
     Examples: mcvd data prepare my_videos my_data; mcvd data info my_data --sheet clips.png; mcvd data prepare --help
     """
@@ -137,5 +137,5 @@ class Command:
     ]
 
     def run(self) -> None:
-        """Does what the word after `data` says."""
+        """Runs the action named after `data`."""
         self.action.run()

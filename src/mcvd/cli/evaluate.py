@@ -90,7 +90,7 @@ class Command:
     """cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         if self.protocol == "list":
             print_protocols()
             return
@@ -146,7 +146,7 @@ def names(text: str | None) -> list[str] | None:
 
 
 def local_device(device: str | None) -> str | None:
-    """The GPU of this process, where torchrun started several and none is named."""
+    """This process's GPU, if torchrun started several processes and no device is named."""
     from mcvd.evaluation.run import Worker
 
     if Worker.of_torchrun().count == 1 or device is not None:
@@ -178,7 +178,7 @@ def print_protocols() -> None:
 
 
 def say(line: str) -> None:
-    """A line, at once."""
+    """Prints a line at once."""
     from mcvd.text import printable
 
     print(printable(line), flush=True)

@@ -25,7 +25,7 @@ class Command:
     """Where to put it; other commands look in the cache by default."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.cli.progress import ProgressBar
 
         with ProgressBar("fetching", "bytes") as bar:

@@ -35,7 +35,7 @@ class Command:
     reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.cli.work import fill_in, load_model, read_clip
         from mcvd.files import stem
         from mcvd.given import MOST_FRAMES, whole
@@ -53,7 +53,7 @@ class Command:
 
 
 def parse_ranges(text: str) -> list[range]:
-    """``0-4,15`` -> [range(0, 5), range(15, 16)]; raises McvdError where it says something else."""
+    """``0-4,15`` -> [range(0, 5), range(15, 16)]; raises McvdError for anything else."""
     ranges = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -67,11 +67,13 @@ def parse_ranges(text: str) -> list[range]:
 
 
 def known_mask(ranges: list[range], length: int, there: int) -> list[bool]:
-    """A flag for each of `length` frames; raises McvdError for a known frame beyond the `there` ones of the clip."""
+    """A flag for each of `length` frames; raises McvdError for a known frame beyond the clip's `there` frames."""
     last = max(part[-1] for part in ranges)
     if last >= there:
-        raise McvdError(f"--known names frame {last}, but there are only the frames 0-{there - 1} of the clip to take")
+        raise McvdError(f"--known names frame {last}, but the clip has only frames 0-{there - 1}")
     known = [any(i in part for part in ranges) for i in range(length)]
     if all(known):
-        raise McvdError("every frame is known, so there is none to make; leave some out of --known, or give --length")
+        raise McvdError(
+            "every frame is known, so none is left to generate; leave some out of --known, or give --length"
+        )
     return known

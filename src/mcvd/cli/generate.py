@@ -23,7 +23,7 @@ class Command:
     output: Annotated[Output, arg(name="")] = field(default_factory=Output)
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         import torch
 
         from mcvd.cli.work import fill_in, load_model, new_frames

@@ -29,7 +29,7 @@ class Command:
     """How weights are stored: 4 or 2 bytes each."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         import torch
 
         from mcvd.interop.official import import_checkpoint
@@ -43,9 +43,9 @@ class Command:
 
 
 def default_name(checkpoint: Path) -> str:
-    """EXPERIMENT_<step> for EXPERIMENT/logs/checkpoint_<step>.pt: the files of all experiments have the same names.
+    """EXPERIMENT_<step> for EXPERIMENT/logs/checkpoint_<step>.pt: all experiments use the same file names.
 
-    A file that is given without its folder, or called otherwise, lends its own name.
+    A file given without its folder, or named differently, gives its own name.
     """
     folder = checkpoint.parent.resolve()
     while folder.name == "logs":

@@ -23,7 +23,7 @@ class Command:
     """A model (bundled name, folder, checkpoint_N.pt, owner/name), or a clip. Sizes are in pixels, rates per second."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         print("\n".join(f"{name:<12} {value}" for name, value in self._rows()))
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -43,7 +43,7 @@ class Command:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder on this machine that holds a model's config.json, if the name is of such a one."""
+    """The local folder that holds the model's config.json, if the name refers to one."""
     from importlib.resources import files
 
     places = [Path(name).expanduser(), Path(name).expanduser() / "model"]
@@ -53,7 +53,7 @@ def model_folder(name: str) -> Path | None:
 
 
 def must_be_one_clip(path: Path) -> None:
-    """McvdError for a folder without images, which is no clip: it names one in it, and what tells of all of them."""
+    """Raises McvdError for a folder without images, naming a clip in it and the command that describes them all."""
     from mcvd.data.prepare.items import VIDEOS
     from mcvd.data.stills import IMAGE_SUFFIXES
 
@@ -61,17 +61,17 @@ def must_be_one_clip(path: Path) -> None:
     if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):
         clip = next((file for file in inside if file.suffix.lower() in VIDEOS | {".npz", ".npy"}), None)
         raise McvdError(
-            f"{path} is no model (it has no config.json) and no clip (it has no image); "
+            f"{path} is neither a model (it has no config.json) nor a clip (it has no image); "
             f"{f'name one in it ({clip}), or: ' if clip else ''}mcvd data info {path} says what videos it holds"
         )
 
 
 def clip_rows(path: Path) -> list[tuple[str, str]]:
-    """What is known of a clip without decoding it."""
+    """What is known about a clip without decoding it."""
     from mcvd.data.video import video_info
 
     info = video_info(path)
     rows = [("clip", str(path)), ("frames", str(info.frames)), ("size", f"{info.width}x{info.height} pixels")]
     if info.fps:
-        rows += [("rate", f"{info.fps:.4g} frames a second"), ("duration", f"{info.frames / info.fps:.2f} s")]
+        rows += [("rate", f"{info.fps:.4g} frames per second"), ("duration", f"{info.frames / info.fps:.2f} s")]
     return rows

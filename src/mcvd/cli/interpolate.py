@@ -31,7 +31,7 @@ class Command:
     reading: Annotated[Reading, arg(name="")] = field(default_factory=Reading)
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         import torch
 
         from mcvd.cli.work import context_frames, fill_in, load_model, new_frames, read_clip

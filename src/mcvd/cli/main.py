@@ -1,6 +1,6 @@
 """`mcvd COMMAND ...`: picks the command, and turns every failure into one line and an exit code.
 
-Nothing but the chosen command is imported, and no command imports torch before it runs: help comes at once.
+Only the chosen command is imported, and no command imports torch before it runs, so help appears at once.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ COMMANDS = {
 def _share_processors() -> None:
     """On a busy machine, lets idle threads sleep instead of spin; OpenMP reads this when torch is imported.
 
-    Two processes that both spin slow each other down several times more than is fair; one that sleeps beside one that
-    spins does no harm. Alone, sleeping costs a fifth of a network's speed (docs/performance.md).
+    Two processes that both spin slow each other down several times more than sharing the cores explains; one that
+    sleeps beside one that spins does no harm. Alone, sleeping costs a fifth of a network's speed (docs/performance.md).
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return
@@ -64,7 +64,7 @@ def _share_processors() -> None:
 
 
 def _running() -> int:
-    """Threads of others that run just now, a few milliseconds later; 0 where the system does not tell."""
+    """Other threads that are running, sampled after a few milliseconds; 0 if the system does not tell."""
     time.sleep(0.004)
     try:
         return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
@@ -77,7 +77,7 @@ KEEP_MEMORY = {-3: 2**30, -1: 2**31 - 1}
 
 
 def _keep_memory() -> None:
-    """Lets glibc keep freed buffers; the system would clear their pages again for every operation."""
+    """Lets glibc keep freed buffers; otherwise the system clears their pages again for every operation."""
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
@@ -92,24 +92,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted. `--debug`, anywhere, shows where an error came from.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started this: `>&-`
+        if getattr(sys, name) is None:  # closed by the caller: `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
-        # names of files may hold what the terminal, or UTF-8, has no letter for
+        # file names may hold characters that the terminal, or UTF-8, cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _share_processors()
-    if words[:1] != ["benchmark"]:  # whose peers would gain most: everything there runs as Python leaves it
+    if words[:1] != ["benchmark"]:  # whose peers would gain most: everything there runs with Python's defaults
         _keep_memory()
     try:
         with _notes(debug):
             return _dispatch(words)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone (`mcvd ... | head`)
+    except BrokenPipeError:  # the reader of our output is gone (`mcvd ... | head`)
         drop_output()
         return 1
     except Exception as error:
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def drop_output() -> None:
-    """Sends what is printed from now on to nobody, where nobody reads it any more."""
+    """Discards what is printed from now on, because its reader is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -151,7 +151,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _parse(command: type, name: str, words: list[str]) -> Any:
-    """The command with its options. tyro draws a box around an error: it is made one line, as every other error is."""
+    """The command with its options. tyro draws a box around an error; it becomes one line, like any other error."""
     import tyro
 
     box = io.StringIO()
@@ -166,7 +166,7 @@ def _parse(command: type, name: str, words: list[str]) -> Any:
 
 _SHORTER = (
     (r"Error parsing (\S+:)", r"\1"),
-    # of an option that is read in one of several ways tyro lists how each failed, in words of Python
+    # for an option that can be read in several ways, tyro lists how each failed, in Python's terms
     (r"(?:no type matching|Could not find valid parse).*?\[(.*?)\].*", r"cannot read \1"),
     (r"'None', |, 'None'", ""),
     (r"Missing value for argument '(.*?)'\. Expected 1 values\.", r"\1 takes a value"),
@@ -175,13 +175,13 @@ _SHORTER = (
 
 
 def _unboxed(box: str) -> str:
-    """The text in tyro's box as one line: of the options that it speaks of how they are written, not their help."""
+    """The text in tyro's box as one line: it keeps how the options are written, and drops their help."""
     parts: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line[2:].strip("│ ")
         if line[1:2].strip() or set(text) <= set("─-"):  # the frame (or a bare title, without Unicode), a rule, nothing
             parts.append([])
-        elif not line.startswith(" " * 8, 2):  # as deep as help texts are
+        elif not line.startswith(" " * 8, 2):  # the indentation of help texts
             parts[-1].append(text)
     usage = next((f"; write {part[1]}" for part in parts if part[:1] == ["Argument helptext:"] and part[1:]), "")
     said = [" ".join(filter(None, part)) for part in parts]
@@ -212,8 +212,8 @@ def _overview() -> str:
 
 @contextlib.contextmanager
 def _notes(debug: bool) -> Iterator[None]:
-    """The library's own warnings become a line each on stderr; those of other packages are left to --debug, as is what
-    ends a thread: who waits for it says so."""
+    """The library's own warnings become one line each on stderr; those of other packages appear only with --debug, as
+    do exceptions in threads, which the waiting thread reports."""
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def _reader(metavar: str, read: Callable[..., T], words: int = 1) -> PrimitiveConstructorSpec[Any]:
-    """How a value is read from its words; `read` raises ValueError with a text for the person."""
+    """Reads a value from its words; `read` raises ValueError with a message for the user."""
     return PrimitiveConstructorSpec(
         nargs=words,
         metavar=metavar,
@@ -47,7 +47,7 @@ _COUNT = _reader("N", lambda text: _number(int, text, 1))
 _RATE = _reader("FPS", lambda text: _number(float, text, 0, 1000, above=True))
 
 Count = Annotated[int, _COUNT]
-"""A whole number from 1."""
+"""A whole number, at least 1."""
 MaybeCount = Annotated[int | None, _COUNT]
 Seed = Annotated[int, _reader("N", lambda text: _number(int, text, 0))]
 MaybeSeed = Annotated[int | None, _reader("N", lambda text: _number(int, text, 0))]
@@ -122,7 +122,7 @@ class Output:
 
     out: Annotated[str | None, arg(metavar="PATH", help=OUT_HELP, help_behavior_hint=_OUT_DEFAULT)] = None
     fps: Annotated[MaybeRate, arg(help_behavior_hint="(default: the clip's; if it has none, the model's)")] = None
-    """Rate of the output video, in frames a second."""
+    """Rate of the output video, in frames per second."""
     show_plan: Flag = False
     """First show which frames are generated in which order, and from which others."""
 

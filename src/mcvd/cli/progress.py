@@ -1,4 +1,4 @@
-"""A progress bar on stderr for whatever lasts longer than a second, and lines where stderr is no terminal."""
+"""A progress bar on stderr for whatever lasts longer than a second, and lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE_EVERY = 30.0  # s between lines when stderr is a file
 
 
 class ProgressBar:
-    """``with ProgressBar("sampling", "steps") as bar: work(progress=bar)``; call it with (done, in all)."""
+    """``with ProgressBar("sampling", "steps") as bar: work(progress=bar)``; call it with (done, total)."""
 
     def __init__(self, what: str, unit: str):
         self.what, self.unit = what, unit

@@ -21,7 +21,7 @@ class Command:
     """Folder written by mcvd evaluate or score. Existing reports in it are replaced."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.reports.report import write_report
         from mcvd.text import printable
 

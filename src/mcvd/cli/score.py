@@ -41,7 +41,7 @@ class Command:
     """cpu, cuda or cuda:N."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         if self.protocol == "list":
             print_protocols()
             return
@@ -54,7 +54,7 @@ class Command:
 
         protocol = find_protocol(self.protocol, self.set)
         name = printable(self.name or stem(self.made))
-        folder = f"{name}-{protocol.name}".replace("/", "-").replace("\\", "-")  # whatever the name, a folder of runs/
+        folder = f"{name}-{protocol.name}".replace("/", "-").replace("\\", "-")  # whatever the name, a folder in runs/
         output = self.output or Path("runs") / "score" / folder
         device = usable_device(local_device(self.device))
         with ProgressBar("measuring", "videos") as bar:

@@ -34,7 +34,7 @@ class Command:
     """What runs the network, as in mcvd predict."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         try:
             import starlette  # noqa: F401
             import uvicorn
@@ -50,12 +50,12 @@ class Command:
         from mcvd.web.app import application
 
         model = load(self.model, device=self.device)
-        # what this machine does not have is said now, not to the first who orders something
+        # what this machine lacks is reported now, not on the first order
         autocast(self.precision, model.device)
         with calls_by(model.network, self.engine):
             pass
         if not self.host:
-            raise McvdError("--host is empty, which would be everybody; 0.0.0.0 is the address that says so")
+            raise McvdError("--host is empty, which would let everybody in; if that is meant, write 0.0.0.0")
         shown = f"[{self.host}]" if ":" in self.host else self.host
         try:
             family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
@@ -68,9 +68,9 @@ class Command:
         own = ip_address(address).is_loopback
         hosts = ["127.0.0.1", "localhost", "[::1]", shown] if own else ["*"]
         app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
-        print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
+        print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        # an upload that Ctrl-C cuts off is no error of the server's, for which it would print a traceback
+        # an upload that Ctrl-C cuts off is not a server error, so it needs no traceback
         logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listening])

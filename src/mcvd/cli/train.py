@@ -58,7 +58,7 @@ class Command:
     """Print the full recipe and its cost (weights, arithmetic, memory, time) without training."""
 
     def run(self) -> None:
-        """Does it."""
+        """Runs the command."""
         from mcvd.config import override, parse_assignments
         from mcvd.training.recipe import read_recipe
         from mcvd.training.trainer import train
@@ -71,11 +71,11 @@ class Command:
         if self.dry_run:
             _print_estimate(recipe, self.device)
             path = recipe.data.path
-            if path is not None and not Path(path).expanduser().exists():  # what it costs elsewhere may be asked here
-                print(f"note: {path} does not exist on this machine, where training would stop at once")
+            if path is not None and not Path(path).expanduser().exists():  # the question may be about another machine
+                print(f"note: {path} does not exist on this machine, so training would stop here at once")
             return
         output = self.output or Path("runs") / Path(self.recipe).stem
-        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, only the first prints
         if first:
             network, layout = recipe.model.network, recipe.model.network.layout
             height, width = network.size
@@ -85,7 +85,7 @@ class Command:
                 f"{recipe.steps} steps of {recipe.batch} clips"
             )
             if recipe.precision == "auto" and _cpu_has_bf16(self.device):
-                _say("note: this CPU has units for bf16; with --set precision=bf16 steps take less time")
+                _say("note: this CPU has units for bf16; --set precision=bf16 makes steps faster")
         model = train(
             recipe,
             output,
@@ -122,8 +122,8 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
     cost, speed = estimate(recipe), rate(device)
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
     print(f"\nweights      {cost.parameters / 1e6:.2f} million")
-    print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP a clip and step, forward and backward")
-    shared = ", shared out among the processes" if recipe.sharding == "full" else ""
+    print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP per clip and step, forward and backward")
+    shared = ", split among the processes" if recipe.sharding == "full" else ""
     print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, optimizer and EMA{shared}; at most")
     print(
         f"             {cost.activation_bytes / 1e9:.2f} GB for activations in one process (float32; half in 16 bits)"
@@ -135,7 +135,7 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
 
 
 def _say(line: str) -> None:
-    """Prints a line. A run does not end because nobody reads it: `mcvd train ... | tee log` loses tee at Ctrl-C."""
+    """Prints a line. A run goes on if its reader is gone: `mcvd train ... | tee log` loses tee at Ctrl-C."""
     from mcvd.cli.main import drop_output
 
     try:

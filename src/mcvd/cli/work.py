@@ -1,4 +1,4 @@
-"""What the sampling commands have in common: every task is a video with a mask of known frames, filled in, written."""
+"""Shared by the sampling commands: every task is a video with a mask of known frames, filled in and written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clip:
 
 
 def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) -> Clip:
-    """Reads a clip in the size and colours of the model, and says in a line what became of it."""
+    """Reads a clip in the size and colours of the model, and prints how it was converted."""
     info = video_info(path)
     video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
     fps = info.fps / reading.stride if info.fps else None
@@ -54,7 +54,7 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
 def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: int, *, end: bool) -> Tensor:
     """The frames of a clip that are given to the model: the last ones (`end`), or the first.
 
-    default: how many the model sees (a model that sees none on that side is given one: it is tied to what is made).
+    default: how many the model sees (if it sees none on that side, one is given, and imposed on the first block).
     """
     n = len(video) if asked == "all" else asked or min(max(default, 1), len(video))
     if n > len(video):
@@ -63,7 +63,7 @@ def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: i
 
 
 def new_frames(asked: int | None, model: VideoDiffusion) -> int:
-    """How many frames are to be made: those of `--frames`, or of a block."""
+    """How many frames to generate: `--frames`, or one block."""
     return whole("--frames", asked or model.layout.current, 1, MOST_FRAMES)
 
 
@@ -78,10 +78,10 @@ def fill_in(
     clips: Sequence[Clip] = (),
     truth: Tensor | None = None,
 ) -> None:
-    """Makes the unknown frames of video ``(T, C, H, W)``, writes a file for each sample and the picture of them all.
+    """Generates the unknown frames of video ``(T, C, H, W)``, writes a file per sample and a contact sheet of them all.
 
-    name: of the files, unless `--out` says another. clips: what was read, which is never overwritten; the first one's
-    rate is the output's. truth: real frames to show in the picture's first row.
+    name: of the files, unless `--out` gives another. clips: the clips that were read, which are never overwritten; the
+    first frame rate among them is the output's. truth: real frames for the first row of the contact sheet.
     """
     fps = output.fps or next((clip.fps for clip in clips if clip.fps), None) or model.config.fps
     files, sheet = targets(output.out, name, sampling.samples, [clip.path for clip in clips], fps)
@@ -89,9 +89,9 @@ def fill_in(
     if output.show_plan:
         print(draw_plan(blocks, known))
     made = counted(known.count(False), "frame")
-    given = counted(known.count(True), "given frame") if any(known) else "nothing"
+    given = counted(known.count(True), "given frame") if any(known) else "noise alone"
     samples = f" {sampling.samples} times" if sampling.samples > 1 else ""
-    print(f"making {made} from {given}{samples}, {counted(len(blocks), 'block')}, on {model.device}", flush=True)
+    print(f"generating {made} from {given}{samples}, {counted(len(blocks), 'block')}, on {model.device}", flush=True)
 
     began = time.monotonic()
     with ProgressBar("sampling", "steps") as bar:
@@ -111,7 +111,7 @@ def fill_in(
             progress=bar,
         )
     videos = videos.cpu()
-    print(f"made in {time.monotonic() - began:.1f} s")
+    print(f"generated in {time.monotonic() - began:.1f} s")
 
     for path, sample in zip(files, videos):
         done = "replaced" if path.exists() else "wrote"
@@ -124,11 +124,11 @@ def fill_in(
         edges = torch.stack([-edges, *[edges] * len(videos)])  # the model did not see its other frames
     done = "replaced" if sheet.exists() else "wrote"
     contact_sheet(rows, edges, path=sheet)
-    print(f"{done} {sheet} (all frames in a picture: given ones edged blue, made ones orange)")
+    print(f"{done} {sheet} (all frames: given ones edged blue, generated ones orange)")
 
 
 def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fps: float) -> tuple[list[Path], Path]:
-    """Paths of the videos and of the picture; McvdError now, not after the sampling, if they cannot be written."""
+    """Paths of the videos and of the contact sheet; McvdError now, not after sampling, if they cannot be written."""
     path = Path(out or f"output/{name}.mp4").expanduser()
     if out is not None and (out.endswith(("/", "\\")) or (path.is_dir() and not _holds_frames(path))):
         path /= f"{name}.mp4"

@@ -1,4 +1,4 @@
-"""What the page asks for, over HTTP: the model, clips in and out, orders and how far they are."""
+"""The page's HTTP interface: the model, clips in and out, orders and their progress."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from mcvd.web.clips import COLUMNS, FORMATS, MOST_FRAMES, Clip, ClipStore, file_
 from mcvd.web.jobs import MOST_SAMPLES, JobQueue, Order
 
 MOST_SENT = 2**30
-"""Bytes of one file."""
+"""Largest upload, in bytes."""
 MOST_ASKED = 2**20
-"""Bytes of one order."""
+"""Largest order, in bytes."""
 _PAGE = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
@@ -46,8 +46,8 @@ _POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",), **options: str) -> Starlette:
     """The page of a model, as an ASGI application.
 
-    name: of the model, as people know it. hosts: names that browsers may call this machine by; others are refused, so
-    that no other site can pass itself off as this one (DNS rebinding). options: `precision` and `engine` of
+    name: display name of the model. hosts: names that browsers may use for this machine; others are refused, so that
+    no other site can pose as this one (DNS rebinding). options: `precision` and `engine` of
     `VideoDiffusion.fill`.
     """
     page = _Page(model, name, **options)
@@ -77,7 +77,7 @@ def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",),
 
 
 class _Page:
-    """The answers."""
+    """The request handlers."""
 
     def __init__(self, model: VideoDiffusion, name: str, **options: str) -> None:
         self.model, self.name = model, name
@@ -114,7 +114,7 @@ class _Page:
     async def receive(self, request: Request) -> Response:
         name = request.query_params.get("name", "clip")
         stride = _whole(request.query_params.get("stride", "1"), "every N-th frame")
-        fit = cast(Fit, request.query_params.get("fit", "crop"))  # others are refused where it is read
+        fit = cast(Fit, request.query_params.get("fit", "crop"))  # others are refused by the reader
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"clip.{re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'mp4'}"
             with path.open("wb") as file:
@@ -135,7 +135,7 @@ class _Page:
         return _kept(data, FORMATS[suffix], file_name(clip.name, suffix))
 
     async def orders(self, request: Request) -> Response:
-        """All that was asked for, for a page that is opened again."""
+        """All orders, for a page that is reopened."""
         found = []
         for key, job in self.queue.jobs.items():
             named = {cell.clip for cell in job.order.timeline if cell is not None}
@@ -147,8 +147,8 @@ class _Page:
         text = b"".join([part async for part in _parts(request, MOST_ASKED, "the order")])
         try:
             said = json.loads(text)
-        except (ValueError, RecursionError):  # no JSON, no text, a number of 5000 digits; too deep
-            raise McvdError("an order is JSON") from None
+        except (ValueError, RecursionError):  # no JSON, no text, a number of 5000 digits; nested too deeply
+            raise McvdError("an order must be JSON") from None
         key = self.queue.submit(from_dict(Order, said, "order"))
         return JSONResponse({"id": key}, 202)
 
@@ -165,7 +165,7 @@ class _Page:
         return _kept(data, "image/png")
 
     def _here(self, keys: Iterable[str]) -> list[dict[str, object]]:
-        """What is told of those clips that have not made room."""
+        """Descriptions of those clips that are still kept."""
         return [{"id": key, **_told(clip)} for key in keys if (clip := self.store.get(key)) is not None]
 
 
@@ -181,7 +181,7 @@ def _static(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _kept(data: bytes, kind: str, name: str | None = None) -> Response:
-    """A file that never changes under its address; `name`: to be saved under it."""
+    """A file that never changes at its address; `name`: what to save it as."""
     headers = {"Cache-Control": "private, max-age=3600, immutable"}
     if name is not None:
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
@@ -189,7 +189,7 @@ def _kept(data: bytes, kind: str, name: str | None = None) -> Response:
 
 
 async def _parts(request: Request, most: int, name: str) -> AsyncIterator[bytes]:
-    """The body, as it comes; McvdError where it has too many bytes."""
+    """The body, in parts as they arrive; McvdError if it has too many bytes."""
     size = 0
     async for part in request.stream():
         size += len(part)
@@ -214,7 +214,7 @@ async def _said(request: Request, error: Exception) -> Response:
 
 
 class _OwnPage:
-    """Refuses what the page of another site sends here: a browser says whose page it is."""
+    """Refuses what pages of other sites send here: browsers name the page's origin."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

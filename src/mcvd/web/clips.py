@@ -1,4 +1,4 @@
-"""The clips that a page works with: those that were sent, and those that were made of them."""
+"""The clips that a page works with: uploaded ones, and those generated from them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 
 MOST_FRAMES = 600
-"""Of one clip; the rest of a longer one is left out, and the page says so."""
+"""Frames per clip; the rest of a longer one is left out, and the page says so."""
 MOST_KEPT = 2**30
-"""Bytes of frames that are kept; beyond it the oldest clips go."""
+"""Bytes of frames that are kept; beyond it the oldest clips are dropped."""
 COLUMNS = 16
-"""Frames side by side in the picture that a browser gets of a clip; one row of all is wider than browsers show."""
+"""Frames per row in the picture of a clip that a browser gets; one row of all may be wider than browsers can show."""
 FORMATS = {
     "mp4": "video/mp4",
     "webm": "video/webm",
@@ -45,10 +45,10 @@ class Clip:
     """``(T, C, H, W)`` uint8."""
     fps: float
     was: str
-    """What became of it, or how it was made, in words."""
+    """What was read, or how it was generated, in words."""
 
     def grid(self) -> bytes:
-        """All frames in one PNG, `COLUMNS` a row, without gaps."""
+        """All frames in one PNG, `COLUMNS` per row, without gaps."""
         frames, channels, height, width = self.video.shape
         rows = -(-frames // COLUMNS)
         cells = self.video.new_zeros(rows * COLUMNS, channels, height, width)
@@ -66,9 +66,9 @@ class Clip:
 
 
 def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit) -> Clip:
-    """Reads a file that was sent under a name; McvdError, with that name, if it is no video."""
+    """Reads an uploaded file; raises McvdError, with its uploaded name, if it is not a video."""
     try:
-        if path.suffix == ".npz" and _unpacked(path) > MOST_KEPT:  # zeros pack to a thousandth
+        if path.suffix == ".npz" and _unpacked(path) > MOST_KEPT:  # zeros compress to a thousandth
             raise McvdError(f"{name} has more than {MOST_KEPT >> 20} MiB of frames; cut it first")
         info = video_info(path)
         most = MOST_FRAMES if -(-info.frames // stride) > MOST_FRAMES else None
@@ -76,11 +76,11 @@ def received(path: Path, name: str, model: VideoDiffusion, stride: int, fit: Fit
     except McvdError as error:
         raise McvdError(str(error).replace(str(path), name)) from None
     fps = info.fps / stride if info.fps else model.config.fps
-    return Clip(name, video, fps, f"{info.text}; the first {most} are here" if most else info.text)
+    return Clip(name, video, fps, f"{info.text}; only the first {most} are used" if most else info.text)
 
 
 def _unpacked(path: Path) -> int:
-    """Bytes of what a zip holds; 0 of what is none, which is noticed again when it is read."""
+    """Unpacked bytes of a zip file; 0 for anything else, which fails when it is read."""
     try:
         with zipfile.ZipFile(path) as packed:
             return sum(part.file_size for part in packed.infolist())
@@ -89,13 +89,13 @@ def _unpacked(path: Path) -> int:
 
 
 class ClipStore:
-    """Clips by their ids; threads may share it."""
+    """Clips by their ids; safe to share among threads."""
 
     def __init__(self, most: int = MOST_KEPT) -> None:
         self.most, self._clips, self._lock = most, dict[str, Clip](), threading.Lock()
 
     def put(self, clip: Clip) -> str:
-        """Keeps a clip; returns its id. The oldest make room."""
+        """Keeps a clip; returns its id. The oldest are dropped to make room."""
         key = secrets.token_hex(6)
         with self._lock:
             self._clips[key] = clip
@@ -104,16 +104,16 @@ class ClipStore:
         return key
 
     def get(self, key: str) -> Clip | None:
-        """The clip, or None if it has made room."""
+        """The clip, or None if it was dropped."""
         with self._lock:
             return self._clips.get(key)
 
     def __getitem__(self, key: str) -> Clip:
         if (clip := self.get(key)) is None:
-            raise McvdError("that clip is no longer here: the oldest make room for new ones; send it again")
+            raise McvdError("that clip is no longer here: the oldest are dropped to make room; send it again")
         return clip
 
 
 def file_name(name: str, suffix: str) -> str:
-    """A name for a downloaded file that any system takes."""
+    """A name for a downloaded file that any system accepts."""
     return f"{re.sub(r'[^A-Za-z0-9_]+', '-', name)[:100].strip('-') or 'clip'}.{suffix}"

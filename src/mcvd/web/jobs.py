@@ -1,4 +1,4 @@
-"""Orders from the page, carried out one after the other in a thread of their own."""
+"""Orders from the page, carried out one after another in a separate thread."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 MOST_SAMPLES = 32
 MOST_WAITING = 16
 MOST_REMEMBERED = 200
-"""Orders that are done; what they made is kept as long as the store keeps it."""
+"""Finished orders; their videos are kept as long as the store keeps them."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A frame of the timeline that a clip has."""
+    """A frame of the timeline that comes from a clip."""
 
     clip: str
     frame: int
     given: bool = True
-    """False: the model does not see it, and makes it anew."""
+    """False: the model does not see it, and generates it anew."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the page asks for; the keys of its JSON."""
+    """What the page asks for; its fields are the keys of the JSON."""
 
     timeline: list[Cell | None]
-    """One entry a frame of the video; None: to be made, and no clip has it."""
+    """One entry per frame of the video; None: to be generated, and in no clip."""
     samples: int = 1
     solver: str | None = None
     steps: int | None = None
@@ -55,12 +55,12 @@ class Order:
 
 @dataclass
 class Job:
-    """An order and how far it is."""
+    """An order and its progress."""
 
     order: Order
     known: list[bool]
     blocks: list[int]
-    """For each frame the number of the block that makes it, from 1; 0: it is given."""
+    """For each frame the number of the block that generates it, from 1; 0: given."""
     fps: float
     state: State = "waiting"
     done: int = 0
@@ -69,7 +69,7 @@ class Job:
     seconds: float = 0.0
     error: str = ""
     clips: list[str] = field(default_factory=list)
-    """Ids of what was made, one a sample."""
+    """Ids of the generated clips, one per sample."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     def status(self) -> dict[str, object]:
@@ -94,13 +94,13 @@ class _Stopped(Exception):
 
 
 class JobQueue:
-    """Carries out one order at a time; the model is in nobody else's hands."""
+    """Carries out one order at a time; nothing else uses the model."""
 
     def __init__(self, model: VideoDiffusion, store: ClipStore, **options: str) -> None:
         self.model, self.store, self.options = model, store, options
         self.jobs: dict[str, Job] = {}
         self._waiting: dict[str, Tensor] = {}
-        """Of each order that waits, the video with what is given: who pops it, to make or cancel it, has the order."""
+        """For each waiting order, the video with its given frames; who pops it, to run or cancel it, owns the order."""
         self._keys: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mcvd-serve", daemon=True)
         self._thread.start()
@@ -109,7 +109,7 @@ class JobQueue:
         """Queues an order; returns its id. McvdError at once for what the model cannot do."""
         job, video = self._job(order)
         if len(self._waiting) >= MOST_WAITING:
-            raise McvdError(f"{MOST_WAITING} orders are waiting already; come back when one is done")
+            raise McvdError(f"{MOST_WAITING} orders are waiting already; try again when one is done")
         over = [key for key, other in self.jobs.items() if other.state not in ("waiting", "running")]
         for key in over[: max(len(over) - MOST_REMEMBERED, 0)]:
             del self.jobs[key]
@@ -120,7 +120,7 @@ class JobQueue:
 
     def __getitem__(self, key: str) -> Job:
         if key not in self.jobs:
-            raise McvdError("that order is no longer here; make it again")
+            raise McvdError("that order is no longer here; send it again")
         return self.jobs[key]
 
     def cancel(self, key: str) -> None:
@@ -131,25 +131,25 @@ class JobQueue:
             job.state = "cancelled"
 
     def sheet(self, key: str) -> bytes:
-        """The picture of all frames of what an order made, as PNG."""
+        """The contact sheet of all frames that an order generated, as PNG."""
         job, file = self[key], io.BytesIO()
         if not job.clips:
-            raise McvdError("nothing is made of that order yet")
+            raise McvdError("that order has no videos yet")
         rows = [(f"sample {i}", self.store[clip].video) for i, clip in enumerate(job.clips, 1)]
         contact_sheet(rows, [not flag for flag in job.known]).save(file, "png")
         return file.getvalue()
 
     def close(self) -> None:
-        """Stops what runs and waits for it."""
+        """Stops all orders and waits for the thread."""
         for key in list(self.jobs):
             self.cancel(key)
         self._keys.put(None)
         self._thread.join()
 
     def _job(self, order: Order) -> tuple[Job, Tensor]:
-        """An order as a job, and the video with what is given of it."""
+        """An order as a job, and its video with the given frames."""
         solver = order.solver or self.model.solver()
-        order = replace(order, solver=solver, name=printable(order.name))  # as every page opened later is told it
+        order = replace(order, solver=solver, name=printable(order.name))  # as pages opened later will see it
         whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
         whole("samples", order.samples, 1, MOST_SAMPLES)
         whole("seed", order.seed, 0)
@@ -157,7 +157,7 @@ class JobQueue:
         clips = {cell.clip: self.store[cell.clip] for cell in order.timeline if cell is not None}
         known = [cell is not None and cell.given for cell in order.timeline]
         if all(known):
-            raise McvdError("every frame is given, so there is none to make")
+            raise McvdError("every frame is given, so there is none to generate")
         video = torch.zeros(len(known), self.model.channels, *self.model.size, dtype=torch.uint8)
         for i, cell in enumerate(order.timeline):
             if cell is not None:
@@ -190,7 +190,7 @@ class JobQueue:
                 first = next(iter(str(error).strip().splitlines()), "no reason given")
                 job.error = str(error) if isinstance(error, McvdError) else f"{type(error).__name__}: {first}"
             job.seconds = time.monotonic() - job.began
-            job.state = state  # last: who sees it finds the rest
+            job.state = state  # last: whoever sees it finds the rest in place
 
     def _make(self, job: Job, video: Tensor) -> None:
         def progress(done: int, total: int) -> None:
@@ -213,4 +213,4 @@ class JobQueue:
         made, given = counted(job.known.count(False), "frame"), counted(job.known.count(True), "given frame")
         for i, sample in enumerate(videos, 1):
             name = f"{order.name} {i}" if order.samples > 1 else order.name
-            job.clips.append(self.store.put(Clip(name, as_uint8(sample), job.fps, f"{made} made from {given}")))
+            job.clips.append(self.store.put(Clip(name, as_uint8(sample), job.fps, f"{made} generated from {given}")))

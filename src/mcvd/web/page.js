@@ -1,15 +1,15 @@
-// The page: a task lays out a timeline of cells, each given or to be made. What is sent is the timeline, whatever the
-// task.
+// The page: a task lays out a timeline of cells, each given or to be generated. What is sent is the timeline,
+// whatever the task.
 "use strict";
 
 const TASKS = {
   predict: {title: "what happens next", at: "known up to frame"},
   backward: {title: "what happened before", at: "known from frame"},
-  interpolate: {title: "what happened between", at: "gap behind frame"},
+  interpolate: {title: "what happened between", at: "gap after frame"},
   generate: {title: "new videos"},
   fill: {title: "any frames", at: "from frame"},
 };
-const RUNNING_EVERY = 300; // ms between two questions how far an order is
+const RUNNING_EVERY = 300; // ms between two checks of an order's progress
 const AWAY_EVERY = 3000; // while the server does not answer
 const $ = (id) => document.getElementById(id);
 const state = {
@@ -35,7 +35,7 @@ function attempt(work) {
   $("error").textContent = "";
   return Promise.resolve().then(work).catch((error) => {
     $("error").textContent = error.message;
-    $("error").scrollIntoView({block: "nearest"}); // below a long row of frames
+    $("error").scrollIntoView({block: "nearest"}); // it may be far below a long row of frames
   });
 }
 
@@ -74,7 +74,7 @@ if (!matchMedia("(prefers-reduced-motion: reduce)").matches) setInterval(() => {
 
 // ------------------------------------------------------------------------------------------------ timeline
 
-// The value of a field, within its bounds: a browser takes others, too.
+// The value of a field, within its bounds: browsers accept others, too.
 const number = (id) => {
   const {min, max, value} = $(id);
   return Math.min(Math.max(Math.floor(Number(value) || 0), Number(min || 0)), Number(max || Infinity));
@@ -85,7 +85,7 @@ const run = (clip, from, to, given) =>
 
 const placeOf = ({clip, frame}) => `${clip.id} ${frame}`;
 
-// The cells of the task, as the fields say; cells that were clicked on stay as they were clicked.
+// Lays out the cells of the task from the fields; clicked cells keep their state.
 function lay() {
   if (!state.task) return; // the model is not known yet
   const [a, b] = state.clips, at = number("at"), given = number("given"), make = number("make");
@@ -105,7 +105,7 @@ function lay() {
   state.cells = cells;
   $("timeline").replaceChildren(...cells.map((cell, i) => {
     const kind = cell.given ? "given" : cell.clip ? "" : "blank";
-    const what = `frame ${i}, ${cell.given ? "given" : "to be made"}`;
+    const what = `frame ${i}, ${cell.given ? "given" : "to be generated"}`;
     const button = element("button", {type: "button", className: kind, title: what, ariaLabel: what},
       frame(cell.clip, cell.frame), element("small", {textContent: i}));
     button.onclick = () => {
@@ -117,7 +117,7 @@ function lay() {
     return button;
   }));
   if (!cells.length) {
-    const other = state.model.tasks.includes("generate") ? ", or begin with new videos" : "";
+    const other = state.model.tasks.includes("generate") ? ", or start with new videos" : "";
     const textContent = `no clip yet: drop one above${other}`;
     $("timeline").append(element("p", {className: "note", textContent}));
   }
@@ -126,7 +126,7 @@ function lay() {
   $("go").disabled = !cells.some((cell) => !cell.given);
 }
 
-// Which fields the task has, and what they can be. Numbers of frames that were asked for outlive another clip.
+// Which fields the task has, and their ranges. Requested numbers of frames survive a change of clip.
 function choose(task) {
   const begins = task !== state.task;
   state.task = task;
@@ -138,7 +138,7 @@ function choose(task) {
   for (const name of ["stride", "fit"]) $(`field-${name}`).hidden = task === "generate";
   $("field-given").hidden = task === "generate" || fill;
   $("field-at").hidden = task === "generate" || !a || (between && Boolean(b));
-  $("field-make").firstChild.data = fill ? "show " : "to make ";
+  $("field-make").firstChild.data = fill ? "show " : "generate ";
   $("at-words").textContent = TASKS[task].at || "";
   if (begins) {
     $("given").value = Math.max(task === "backward" ? model.future : model.past, 1);
@@ -147,7 +147,7 @@ function choose(task) {
   if (a) {
     $("at").max = a.frames - 1;
     $("at").value = {predict: a.frames - 1, interpolate: Math.min(number("given"), a.frames) - 1}[task] ?? 0;
-    if (fill) { // the gap that the model was trained for, to begin with
+    if (fill) { // start with the gap that the model was trained for
       const from = model.past, to = Math.min(from + model.current, a.frames);
       for (const cell of run(a, from, to)) state.changed.set(placeOf(cell), false);
     }
@@ -163,7 +163,7 @@ function place(slot, clip) {
   drop.classList.add("full");
   drop.querySelector("b").textContent = clip.name;
   const here = counted(clip.frames, "frame");
-  drop.querySelector("span").textContent = `${clip.was}; ${here} here. Drop another to replace it`;
+  drop.querySelector("span").textContent = `${clip.was}; ${here} loaded. Drop another to replace it`;
   $("without").hidden = !state.clips[1];
   choose(state.task !== "generate" ? state.task : state.model.tasks.includes("predict") ? "predict" : "fill");
 }
@@ -171,7 +171,7 @@ function place(slot, clip) {
 const NO_SECOND = [...$("drop-1").querySelectorAll("b, span")].map((part) => part.textContent);
 
 $("without").addEventListener("click", (event) => {
-  event.preventDefault(); // it lies in a label, which would ask for a file
+  event.preventDefault(); // it is in a label, which would open the file dialog
   const drop = $("drop-1");
   state.clips[1] = state.files[1] = null;
   state.turns[1]++;
@@ -188,10 +188,10 @@ async function send(slot, file) {
   const query = new URLSearchParams({name: file.name, stride: number("stride"), fit: $("fit").value});
   try {
     await file.slice(0, 1).arrayBuffer().catch(() => {
-      throw new Error(`cannot read ${file.name}: a folder, or no longer there`);
+      throw new Error(`cannot read ${file.name}: it is a folder, or no longer there`);
     });
     const clip = await ask(`clips?${query}`, {method: "POST", body: file});
-    if (turn !== state.turns[slot]) return; // another was asked for meanwhile
+    if (turn !== state.turns[slot]) return; // another was chosen meanwhile
     state.files[slot] = file;
     place(slot, clip);
   } catch (error) {
@@ -219,7 +219,7 @@ for (const slot of [0, 1]) {
     if (file) attempt(() => send(slot, file));
   });
 }
-for (const kind of ["dragover", "drop"]) { // beside its place, a browser would leave the page for the file
+for (const kind of ["dragover", "drop"]) { // dropped elsewhere, the file would replace the page
   window.addEventListener(kind, (event) => event.preventDefault());
 }
 for (const id of ["stride", "fit"]) {
@@ -261,8 +261,8 @@ function follow(id, order, cells) {
     const now = await ask(`orders/${id}`);
     if (now.state === "waiting" || now.state === "running") {
       if (now.total) bar.max = now.total, bar.value = now.done;
-      note.textContent = now.state === "waiting" ? "waiting for those before it"
-        : now.left === null ? "begins" : `${Math.ceil(now.left)} s left`;
+      note.textContent = now.state === "waiting" ? "waiting for earlier orders"
+        : now.left === null ? "starting" : `${Math.ceil(now.left)} s left`;
       again(RUNNING_EVERY);
       return;
     }
@@ -284,7 +284,7 @@ function follow(id, order, cells) {
 
 function finish(job, note, id, order, cells, now, how) {
   note.textContent = `${how}; ${counted(Math.max(...now.blocks), "block")}, ${now.seconds.toFixed(1)} s`;
-  const sheet = {href: `orders/${id}/sheet.png`, target: "_blank", textContent: "picture of all"};
+  const sheet = {href: `orders/${id}/sheet.png`, target: "_blank", textContent: "contact sheet"};
   job.querySelector("h2").append(element("a", sheet));
   const rows = element("div", {className: "rows"});
   if (cells.some((cell) => cell.clip && !cell.given)) {
@@ -294,20 +294,20 @@ function finish(job, note, id, order, cells, now, how) {
       return div;
     })));
   }
-  const gone = order.samples - now.clips.length; // the first ones
-  if (gone) note.textContent += `; ${gone} of ${order.samples} made room for newer clips`;
+  const gone = order.samples - now.clips.length; // the first samples
+  if (gone) note.textContent += `; ${gone} of ${order.samples} were dropped for newer clips`;
   now.clips.forEach((clip, i) => {
-    const words = [element("b", {textContent: order.samples > 1 ? `sample ${gone + i + 1}` : "made"}), element("br")];
+    const words = [element("b", {textContent: order.samples > 1 ? `sample ${gone + i + 1}` : "sample"}), element("br")];
     for (const suffix of ["mp4", "gif", "npz"]) {
       words.push(element("a", {href: `clips/${clip.id}/file.${suffix}`, textContent: suffix}), " ");
     }
-    const use = element("button", {type: "button", className: "link", textContent: "go on from it"});
+    const use = element("button", {type: "button", className: "link", textContent: "continue from it"});
     use.onclick = () => { state.files[0] = null; place(0, clip); window.scrollTo({top: 0, behavior: "smooth"}); };
     words.push(element("br"), use);
     rows.append(row(clip, words, now.blocks.map((block, j) => {
       const div = frame(clip, j);
       div.classList.add(block ? "made" : "given");
-      div.title = `frame ${j}, ${block ? `made in block ${block}` : "given"}`;
+      div.title = `frame ${j}, ${block ? `generated in block ${block}` : "given"}`;
       return div;
     })));
   });
@@ -347,7 +347,7 @@ attempt(async () => {
     $("tasks").append(button);
   }
   choose(Object.keys(TASKS).find((name) => can.has(name)));
-  for (const {id, order, clips} of await ask("orders")) { // of an earlier visit
+  for (const {id, order, clips} of await ask("orders")) { // from an earlier visit
     follow(id, order, order.timeline.map((cell) => cell && clips[cell.clip]
       ? {...cell, clip: clips[cell.clip]} : {clip: null, given: Boolean(cell && cell.given)}));
   }
