@@ -1,11 +1,11 @@
-"""Whether perturbed-attention guidance (arXiv 2403.17377) makes better videos from nothing with `digits`.
+"""Whether perturbed-attention guidance (arXiv 2403.17377) improves unconditional generation with `digits`.
 
-    python benchmarks/attention_guidance.py    # the same command continues what was killed
+    python benchmarks/attention_guidance.py    # the same command continues an interrupted run
 
-Where nothing is given there is no condition to lean on. This guidance leans away from the same network with every
+Without given frames there is no condition to guide by. This guidance pushes away from the same network with every
 attention map replaced by the identity: out + (scale - 1) (out - perturbed), at noise levels up to `noisiest` (guidance
-in an interval, arXiv 2404.07724), in all blocks or in those that see nothing. A row is an evaluation under
-`smmnist-generate-15` with one sample a clip; its folder is kept in `output`.
+in an interval, arXiv 2404.07724), in all blocks or in those that see no frames. A row is an evaluation
+under `smmnist-generate-15` with one sample per clip; its folder is kept in `output`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Options:
 
     clips: int = 128
     rows: tuple[str, ...] = ("1/1/all", "2/0.9/all", "2/0.9/first")
-    """Scale / largest standard deviation of the noise / blocks: all, or the first, which sees nothing."""
+    """Scale / largest standard deviation of the noise / blocks: all, or the first, which sees no frames."""
     batch_size: int = 32
     threads: int = 2
     output: Path = Path("runs/attention-guidance")

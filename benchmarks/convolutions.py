@@ -1,8 +1,8 @@
 """Convolutions of a paper network while sampling on a CPU, direct and by Winograd: python benchmarks/convolutions.py
 
-For each batch: a network call as `packed_convolutions` does it beside one with direct convolutions only and one with
-weights packed for one image, interleaved in pairs, with the largest difference of the outputs; then every kind of 3x3
-layer that could go through Winograd, alone.
+For each batch: a network call under `packed_convolutions`, against one with direct convolutions only and one with
+weights packed for one image, in interleaved pairs, with the largest difference of the outputs; then each kind of 3x3
+layer that goes through Winograd, on its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mcvd.training.recipe import read_recipe
 
 
 def only_direct(network: nn.Module) -> nn.Module:
-    """A copy that never goes through Winograd."""
+    """A copy that never uses Winograd."""
     network = copy.deepcopy(network)
     for part in network.modules():
         if isinstance(part, Conv2d):
@@ -36,7 +36,7 @@ def only_direct(network: nn.Module) -> nn.Module:
 
 
 def packed_for_one(network: nn.Module) -> nn.Module:
-    """A copy whose direct convolutions keep weights in the layout that oneDNN chooses for one image."""
+    """A copy whose direct convolutions keep weights in oneDNN's layout for one image."""
     network = copy.deepcopy(network)
     for part in network.modules():
         if isinstance(part, Conv2d):
@@ -59,7 +59,7 @@ def compare(name: str, calls: dict[str, Callable[[], Tensor]], rounds: int) -> N
 
 
 def layers_of(network: nn.Module, call: Callable[[], Tensor]) -> dict[str, tuple[Conv2d, Tensor]]:
-    """One layer of each kind that goes through Winograd in this call, and what it was given."""
+    """One layer of each kind that uses Winograd in this call, with its input."""
     found: dict[str, tuple[Conv2d, Tensor]] = {}
 
     def note(part: nn.Module, given: tuple[Tensor], _: Tensor) -> None:
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--recipe", default="smmnist-concat")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--cache", type=float, default=4, help="MiB of turned images at a time")
+    parser.add_argument("--cache", type=float, default=4, help="MiB of transformed images at a time")
     options = parser.parse_args()
     winograd.CACHE = int(options.cache * 2**20)
     config = read_recipe(options.recipe).model
     network = VideoDiffusion(config).eval().network
-    weights = random_weights(config, torch.device("cpu"))  # none near zero: a difference would hide behind it
+    weights = random_weights(config, torch.device("cpu"))  # none near zero, which would hide differences
     network.load_state_dict(from_official(network, weights, "the benchmark's weights"))
     layout, frame = config.network.layout, (config.network.channels, *config.network.size)
     for batch in options.batch:

@@ -1,9 +1,9 @@
-"""How good a digits model is: 5 -> 10 prediction on 256 fixed test clips, beside copying the last frame.
+"""How good a digits model is: 5 -> 10 prediction on 256 fixed test clips, compared with copying the last frame.
 
     python benchmarks/digits.py --model digits --clips 256 --samples 10 --solver dpm++ --steps 20
 
-Prints one JSON line (PSNR and SSIM, best of the samples and their mean, with the protocol) and, with --sheet, draws the
-first clips. Needs nothing beyond torch, numpy, safetensors and tyro (the sheet needs Pillow).
+Prints one JSON line (PSNR and SSIM, best and mean over samples, with the protocol) and, with --sheet, draws the first
+clips. Needs only torch, numpy, safetensors and tyro (the sheet needs Pillow).
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class Options:
     model: str = "digits"
     """Bundled name or model folder."""
     digits: Path | None = None
-    """Folder of the MNIST files, or an .npz of resized digits (see benchmarks/gpu/digits.py); None is the cache."""
+    """Folder of the MNIST files, or an .npz of resized digits (see benchmarks/gpu/digits.py); None: the cache."""
     clips: int = 256
     """Test clips."""
     samples: int = 10
-    """Predicted futures of each clip."""
+    """Samples per clip."""
     solver: str = "dpm++"
     """Solver, see `mcvd predict --help`."""
     steps: int = 20
     """Network calls per block (of 5 frames)."""
     guidance: float = 1.0
-    """How strongly the known frames are followed; 1 is the model itself."""
+    """How closely the given frames are followed; 1 is the model itself."""
     batch_size: int = 64
-    """Trajectories in one network call."""
+    """Trajectories per network call."""
     sheet: Path | None = None
     """PNG to draw the first 4 clips into."""
     output: Path | None = None
-    """JSON file to write the result into as well."""
+    """JSON file to also write the result to."""
 
 
 def test_digits(path: Path | None) -> Tensor:

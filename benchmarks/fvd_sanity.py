@@ -1,9 +1,9 @@
-"""Whether FVD and KVD order what an eye orders, on real clips: python benchmarks/fvd_sanity.py CLIPS.npz ...
+"""Whether FVD and KVD rank distortions of real clips as an eye does: python benchmarks/fvd_sanity.py CLIPS.npz ...
 
-Of every set of videos (an npz with one array a video, or a folder of videos) random halves of its clips are compared,
-many times: as they are, with the frames of one half in random order, and with noise on them. Expected in every split:
-half against half is the smallest, then the wrong order, then the noise. KVD is unbiased: its mean over the splits is 0
-between the halves, however few clips there are, and single splits scatter about it.
+For every set of videos (an npz with one array per video, or a folder of videos), random halves of its clips are
+compared, many times: unchanged, with the frames of one half in random order, and with noise on them. Expected in every
+split: unchanged halves are closest, then the wrong order, then the noise. KVD is unbiased: between unchanged halves its
+mean over the splits is 0, however few clips there are, and single splits scatter around it.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ MADE = ("as they are", "wrong order", "noise")
 
 @dataclass(frozen=True)
 class Distances:
-    """FVD and KVD between half of the clips and what became of the others, one value a split, for each of `MADE`."""
+    """FVD and KVD between one half of the clips and each version (`MADE`) of the other, one value per split."""
 
     fvd: dict[str, list[float]]
     kvd: dict[str, list[float]]
 
     def in_order(self) -> int:
-        """Splits in which FVD grows from each of `MADE` to the next."""
+        """Number of splits in which FVD grows from each of `MADE` to the next."""
         return sum(a < b < c for a, b, c in zip(*(self.fvd[name] for name in MADE), strict=True))
 
 
 def cut_clips(path: Path, frames: int, most: int | None = None, seed: int = 0) -> Tensor:
-    """Clips that follow each other in the videos, in random order, ``(N, frames, C, H, W)`` uint8."""
+    """Consecutive clips of the videos, in random order, ``(N, frames, C, H, W)`` uint8."""
     clips = [clip for video in find_videos(path, "real") for clip in video.read(3).split(frames) if len(clip) == frames]
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed))
     return torch.stack([clips[i] for i in order[:most]])
 
 
 def shuffled(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """Each clip's frames in an order of its own."""
+    """Each clip's frames in a random order of its own."""
     orders = [torch.randperm(clips.shape[1], generator=generator) for _ in clips]
     return torch.stack([clip[order] for clip, order in zip(clips, orders)])
 
 
 def noisy(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """With Gaussian noise of its own on every frame."""
+    """The clips with independent Gaussian noise on every frame."""
     return (clips.float() / 255 + NOISE * torch.randn(clips.shape, generator=generator)).clamp(0, 1)
 
 
 def distances(features: Callable[[Tensor], Tensor], clips: Tensor, splits: int, seed: int = 0) -> Distances:
-    """One random half of the clips against the other: as it is, in the wrong order, with noise."""
+    """One random half of the clips against the other: unchanged, in the wrong order, with noise."""
     generator = torch.Generator().manual_seed(seed)
     videos = clips, shuffled(clips, generator), noisy(clips, generator)
     found = {name: features(videos) for name, videos in zip(MADE, videos)}
@@ -76,9 +76,9 @@ def distances(features: Callable[[Tensor], Tensor], clips: Tensor, splits: int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path, help="npz files or folders of videos")
-    parser.add_argument("--frames", type=int, default=10, help="of a clip, at least 9")
-    parser.add_argument("--most", type=int, help="clips of a set at most")
-    parser.add_argument("--splits", type=int, default=20, help="random halves of a set")
+    parser.add_argument("--frames", type=int, default=10, help="frames per clip, at least 9")
+    parser.add_argument("--most", type=int, help="most clips per set")
+    parser.add_argument("--splits", type=int, default=20, help="random splits per set")
     options = parser.parse_args()
     network = i3d.load()
     for path in options.clips:

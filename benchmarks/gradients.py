@@ -1,10 +1,10 @@
-"""What a training step on a CPU spends on 3x3 convolutions and dropout, several ways: python benchmarks/gradients.py
+"""What 3x3 convolutions and dropout cost in a training step on a CPU, in several ways: python benchmarks/gradients.py
 
 For each kind of layer of the paper's network, at 8 clips: the convolution itself and the gradient of its input, by
-oneDNN and by Winograd with weights that are turned every time; the gradient of its weight as oneDNN computes it from
-channels-last and from contiguous tensors, by Winograd, which training uses, and as nine matrix products over the rows
-of the padded pixels, each shifted by one tap (no copy but the padding). Then dropout, forward and backward, as PyTorch
-does it and as training does. Milliseconds, the least of a few goes, interleaved.
+oneDNN and by Winograd with weights transformed every time; the gradient of its weight by oneDNN from channels-last and
+from contiguous tensors, by Winograd, which training uses, and as nine matrix products over the rows of padded pixels,
+each shifted by one tap (no copy except the padding). Then dropout, forward and backward, as in PyTorch and as in
+training. Milliseconds, the least of a few interleaved tries.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def nine_products(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def turned_round(weight: Tensor) -> Tensor:
-    """The weight of the convolution that makes the gradient of the input."""
+    """The weight of the convolution that computes the gradient of the input."""
     return weight.flip(2, 3).transpose(0, 1)
 
 
@@ -78,7 +78,7 @@ def least_seconds(calls: Mapping[str, Callable[[], object]], goes: int) -> dict[
 
 
 def ways(c_in: int, c_out: int, side: int, clips: int) -> dict[str, Callable[[], Tensor]]:
-    """What is timed of one layer."""
+    """The variants timed for one layer."""
     plain = [
         torch.randn(clips, c_in, side, side),
         torch.randn(c_out, c_in, 3, 3),

@@ -1,8 +1,8 @@
-"""How much faster I3D is here than written straight down, in clips per second, in one interleaved run.
+"""How much faster this I3D is than a straightforward one, in clips per second, in one interleaved run.
 
     python benchmarks/i3d.py --frames 10 16 --clips 4 --rounds 5
 
-`straight` is I3D as its papers and ports have it: ``(B, C, T, H, W)``, explicit padding, 3-D convolution, batch-norm,
+`straight` is I3D as in its paper and ports: ``(B, C, T, H, W)``, explicit padding, 3-D convolution, batch-norm,
 ReLU, 3-D max-pool, the four branches of a block one after the other, under `torch.no_grad`. Both use the same weights
 and threads (OMP_NUM_THREADS), one after the other in each round; the best round of each counts. Prints a line per clip
 length with the ratio of clips per second, that of processor time (steadier on a busy machine) and the largest
@@ -29,7 +29,7 @@ from mcvd.evaluation.weights import load_weights
 
 
 class Straight:
-    """I3D written straight down."""
+    """A straightforward I3D."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights

@@ -1,12 +1,12 @@
-"""Whether int8 pays on a CPU: networks quantized after training (NNCF, run by OpenVINO) beside float32 ones.
+"""Whether int8 pays on a CPU: networks quantized after training (NNCF, run by OpenVINO) against float32 ones.
 
     pip install nncf openvino    # and this package
     python benchmarks/int8.py    # both models, two threads
-    python benchmarks/int8.py --models digits --batches 1 --rounds 1 --clips 1 --calls 4    # does it run at all?
+    python benchmarks/int8.py --models digits --batches 1 --rounds 1 --clips 1 --calls 4    # a smoke test
 
 Times a network call by this package (packed convolutions), by OpenVINO in float32 and by OpenVINO in int8, in
-interleaved rounds. The network of the paper has random weights, so int8 is calibrated on random inputs there; `digits`
-is calibrated on calls recorded while sampling training clips, and predicts test clips with each of the three.
+interleaved rounds. The paper's network has random weights, so its int8 is calibrated on random inputs; `digits` is
+calibrated on calls recorded while sampling training clips, and predicts test clips with each of the three.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mcvd.networks.openvino import FlatInputs, embedding, flat, settings
 from mcvd.networks.unet import UNet
 from mcvd.training.recipe import read_recipe
 
-PAST, FRAMES, SEED = 5, 10, 2022  # frames that are given and made; of the test clips
+PAST, FRAMES, SEED = 5, 10, 2022  # given and generated frames; seed of the test clips
 CPU = torch.device("cpu")
 OURS, FLOAT, INT8 = "mcvd", "OpenVINO", "int8"
 PAIRS = (OURS, FLOAT), (OURS, INT8), (FLOAT, INT8)
@@ -56,18 +56,18 @@ class Options:
     """What to run."""
 
     models: tuple[str, ...] = ("smmnist-concat", "digits")
-    """The bundled model `digits`, or names of recipes, whose weights are random."""
+    """The bundled model `digits`, or recipe names, with random weights."""
     batches: tuple[int, ...] = (1, 8)
     rounds: int = 15
     threads: int = 2
     calls: int = 48
-    """Network calls of one clip that int8 is calibrated on."""
+    """Network calls, of one clip each, that int8 is calibrated on."""
     clips: int = 16
     """Test clips that `digits` predicts."""
 
 
 class Compiled:
-    """A program of OpenVINO in place of a network; compiled once for each shape of its inputs."""
+    """An OpenVINO program in place of a network; compiled once per input shape."""
 
     def __init__(self, network: UNet, program: openvino.Model, threads: int):
         self.network, self.program, self.threads = network, program, threads
@@ -84,7 +84,7 @@ class Compiled:
         return torch.from_numpy(self.requests[key].infer(inputs, share_inputs=True)[0].copy())
 
     def kernels(self) -> str:
-        """Which kernels convolutions and matrix products run by, and how many."""
+        """The kernels that run convolutions and matrix products, with their counts."""
         operations = next(iter(self.requests.values())).get_compiled_model().get_runtime_model().get_ops()
         about = [{name: str(value.value) for name, value in op.get_rt_info().items()} for op in operations]
         found = Counter(f"{a['layerType']} {a['primitiveType']}" for a in about if a.get("layerType") in LAYERS)
@@ -92,12 +92,12 @@ class Compiled:
 
 
 def arrays(network: UNet, x: Tensor, time: Tensor, condition: Condition) -> list[np.ndarray]:
-    """What an exported network takes."""
+    """The inputs of an exported network."""
     return [part.numpy() for part in (x.contiguous(), *embedding(network, time, condition), *flat(condition))]
 
 
 def random_call(model: VideoDiffusion, batch: int, generator: torch.Generator) -> Call:
-    """Random frames as the condition, noise, and one time for all, as in sampling."""
+    """Random frames as the condition, noise, and one time number for all, as in sampling."""
     c, layout = model.config.network, model.layout
     sizes = [(batch, n, c.channels, *c.size) for n in (layout.past, layout.future, layout.current)]
     past, future = (torch.rand(size, generator=generator) * 2 - 1 for size in sizes[:2])
@@ -112,12 +112,12 @@ def videos(split: Literal["train", "test"], count: int, seed: int) -> Tensor:
 
 
 def predict(model: VideoDiffusion, clips: Tensor, batch_size: int) -> Tensor:
-    """5 -> 10, by SDE-DPM-Solver++ with 20 steps a block."""
+    """5 -> 10, by SDE-DPM-Solver++ with 20 steps per block."""
     return model.predict(clips[:, :PAST], FRAMES, solver="sde-dpm++", steps=20, batch_size=batch_size)
 
 
 def sampling_calls(model: VideoDiffusion, clips: Tensor, count: int) -> list[Call]:
-    """So many of the network calls that predict these clips, evenly spread."""
+    """`count` of the network calls that predict these clips, evenly spread."""
     calls: list[Call] = []
     hook = model.network.register_forward_pre_hook(lambda _, inputs: calls.append((inputs[0].clone(), *inputs[1:])))
     predict(model, clips, 1)
@@ -126,14 +126,14 @@ def sampling_calls(model: VideoDiffusion, clips: Tensor, count: int) -> list[Cal
 
 
 def export(model: VideoDiffusion, x: Tensor, time: Tensor, condition: Condition) -> openvino.Model:
-    """The network as a float32 program for any number of clips, from an example of two."""
+    """The network as a float32 program for any number of clips, exported with an example of two."""
     told, parts, batch = embedding(model.network, time, condition), flat(condition), {0: torch.export.Dim("batch")}
     network, shapes = FlatInputs(model.network, condition), (batch, [None] * len(told), [batch] * len(parts))
     return openvino.convert_model(torch.export.export(network, (x, told, parts), dynamic_shapes=shapes))
 
 
 def call_row(name: str, rounds: list[dict[str, Sample]]) -> list[str]:
-    """Of the first table: medians; ratios with their interval and that of the shortest times."""
+    """A row of the first table: medians; ratios with their interval, and the ratio of the shortest times."""
     cells = [f"{summarise([taken[who].wall for taken in rounds]).median:.4f}" for who in (OURS, FLOAT, INT8)]
     for slow, fast in PAIRS:
         ratio = summarise([taken[slow].wall / taken[fast].wall for taken in rounds])
@@ -143,7 +143,7 @@ def call_row(name: str, rounds: list[dict[str, Sample]]) -> list[str]:
 
 
 def made_rows(model: VideoDiffusion, programs: dict[str, Program], clips: Tensor) -> list[list[str]]:
-    """Of the second table: what each makes of the same clips and noise."""
+    """Rows of the second table: what each generates from the same clips and noise."""
     made, rows = {"truth": clips[:, PAST:].float() / 255}, []
     for who in (FLOAT, OURS, INT8):
         ENGINES["torch"] = lambda network, who=who: lambda slot, *inputs: programs[who](*inputs)

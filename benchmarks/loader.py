@@ -1,10 +1,10 @@
-"""Clips a second from prepared shards, beside what training steps need on the same machine in the same run.
+"""Clips per second from prepared shards, against what training steps need on the same machine in the same run.
 
 python benchmarks/loader.py [--recipe smmnist-concat digits-small]
 
-The shards are as large as asked for (random frames), in a temporary folder; clips are drawn from all over them, in the
-random order of training. The file cache of the system is warm, as it is after the first epoch where the data fit into
-memory. A step is forward, backward, Adam and EMA of the recipe's own network, on as many threads as torch takes.
+The shards hold --megabytes of random frames, in a temporary folder; clips are drawn from all of them, in the random
+order of training. The system's file cache is warm, as after the first epoch if the data fit into memory. A step is
+forward, backward, Adam and EMA of the recipe's own network, with torch's default number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mcvd.training.trainer import Trainer
 
 
 def loader_rate(folder: Path, frames: int, batch: int, seconds: float) -> float:
-    """Clips a second, flips included."""
+    """Clips per second, flips included."""
     shards = Shards(folder, frames, flip=True)
     for position in range(0, 10 * batch, batch):
         shards.batch(range(position, position + batch))
@@ -38,7 +38,7 @@ def loader_rate(folder: Path, frames: int, batch: int, seconds: float) -> float:
 
 
 class OneBatch:
-    """Clips that cost nothing."""
+    """Clips that cost no time."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.clip = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -49,7 +49,7 @@ class OneBatch:
 
 
 def step_rate(name: str, batch: int, steps: int) -> float:
-    """Clips a second that training with a recipe uses up."""
+    """Clips per second that training with a recipe consumes."""
     recipe = replace(read_recipe(name), batch=batch)
     network = recipe.model.network
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,15 +64,15 @@ def step_rate(name: str, batch: int, steps: int) -> float:
 
 
 def main() -> None:
-    """Prints one line a recipe."""
+    """Prints one line per recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", nargs="+", default=["smmnist-concat", "digits-small"])
-    parser.add_argument("--batch", type=int, default=64, help="clips that the loader gives at once")
-    parser.add_argument("--step-batch", type=int, default=4, help="clips a measured training step takes")
+    parser.add_argument("--batch", type=int, default=64, help="clips per batch of the loader")
+    parser.add_argument("--step-batch", type=int, default=4, help="clips per measured training step")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--frames", type=int, default=15)
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--megabytes", type=int, default=200, help="of frames in the shards")
+    parser.add_argument("--megabytes", type=int, default=200, help="megabytes of frames in the shards")
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def main() -> None:
     print(f"loader: {rate:,.0f} clips/s in batches {shape}, {megabytes:,.0f} MB/s")
     for name in args.recipe:
         need = step_rate(name, args.step_batch, args.steps)
-        print(f"{name}: a step uses up {need:.3g} clips/s; the loader gives {rate / need:,.0f} times that")
+        print(f"{name}: training consumes {need:.3g} clips/s; the loader gives {rate / need:,.0f} times that")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --recipes smmnist-concat smmnist-spatin --batch 2
 
-Every measurement is made in a process of its own, by Linux's account of the largest resident set. `estimated` is what
-`mcvd train --dry-run` says for the same batch, plus the gradients, which are there at the end of the pass.
+Every measurement runs in its own process and reads Linux's peak resident set size. `estimated` is what
+`mcvd train --dry-run` says for the same batch, plus the gradients, which exist at the end of the pass.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mcvd.training.trainer import Trainer
 
 
 def status(name: str) -> int:
-    """A size that Linux knows of this process, in bytes."""
+    """A size that Linux reports for this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def measure(name: str, batch: int, checkpointing: bool, rounds: int) -> dict[str, float]:
-    """Of this process: peak above what the weights take, and the best time of some rounds."""
+    """For this process: peak memory above that of the weights, and the best time of some rounds."""
     recipe = replace(read_recipe(name), batch=batch, accumulate=1, checkpointing=checkpointing)
     network = recipe.model.network
     trainer = Trainer(recipe, Processes(0, 1, torch.device("cpu")), source=None)  # type: ignore[arg-type]
     video = torch.rand(batch, network.layout.frames, network.channels, *network.size) * 2 - 1
     draw = trainer.model.draw(batch, torch.Generator().manual_seed(0))
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, best = status("VmRSS"), float("inf")
     for _ in range(rounds):
         trainer.model.zero_grad(set_to_none=True)
@@ -67,7 +67,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], options.batch, options.one[1] == "on", options.rounds)))
         return
-    # every freed tensor goes back to the system, as on a GPU it would to the pool
+    # every freed tensor goes back to the system, as it would go back to the pool on a GPU
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     for name in options.recipes:
         got = []

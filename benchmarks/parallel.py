@@ -1,11 +1,11 @@
-"""Whether sharding, recomputation and compilation give what plain training gives, and what each costs, on this machine.
+"""Whether sharding, recomputation and compilation match plain training, and what each costs, on this machine.
 
     torchrun --nproc-per-node 2 benchmarks/parallel.py --steps 2                      # a tiny network, on CPUs too
     torchrun --nproc-per-node 8 benchmarks/parallel.py --recipe ucf101-spatin --steps 10
 
 Trains a few steps in every combination on random clips, all from the same weights; prints the loss and the norm of the
 gradient of each step (they should agree to about 5e-6 in fp32), the seconds of the last step, the largest GPU memory
-of a process, and how many graphs torch.compile made and how many times it gave up.
+of a process, and how many of all graphs torch.compile compiled.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
     recipe = read_recipe(options.recipe) if options.recipe else Recipe(model=ModelConfig(TINY))
     recipe = replace(recipe, steps=options.steps, batch=options.batch, precision=options.precision)
     recipe = replace(recipe, optimizer=OptimizerConfig(lr=1e-4, warmup=0))
-    network = replace(recipe.model.network, dropout=0.0)  # every process has dropout of its own
+    network = replace(recipe.model.network, dropout=0.0)  # each process draws its own dropout
     recipe = replace(recipe, model=replace(recipe.model, network=network))
     real = nn.Module.compile
     nn.Module.compile = lambda self, **how: real(self, backend=options.backend, **how)  # type: ignore

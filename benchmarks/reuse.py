@@ -1,10 +1,11 @@
 """Whether neighbouring sampling steps can share deep features: DeepCache (arXiv 2312.00858) on `digits`.
 
-    python benchmarks/reuse.py    # the same command continues what was killed
+    python benchmarks/reuse.py    # the same command continues an interrupted run
 
-Of every `period` network calls of a block the first is whole; the others run the first level alone, down and up, and
-take what comes up from below from the last whole call. Beside it: fewer whole calls of as much arithmetic. A row is an
-evaluation of 5 -> 10 prediction under `smmnist-5to10` with one sample a clip; its folder is kept in `output`.
+Of every `period` network calls of a block the first is whole; the others run only the first level, down and up, and
+reuse what came up from the deeper levels in the last whole call. For comparison: fewer whole calls with as much
+arithmetic. A row is an evaluation of 5 -> 10 prediction under `smmnist-5to10` with one sample per clip; its folder is
+kept in `output`.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ class Options:
 
     clips: int = 256
     rows: tuple[str, ...] = ("20/1", "20/2", "20/3", "13/1", "10/1")
-    """Steps a block / every how many a whole call."""
+    """Steps per block / period: one call in so many is whole."""
     batch_size: int = 32
     threads: int = 2
     output: Path = Path("runs/reuse")
 
 
 class Reuse:
-    """A network's calls in which deep features are shared; an engine (:mod:`mcvd.networks.engine`)."""
+    """A network's calls that share deep features; an engine (:mod:`mcvd.networks.engine`)."""
 
     def __init__(self, network: UNet, period: int):
         self.network, self.period = network, period
@@ -58,14 +59,14 @@ class Reuse:
         self.calls, self.deep = 0, torch.empty(0)
 
     def __call__(self, slot: int, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
-        """The output, of a whole call or of the first level alone."""
+        """The output of a whole call or of the first level alone."""
         if condition is not self.condition:  # a block begins
             self.condition, self.calls = condition, 0
         self.calls += 1
         return (self.whole if (self.calls - 1) % self.period == 0 else self.shallow)(x, time_number, condition)
 
     def whole(self, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
-        """`UNet.forward`; keeps what comes up to the first level."""
+        """`UNet.forward`; keeps the features that enter the first level from below."""
 
         def keep(_: object, inputs: object, output: Tensor) -> None:
             self.deep = output.clone()
@@ -92,7 +93,7 @@ class Reuse:
 
 
 def cost_of_shallow(model: VideoDiffusion, batch: int) -> float:
-    """Time of a shallow call, in whole ones; before that: right after a whole call, at its time, they are equal."""
+    """Time of a shallow call, in whole ones; first checks that a shallow call right after a whole one is equal."""
     network, g = model.network, torch.Generator().manual_seed(0)
     layout, frame = model.layout, (model.channels, *model.size)
     past, future, x = (torch.randn(batch, n, *frame, generator=g) for n in (layout.past, layout.future, layout.current))
@@ -102,7 +103,7 @@ def cost_of_shallow(model: VideoDiffusion, batch: int) -> float:
     with calls_by(network):
         whole = calls["whole"]()
         if not (torch.equal(whole, network(*inputs)) and torch.equal(whole, calls["shallow"]())):
-            raise SystemExit("a shallow call right after a whole one, on the same input, gives something else")
+            raise SystemExit("a shallow call right after a whole one differs from it on the same input")
         rounds = interleave(calls, 7, torch.device("cpu"))
     return summarise([taken["shallow"].wall / taken["whole"].wall for taken in rounds]).median
 
@@ -116,7 +117,7 @@ def evaluated(
     sampling: Sampling,
     metrics: tuple[str, ...],
 ) -> str:
-    """Cells of a row: what the model makes with its calls carried out by `engine`; `output` keeps the evaluation."""
+    """Cells of a row: the model evaluated with its calls run by `engine`; `output` keeps the evaluation."""
     with patch.dict(ENGINES, torch=engine):
         result = evaluate(
             model,

@@ -1,11 +1,11 @@
-"""What two settings of a process are worth on a CPU (`mcvd.cli.main` makes both): python benchmarks/settings.py
+"""What two process settings gain on a CPU (`mcvd.cli.main` makes both): python benchmarks/settings.py
 
 How threads wait between two operations: `spin` (OpenMP's default), `short spin` (10,000 turns) or `sleep`
-(OMP_WAIT_POLICY=PASSIVE), alone and in pairs on the same cores. And what glibc does with freed buffers: hand them back
-to the system, which clears their pages again for the next operation (its default), or keep them.
+(OMP_WAIT_POLICY=PASSIVE), alone and in pairs on the same cores. And what glibc does with freed buffers: return them to
+the system (its default), which clears their pages again for the next operation, or keep them.
 
-Times a network call of one SMMNIST clip, or loss and gradient of eight, in processes of their own; the better of two
-goes of each counts. For a machine that does nothing else.
+Times a network call of one SMMNIST clip, or loss and gradient of eight, in separate processes; the better of two
+runs of each counts. Needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CALLS, GOES = 10, 2
 
 
 def call_to_time(work: str) -> Callable[[], object]:
-    """`network` or `training`."""
+    """The call to time: `network` or `training`."""
     import torch
 
     from mcvd.model import VideoDiffusion
@@ -60,7 +60,7 @@ def child(work: str, memory: str) -> None:
 
 
 def measure(waiting: tuple[str, ...], work: str = "network", memory: str = "handed back") -> list[float]:
-    """Median seconds of a call in each of these processes, run together; the best of all goes."""
+    """Median seconds of a call in each of these processes, run together; the best of all runs."""
     bare = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     goes = []
     for _ in range(GOES):

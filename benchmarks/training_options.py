@@ -1,11 +1,12 @@
-"""What single training options change, on a budget of minutes: the same tiny network on Moving MNIST 32x32.
+"""What individual training options change, on a budget of minutes: the same tiny network on Moving MNIST 32x32.
 
     python benchmarks/training_options.py --output runs/training-options     # resumes; then prints the table
-    python benchmarks/training_options.py --output runs/training-options --steps 4 --clips 2    # does it run at all?
+    python benchmarks/training_options.py --output runs/training-options --steps 4 --clips 2    # a smoke test
 
-Every training is one JSON file in the output folder; one that is there is not made again. All rows share data, number
-of steps, batch, rate and (but for `v, seed 1`) seed. Figures are of 5 -> 15 prediction (three blocks) and of prediction
-from the last 2 of these 5 frames alone, by DPM-Solver++ with 10 steps, one sample a clip, on fixed test clips.
+Every training is one JSON file in the output folder; existing ones are not repeated. All rows share data, number of
+steps, batch, learning rate and (except `v, seed 1`) seed. Figures are for 5 -> 15 prediction (three blocks) and for
+prediction from only the last 2 of these 5 frames, by DPM-Solver++ with 10 steps, one sample per clip, on fixed test
+clips.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from mcvd.training.validation import validate
 
 PAST, BLOCK, BLOCKS = 5, 5, 3
 SHORT = 2  # frames of a short context
-SEED = 2022  # of the test clips
+SEED = 2022  # seed of the test clips
 AVERAGES: dict[str, dict[str, Any]] = {"constant": {}, "warm-up": {"warmup": True}, "power": {"power": 0.1}}
-"""Averages that are kept of every training; a row reads one of them."""
+"""Weight averages kept for every training; a row uses one of them."""
 
 PAPER = Recipe(
     model=ModelConfig(
@@ -62,12 +63,12 @@ class Row:
 
     average: str = "warm-up"
     context_noise: float = 0.0
-    """Of the frames that the model made, when it samples."""
+    """Noise on generated frames when sampling."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what it changes, and the rows that are measured on it."""
+    """One training: what it changes, and the rows measured with it."""
 
     changes: dict[str, Any]
     rows: dict[str, Row] = field(default_factory=dict)
@@ -111,15 +112,15 @@ class Options:
     output: Path = Path("runs/training-options")
     """Folder of the results."""
     mnist: Path | None = None
-    """Folder of the MNIST files; None is the cache."""
+    """Folder of the MNIST files; None: the cache."""
     steps: int = 400
     """Optimizer steps of each training."""
     clips: int = 32
     """Test clips."""
     only: tuple[str, ...] = tuple(TRAININGS)
-    """Of the trainings, by name."""
+    """Which trainings, by name."""
     minutes: float = 1e9
-    """Begin no training after so many minutes."""
+    """Start no training after this many minutes."""
 
 
 def measure(model: VideoDiffusion, clips: Tensor, row: Row) -> dict[str, float]:
@@ -141,7 +142,7 @@ def run(training: Training, digits: dict[str, Tensor], clips: Tensor, steps: int
     """Trains once, measures all rows."""
     recipe = override(dataclasses.replace(PAPER, steps=steps), training.changes, "change")
     frames = recipe.model.network.layout.frames
-    source = MovingMNIST(digits["train"], frames, size=32, seed=0)  # the same clips whatever the seed
+    source = MovingMNIST(digits["train"], frames, size=32, seed=0)  # the same clips for every seed
     trainer = Trainer(recipe, Processes(0, 1, torch.device("cpu")), source)
     averages = {name: Ema(trainer.model, **options) for name, options in AVERAGES.items()}
     began, cpu = time.monotonic(), time.process_time()
@@ -159,7 +160,7 @@ def run(training: Training, digits: dict[str, Tensor], clips: Tensor, steps: int
 
 
 def baselines(clips: Tensor) -> dict[str, dict[str, float]]:
-    """The same figures of no model at all: the last known frame again and again, and black."""
+    """The same figures without a model: the last given frame repeated, and black."""
     truth = clips.float() / 255
     made = {"the last frame again": truth[:, PAST - 1 : PAST].expand_as(truth), "black": torch.zeros_like(truth)}
     spans = {f"psnr_block_{i + 1}": slice(PAST + i * BLOCK, PAST + (i + 1) * BLOCK) for i in range(BLOCKS)}

@@ -12,5 +12,5 @@ import mcvd
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 
 folder = find_mnist(sys.argv[1] if len(sys.argv) > 1 else None)
-clip = MovingMNIST(load_digits(folder, "test"), frames=20, seed=4)[119]  # one whose digits stay apart: easy to follow
+clip = MovingMNIST(load_digits(folder, "test"), frames=20, seed=4)[119]  # its digits stay apart: easy to follow
 print(mcvd.write_video(Path(__file__).with_name("digits.mp4"), clip, fps=10))

@@ -196,10 +196,10 @@ def test_what_cannot_be_measured_is_said(tmp_path):
         benchmark(options(models={"old": tiny.config(noisy_condition=True)}))
     with pytest.raises(McvdError, match="cannot use the device 'toaster'"):
         benchmark(options(device="toaster"))
-    with pytest.raises(McvdError, match="nothing is measured"):
+    with pytest.raises(McvdError, match="nothing to measure"):
         benchmark(options(batches=()))
     (tmp_path / "mcvd.py").write_text(TOY)
-    with pytest.raises(McvdError, match="must differ"):
+    with pytest.raises(McvdError, match="must have different names"):
         benchmark(options(peers=(tmp_path / "mcvd.py",)))
 
 

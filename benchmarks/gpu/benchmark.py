@@ -1,12 +1,12 @@
 """The figures of docs/performance.md for one GPU, in resumable pieces of a few minutes.
 
-    python benchmarks/gpu/benchmark.py                                  # the same command again does what is left
-    MCVD_PEER=clone python benchmarks/gpu/benchmark.py                  # beside the authors' code, too
+    python benchmarks/gpu/benchmark.py                                  # the same command again does the rest
+    MCVD_PEER=clone python benchmarks/gpu/benchmark.py                  # with the authors' code as a peer
     python benchmarks/gpu/benchmark.py --smoke --output runs/smoke      # tiny networks, for any machine
 
-Needs torch, numpy, safetensors and tyro. Every piece is a document of `mcvd benchmark` in <output>/NAME.json; a piece
-that is there is not run again. A run stops before --minutes are over; table.txt holds what there is. The authors'
-resampling is a CUDA kernel that needs nvcc; MCVD_PEER_FIR=torch takes their plain one (and is said in the note).
+Needs torch, numpy, safetensors and tyro. Every piece is a document of `mcvd benchmark` in <output>/NAME.json; existing
+pieces are not run again. A run stops before --minutes are over; table.txt holds all results so far. The authors'
+resampling is a CUDA kernel that needs nvcc; MCVD_PEER_FIR=torch uses their plain one (the note says so).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mcvd.model import ModelConfig  # noqa: E402
 from mcvd.networks.unet import UNetConfig  # noqa: E402
 
 PEERS = HERE.parent / "peers"
-LEAST_MINUTES = 0.7  # a piece is not begun with less time left
+LEAST_MINUTES = 0.7  # no piece is started with less time left
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Run:
     output: Path = Path("runs/gpu-benchmark")
     """Folder of the pieces."""
     minutes: float = 8.0
-    """Begin no piece that might end after so many minutes."""
+    """Start no piece that might end after this many minutes."""
     rounds: int = 5
     """Rounds of every measurement."""
     smoke: bool = False
-    """Tiny networks on the CPU: shows that the path works, measures nothing of use."""
+    """Tiny networks on the CPU: checks that everything runs; the figures mean nothing."""
 
 
 def network(conditioning: str) -> ModelConfig:
@@ -54,10 +54,10 @@ def network(conditioning: str) -> ModelConfig:
 
 
 def pieces(run: Run) -> dict[str, Options]:
-    """By name, in the order of their worth."""
+    """By name, most important first."""
     peers = (PEERS / "authors.py",) if os.environ.get("MCVD_PEER") else (PEERS / "plain.py",)
     concat, spatin = {"smmnist-concat": network("concat")}, {"smmnist-spatin": network("spatin")}
-    # memory is measured in a process of its own for everyone, which takes longer than all else: of training alone
+    # memory is measured in a separate process per implementation, which takes longest: for training only
     eager = Options(concat, ("sampling",), rounds=run.rounds, device="cuda", peers=peers, timed_steps=20, memory=False)
     base = replace(eager, engine="compile")
     fast = replace(base, precision="bf16")
@@ -98,9 +98,9 @@ def _tiny(options: Options) -> Options:
 
 
 def main(run: Run) -> None:
-    """Runs the pieces that are left."""
+    """Runs the remaining pieces."""
     if not (run.smoke or torch.cuda.is_available()):
-        raise SystemExit("there is no CUDA device; --smoke runs the path on a CPU")
+        raise SystemExit("there is no CUDA device; --smoke runs everything on a CPU")
     deadline = time.monotonic() + 60 * run.minutes
     run.output.mkdir(parents=True, exist_ok=True)
     plan = pieces(run)

@@ -1,9 +1,9 @@
-"""Makes the full `digits` model on one large GPU, in resumable pieces; then measures it.
+"""Trains the full `digits` model on one large GPU, in resumable pieces; then measures it.
 
     python benchmarks/gpu/digits.py prepare              # where mcvd is installed: packs digits and recipe (20 MB)
-    python benchmarks/gpu/digits.py train --minutes 20   # on the GPU machine: the best that 20 minutes give
+    python benchmarks/gpu/digits.py train --minutes 20   # on the GPU machine: as many steps as 20 minutes allow
     python benchmarks/gpu/digits.py evaluate             # PSNR best of 10 on 256 clips, JSON and a sheet
-    python benchmarks/gpu/digits.py smoke                # the same path with a tiny network, for any machine: a minute
+    python benchmarks/gpu/digits.py smoke                # the same with a tiny network, on any machine: a minute
 
 On the GPU machine only torch, numpy, safetensors and tyro are needed (PYTHONPATH=src). `train` leaves the averaged
 weights in <output>/model as bf16; `mcvd` loads that folder.
@@ -39,11 +39,11 @@ class Prepare:
     """Packs the resized digits and the recipe, so that the GPU machine needs no Pillow and no YAML."""
 
     mnist: Path | None = None
-    """Folder of the MNIST files; None is the cache (`mcvd fetch mnist`)."""
+    """Folder of the MNIST files; None: the cache (`mcvd fetch mnist`)."""
     recipe: str = "digits"
     """Bundled recipe or YAML file."""
     set: tuple[str, ...] = ()
-    """Other values of the recipe, such as model.network.patch=2."""
+    """Changes to the recipe, such as model.network.patch=2."""
 
 
 @dataclass
@@ -53,15 +53,15 @@ class Train:
     output: Path = Path("runs/digits")
     """Run folder."""
     minutes: float = 8.0
-    """Finish, or only stop with a checkpoint, when these minutes are over."""
+    """Finish, or just stop with a checkpoint, after these minutes."""
     finish: bool = True
-    """Make as many steps as fit into the minutes; --no-finish makes the recipe's, in several pieces."""
+    """Do as many steps as fit into the minutes; --no-finish does the recipe's, in several pieces."""
     compile: bool = True
     """Compile the network (about a minute at the start of each piece)."""
     steps: int | None = None
-    """Optimizer steps in all, unless finish chooses them; None is the recipe's."""
+    """Total optimizer steps, unless finish chooses them; None: the recipe's."""
     init_from: str | None = None
-    """Model whose weights the run starts from: `digits` goes on from the bundled one."""
+    """Model whose weights the run starts from: `digits` is the bundled one."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Evaluate:
     clips: int = 256
     """Test clips."""
     samples: int = 10
-    """Futures of each."""
+    """Samples per clip."""
     solver: str = "ddpm"
     """Solver."""
     steps: int = 100
@@ -82,14 +82,14 @@ class Evaluate:
 
 @dataclass
 class Smoke:
-    """A tiny network through the same path: train in two pieces, evaluate."""
+    """The same with a tiny network: trains in two pieces, then evaluates."""
 
     output: Path = Path("runs/digits-smoke")
     """Run folder."""
 
 
 def packed_clips(recipe: Recipe, split: str, device: torch.device) -> MovingMNIST:
-    """Moving MNIST from the packed digits, made on the device itself."""
+    """Moving MNIST from the packed digits, drawn on the device itself."""
     digits = torch.from_numpy(np.load(PACKED / "digits.npz")[split])
     network = recipe.model.network
     return MovingMNIST(digits, network.layout.frames, size=network.size[0], seed=recipe.seed, device=device)

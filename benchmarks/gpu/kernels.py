@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/kernels.py                                    # recipe digits and smmnist-concat, bf16
     python benchmarks/gpu/kernels.py --compile                          # the same, compiled
-    python benchmarks/gpu/kernels.py --recipes digits-small --batch 4   # any machine; on a CPU, operators
+    python benchmarks/gpu/kernels.py --recipes digits-small --batch 4   # any machine; operators on a CPU
 
-Needs torch, numpy, safetensors and tyro. Clips are random: their values change no time.
+Needs torch, numpy, safetensors and tyro. Clips are random: their values do not affect the time.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mcvd.training.trainer import Trainer
 
 @dataclass
 class Run:
-    """What is looked at."""
+    """What to record."""
 
     recipes: tuple[str, ...] = ("digits", "smmnist-concat")
     """Bundled recipes or files."""
     batch: int | None = None
-    """Clips in a step; None is the recipe's."""
+    """Clips per step; None: the recipe's."""
     compile: bool = False
     """Compile the network."""
     steps: int = 5
@@ -46,7 +46,7 @@ class Run:
 
 
 class RandomClips:
-    """Clips of nothing, always the same ones, on the device."""
+    """Random clips, always the same ones, on the device."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
         network = recipe.model.network
@@ -59,7 +59,7 @@ class RandomClips:
 
 
 def record(name: str, call: Callable[[], object], steps: int, rows: int, device: torch.device) -> None:
-    """Prints the time of a call, and the kernels of it."""
+    """Prints the time of a call, and its kernels."""
     cuda = device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
     for _ in range(3):
@@ -84,7 +84,7 @@ def record(name: str, call: Callable[[], object], steps: int, rows: int, device:
 
 
 def main(run: Run) -> None:
-    """Records both for each recipe."""
+    """Records a training step and a network call for each recipe."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
     for name in run.recipes:

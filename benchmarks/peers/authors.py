@@ -1,8 +1,8 @@
 """The authors' code (github.com/voletiv/mcvd-pytorch) as a peer for `mcvd benchmark --peer`.
 
-MCVD_PEER names a clone of it, which stays outside this project. Its network, DDPM sampler, loss, optimizer and
-averaged weights run as they are; what is here only calls them. Their resampling is a CUDA kernel that is compiled at
-its first use (needs nvcc) and plain torch on CPUs; MCVD_PEER_FIR=torch takes the plain one on a GPU too.
+MCVD_PEER names a clone of it, outside this repository. Its network, DDPM sampler, loss, optimizer and averaged weights
+run unchanged; this file only calls them. Its resampling is a CUDA kernel, compiled at first use (needs nvcc), and plain
+torch on CPUs; MCVD_PEER_FIR=torch uses the plain one on GPUs too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOTE = f"the authors' code, eager float32{', resampling in plain torch' if PLAIN
 
 
 def theirs(name: str) -> types.ModuleType:
-    """A module of the clone. Packages that it imports for other purposes (statistics, progress bars) may be absent."""
+    """A module of the clone. Packages that it imports for other purposes (statistics, progress bars) may be missing."""
     clone = Path(os.environ.get("MCVD_PEER", ""))
     if not (clone / "models" / "better" / "ncsnpp_more.py").is_file():
         raise McvdError("MCVD_PEER must name a clone of github.com/voletiv/mcvd-pytorch")
@@ -46,7 +46,7 @@ def theirs(name: str) -> types.ModuleType:
 
 
 def their_config(config: ModelConfig, device: torch.device) -> Namespace:
-    """Our configuration in their words (interop/official.py has the way back)."""
+    """Our configuration in their terms (interop/official.py does the reverse)."""
     c, schedule = config.network, config.schedule
     if c.size[0] != c.size[1]:
         raise McvdError("the authors' networks take square frames")
@@ -85,11 +85,11 @@ def their_config(config: ModelConfig, device: torch.device) -> Namespace:
 
 
 class Enough(Exception):
-    """Ends their sampler before its last step; holds the state that the next call was given."""
+    """Ends their sampler before its last step; holds the input of the next call."""
 
 
 class Counted:
-    """Their network, for at most so many calls."""
+    """Their network, for at most `calls` calls."""
 
     def __init__(self, net: nn.Module, calls: int):
         self.module, self.left = net, calls
@@ -133,7 +133,7 @@ def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> dict[str, Calla
         each = len(x) // len(past)
         condition = fold(past, future).repeat_interleave(each, 0)
         sampler = theirs("models").ddpm_sampler
-        # their noise comes from torch.randn_like
+        # their sampler draws noise by torch.randn_like
         with mock.patch.object(torch, "randn_like", lambda like: noise().view_as(like)):
             try:
                 state = sampler(

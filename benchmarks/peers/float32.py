@@ -1,4 +1,4 @@
-"""This package with PyTorch in float32, a peer of itself: what `--precision` or `--engine` gain."""
+"""This package with PyTorch in float32, as a peer of itself: shows what `--precision` or `--engine` gains."""
 
 from mcvd.benchmark import ours
 
@@ -6,5 +6,5 @@ NOTE = "this package, float32"
 
 
 def build(config, state_dict):
-    """All cases, by default settings."""
+    """All cases, with default settings."""
     return ours.implementation().build(config, state_dict)

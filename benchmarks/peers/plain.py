@@ -1,8 +1,8 @@
-"""The same U-Net, written plainly: what a reader of the paper would write first. A peer for `mcvd benchmark --peer`.
+"""The same U-Net, written plainly, as a reader of the paper would first write it. A peer for `mcvd benchmark --peer`.
 
-Eager float32, contiguous tensors, attention as softmax(q k^T) v, FIR resampling by the general recipe (insert zeros,
-pad, convolve every channel with the flipped kernel, keep every second pixel), SPATIN maps computed in every call.
-Written from the published key names, with no part of mcvd's own networks, so it stays what it is when those change.
+Eager float32, contiguous tensors, attention as softmax(q k^T) v, general FIR resampling (insert zeros, pad,
+convolve every channel with the flipped kernel, keep every second pixel), SPATIN maps computed in every call.
+Written from the published key names without any part of mcvd's networks, so it stays the same when those change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOTE = "plain eager float32: explicit attention, general FIR, contiguous"
 
 
 class PlainUNet(nn.Module):
-    """Works through the published flat list of layers; x, condition ``(B, frames * C, H, W)``, label 0 the noisiest."""
+    """Runs the published flat list of layers; x, condition ``(B, frames * C, H, W)``; label 0 is the noisiest."""
 
     def __init__(self, config: ModelConfig, state: dict[str, Tensor]):
         super().__init__()
@@ -134,7 +134,7 @@ def groups(channels: int) -> int:
 
 
 def fir(x: Tensor, up: int, down: int, pad: tuple[int, int], gain: float) -> Tensor:
-    """The general recipe, with the kernel [1, 3, 3, 1] in both directions."""
+    """General FIR resampling with the kernel [1, 3, 3, 1] in both directions."""
     b, c, height, width = x.shape
     x = x.reshape(b * c, 1, height, width)
     if up > 1:

@@ -1,4 +1,4 @@
-"""What this machine can do at best: the rate of large matrix products and convolutions, and of copying memory."""
+"""This machine's ceilings: the rates of large matrix products, of convolutions, and of copying memory."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch.nn.functional as F
 
 from mcvd.benchmark.measure import timed
 
-LEAST_SECONDS = 0.02  # a timed run is at least about so long
+LEAST_SECONDS = 0.02  # a timed run lasts at least about this long
 TRIES = 3
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A piece of work that nothing but the machine limits."""
+    """Work that only the machine limits."""
 
     name: str
     what: str
     work: float
-    """Floating-point operations (a multiply-add is 2), or bytes read and written, of one `run`."""
+    """Floating-point operations (a multiply-add is 2), or bytes read and written, per `run`."""
     run: Callable[[], object]
     rate: float
-    """Best of some runs, work a second."""
+    """Best of some runs, in work per second."""
 
 
 def calibrate(device: torch.device, dtype: torch.dtype, quick: bool = False) -> dict[str, Ceiling]:
-    """The ceilings ``matmul`` and ``convolution`` (operations a second) and ``bandwidth`` (bytes a second).
+    """The ceilings ``matmul`` and ``convolution`` (operations per second) and ``bandwidth`` (bytes per second).
 
-    Of each, the best of a few sizes. dtype: of the numbers; the accumulation is the backend's. quick: tiny sizes, for
-    tests: the rates then say nothing.
+    Each is the best of a few sizes. dtype: of the numbers; accumulation is up to the backend. quick: tiny sizes for
+    tests; the rates then mean nothing.
     """
     large = device.type == "cuda"
     sides = (64,) if quick else (4096, 8192) if large else (768, 1536)
     batch = 1 if quick else 64 if large else 8
-    # channels and side of the images: those of a 64-pixel network of width 64, and twice as wide
+    # channels and side of the images: those of a 64-pixel network of width 64, and of one twice as wide
     shapes = ((8, 8),) if quick else ((64, 64), (128, 32), (192, 16), (256, 8), (256, 32))
     numbers = 1 << 12 if quick else 1 << 28 if large else 1 << 25
     return {

@@ -28,27 +28,25 @@ Parts = dict[str, Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that a row of the table depends on, beside the machine and the implementation."""
+    """Everything that a row of the table depends on, besides machine and implementation."""
 
     recipe: str
-    """Name, for the table."""
+    """Name in the table."""
     model: ModelConfig
     batch: int = 1
     """Clips at once."""
     samples: int = 1
-    """Sampling: samples of each clip."""
+    """Sampling: samples per clip."""
     solver_steps: int = 100
-    """Sampling: DDPM steps of the whole."""
+    """Sampling: DDPM steps in total."""
     timed_steps: int = 5
-    """Sampling: steps that are run; the others cost the same (see `Sampling`)."""
+    """Sampling: steps that are run; the rest are extrapolated (see `Sampling`)."""
 
     def __post_init__(self) -> None:
         if self.model.noisy_condition:
             raise McvdError(f"{self.recipe}: a network with noisy_condition is not measured; set it to false in a copy")
         if not 2 <= self.timed_steps <= self.solver_steps:
-            raise McvdError(
-                f"{self.timed_steps} timed steps of {self.solver_steps}: at least 2, and no more than there are"
-            )
+            raise McvdError(f"{self.timed_steps} timed steps of {self.solver_steps}: time at least 2, and at most all")
 
     @property
     def layout(self) -> BlockLayout:
@@ -67,8 +65,8 @@ class Setting:
 
 
 def setting_model(config: ModelConfig, size: int | None = None) -> ModelConfig:
-    """A recipe's model as it is measured: as the published ones are (see `mcvd.benchmark.peer`) in what is no matter of
-    time, what the network predicts and how it is told of noise; size: other pixels a side."""
+    """A recipe's model as it is measured: what the network predicts and how it is told the noise level, which cost no
+    time, are as in published models (see `mcvd.benchmark.peer`). size: other pixels per side."""
     network: UNetConfig = config.network if size is None else replace(config.network, size=(size, size))
     schedule = replace(config.schedule, zero_terminal=False)
     published = replace(config, prediction="eps", schedule=schedule, context_noise=0.0, time_from_noise=True)
@@ -77,7 +75,7 @@ def setting_model(config: ModelConfig, size: int | None = None) -> ModelConfig:
 
 @torch.no_grad()
 def random_weights(config: ModelConfig, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
-    """Weights under the published names. None starts near zero, as in training: a difference would hide behind it."""
+    """Weights under the published names. Unlike in training, none is near zero, which would hide differences."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VideoDiffusion(config)
@@ -94,26 +92,26 @@ class Case(Protocol):
 
     name: str
     offer: str
-    """The name in the contract of what is called."""
+    """The contract's name for what is called."""
 
     def parts(self, offered: Offered, setting: Setting, device: torch.device) -> Parts:
-        """The functions that are timed, each once a round, by name."""
+        """The functions that are timed, each once per round, by name."""
 
     def seconds(self, parts: Mapping[str, float], setting: Setting) -> float:
-        """The time of the whole from the times of its parts."""
+        """The total time from the times of the parts."""
 
     def flops(self, setting: Setting) -> int:
-        """Operations of the whole by the network's definition (a multiply-add is 2), however they are computed."""
+        """Total operations by the network's definition (a multiply-add is 2), however they are computed."""
 
     def frames(self, setting: Setting) -> int:
-        """Frames that the whole makes, or learns from."""
+        """Frames generated or trained on in total."""
 
     def check(self, build: Callable[[ModelConfig], Callables], setting: Setting, device: torch.device) -> Tensor:
-        """What must be equal for every implementation."""
+        """Output that must be equal for all implementations."""
 
 
 def forward_flops(config: ModelConfig, batch: int, conditions: int) -> tuple[int, int]:
-    """Operations of one network call for `batch` rows, and of encoding so many conditions; counted without contents."""
+    """Operations of one network call for `batch` rows, and of encoding that many conditions; on meta tensors."""
     with torch.device("meta"):
         model = VideoDiffusion(config).eval()
         c = config.network
@@ -130,7 +128,7 @@ def forward_flops(config: ModelConfig, batch: int, conditions: int) -> tuple[int
 
 
 class NetworkCall:
-    """One call of the network on all rows at once; what depends on the condition alone was computed before."""
+    """One network call on all rows at once; what depends only on the condition is computed beforehand."""
 
     name, offer = "network", "network"
 
@@ -140,7 +138,7 @@ class NetworkCall:
         past = setting.frames(setting.layout.past, setting.batch, generator).to(device)
         future = setting.frames(setting.layout.future, setting.batch, generator).to(device)
         x = setting.noise(setting.batch, generator).to(device)
-        # one time for all rows, as in sampling
+        # one time number for all rows, as in sampling
         time = torch.randint(setting.model.schedule.steps, (1,), generator=generator).expand(setting.batch).to(device)
         call = offered(past, future)
         return {"call": lambda: call(x, time)}
@@ -150,7 +148,7 @@ class NetworkCall:
         return parts["call"]
 
     def flops(self, setting: Setting) -> int:
-        """Without the condition's."""
+        """Of the call, without encoding the condition."""
         return forward_flops(setting.model, setting.batch, setting.batch)[0]
 
     def frames(self, setting: Setting) -> int:
@@ -163,17 +161,17 @@ class NetworkCall:
 
 
 class Sampling:
-    """All current frames of a block by DDPM, the encoding of the condition included.
+    """All current frames of a block by DDPM, including encoding of the condition.
 
-    Every step but the first costs the same. The first `timed_steps` are run, and the time of the whole is theirs and
-    (solver_steps - timed_steps) times the median of these steps without the first, in which whatever is done once a
-    block is. With timed_steps = solver_steps, the whole is timed.
+    Every step but the first costs the same; the first includes whatever is done once per block. The first `timed_steps`
+    are run, and the total is their time plus (solver_steps - timed_steps) times the median of these steps without the
+    first. With timed_steps = solver_steps, everything is timed.
     """
 
     name, offer = "sampling", "sample"
 
     def parts(self, offered: Offered, setting: Setting, device: torch.device) -> Parts:
-        """`steps`; of less than the whole, with the time of a step as `steps/lap`."""
+        """`steps`; if not all are timed, also the time of a step, as `steps/lap`."""
         generator = torch.Generator().manual_seed(2)
         past = setting.frames(setting.layout.past, setting.batch, generator).to(device)
         future = setting.frames(setting.layout.future, setting.batch, generator).to(device)
@@ -198,12 +196,12 @@ class Sampling:
         return parts["steps"] + (setting.solver_steps - setting.timed_steps) * parts.get("steps/lap", 0.0)
 
     def flops(self, setting: Setting) -> int:
-        """Conditions are encoded once a clip and block."""
+        """Conditions are encoded once per clip and block."""
         call, encode = forward_flops(setting.model, setting.batch * setting.samples, setting.batch)
         return setting.solver_steps * call + encode
 
     def frames(self, setting: Setting) -> int:
-        """Made frames."""
+        """Generated frames."""
         return setting.batch * setting.samples * setting.layout.current
 
     def check(self, build: Callable[[ModelConfig], Callables], setting: Setting, device: torch.device) -> Tensor:
@@ -212,7 +210,7 @@ class Sampling:
 
 
 class TrainingStep:
-    """Forward, backward, clipping, Adam and the average of the weights."""
+    """Forward, backward, gradient clipping, Adam and weight averaging."""
 
     name, offer = "training", "train_step"
     CHECKED_CLIPS, CHECKED_STEPS = 2, 3
@@ -232,7 +230,7 @@ class TrainingStep:
         return parts["step"]
 
     def flops(self, setting: Setting) -> int:
-        """Forward and twice that backward; the optimizer's few are not counted."""
+        """Forward, and twice that for backward; the few of the optimizer are not counted."""
         return estimate(Recipe(model=setting.model, batch=setting.batch)).flops * setting.batch
 
     def frames(self, setting: Setting) -> int:
@@ -240,8 +238,8 @@ class TrainingStep:
         return setting.batch * setting.layout.frames
 
     def check(self, build: Callable[[ModelConfig], Callables], setting: Setting, device: torch.device) -> Tensor:
-        """Losses per element of the first steps on few clips, so gradients and updates count; without dropout, whose
-        random numbers no two implementations share."""
+        """Losses per element of the first steps on few clips, which covers gradients and updates; without dropout,
+        whose random numbers differ between implementations."""
         network = replace(setting.model.network, dropout=0.0)
         few = replace(
             setting, model=replace(setting.model, network=network), batch=min(setting.batch, self.CHECKED_CLIPS)

@@ -1,4 +1,4 @@
-"""I3D, the network of FVD: clips a second."""
+"""I3D, the network of FVD: clips per second."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def i3d_row(
     on_round: Callable[[], None],
     frames: int = 16,
 ) -> dict[str, Any]:
-    """Logits of `batch` clips of so many frames. Random weights, which change no speed, so nothing has to be fetched.
+    """Logits of `batch` clips of `frames` frames. Weights are random, which does not affect speed, so none are fetched.
 
-    The operations are those that are carried out: fewer than the definition's, as padding is skipped and the largest
-    layers go through Winograd on CPUs.
+    Operations are those actually carried out, fewer than by definition: padding is skipped, and the largest layers use
+    Winograd on CPUs.
     """
     network = I3D().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():

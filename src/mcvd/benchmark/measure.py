@@ -1,7 +1,7 @@
-"""Times of several functions in interleaved rounds: what drifts on the machine hits all of them alike.
+"""Times of several functions in interleaved rounds, so that drifts of the machine affect all alike.
 
-Every round calls every function once, in turn forwards and backwards; one untimed round goes before. Ratios are taken
-within a round and summarised over the rounds by their median, with an interval of it.
+Every round calls every function once, in alternating order; one untimed round comes first. Ratios are taken within a
+round and summarised over the rounds by their median, with its interval.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Sample(NamedTuple):
 
     wall: float
     processor: float
-    """Summed over the threads of this process; on a GPU, only what the host does."""
+    """Processor time, summed over the threads of this process; on a GPU, the host's only."""
 
 
 class Summary(NamedTuple):
-    """The median of some values, and an interval that holds the true median (see `summarise`)."""
+    """The median of some values, and an interval for the true median (see `summarise`)."""
 
     median: float
     low: float
@@ -44,7 +44,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(function: Callable[[], object], device: torch.device) -> Sample:
-    """One call."""
+    """Times one call."""
     synchronize(device)
     wall, processor = time.perf_counter(), time.process_time()
     function()
@@ -53,9 +53,9 @@ def timed(function: Callable[[], object], device: torch.device) -> Sample:
 
 
 def run_child(arguments: Sequence[str], what: str, told: str = "") -> str:
-    """A Python process that finds this very package -> what it printed.
+    """Runs a Python process that imports this same package -> its output.
 
-    arguments: of the interpreter. told: its input. Raises McvdError that says `what` failed, and why.
+    arguments: of the interpreter. told: its input. Raises McvdError that says that `what` failed, and why.
     """
     home = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
@@ -73,14 +73,14 @@ def run_child(arguments: Sequence[str], what: str, told: str = "") -> str:
 
 
 class Laps:
-    """A function that says when each of its steps is done: ``function(done)`` calls ``done()`` after every step."""
+    """A function that reports its steps: ``function(done)`` calls ``done()`` after every step."""
 
     def __init__(self, function: Callable[[Callable[[], None]], object], device: torch.device):
         self.function, self.device = function, device
         self.marks: list[Sample] = []
 
     def __call__(self) -> object:
-        """Runs it; what it returns."""
+        """Runs it -> what it returns."""
         self.marks = []
         return self.function(self._done)
 
@@ -89,7 +89,7 @@ class Laps:
         self.marks.append(Sample(time.perf_counter(), time.process_time()))
 
     def lap(self) -> Sample:
-        """The median time of the steps but the first, of the last run."""
+        """The median time per step of the last run, without the first step."""
         pairs = list(zip(self.marks, self.marks[1:]))
         return Sample(*(statistics.median(b[i] - a[i] for a, b in pairs) for i in range(2)))
 
@@ -100,9 +100,9 @@ def interleave(
     device: torch.device,
     on_round: Callable[[], None] | None = None,
 ) -> list[dict[str, Sample]]:
-    """The time of every function in every round, by name; that of a step of :class:`Laps` as NAME/lap.
+    """The time of every function in every round, by name; for :class:`Laps` also the time of a step, as NAME/lap.
 
-    on_round: called after each round, the untimed one too.
+    on_round: called after each round, including the untimed one.
     """
     order = list(functions)
     out: list[dict[str, Sample]] = []
@@ -119,8 +119,8 @@ def interleave(
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Median and interval by order statistics: it covers the true median with at least 95 % from 6 values on (of any
-    distribution); of fewer values it is their range."""
+    """Median and interval by order statistics: from 6 values on, it covers the true median with at least 95 %, for any
+    distribution; for fewer values it is their range."""
     ordered = sorted(values)
     n, cut = len(ordered), 0  # values to leave out at each end
     while cut + 1 < n / 2 and 2 * sum(math.comb(n, j) for j in range(cut + 2)) / 2**n <= 0.05:

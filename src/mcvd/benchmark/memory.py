@@ -1,8 +1,8 @@
-"""The memory that one implementation needs: two runs in a process of its own, where nothing else is.
+"""The memory that one implementation needs: two runs in a separate process that does nothing else.
 
-On CPUs, the largest resident memory (VmHWM of Linux) during the runs beyond what the process had before anything was
-built, but after a tiny network had run, so that loaded code does not count; on GPUs, the largest amount that torch had
-allocated. Weights, and in training gradients, Adam and the averaged weights, are in it.
+On CPUs, the peak resident memory (VmHWM of Linux) during the runs, minus the resident memory before anything was built
+but after a tiny network had run, so that loaded code does not count; on GPUs, the peak amount allocated by torch.
+Weights are included, and in training gradients, Adam's state and averaged weights.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mcvd.benchmark.peer import Build, load_peer
 from mcvd.config import from_dict, to_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RUNS = 2  # the second of training has the optimizer's state
+RUNS = 2  # the second run of training has the optimizer's state
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a child process is asked."""
+    """What a child process is asked to measure."""
 
     case: str
     setting: Setting
@@ -37,11 +37,11 @@ class Request:
     precision: str = "fp32"
     engine: str = "torch"
     peer: str | None = None
-    """FILE.py; None is this package."""
+    """FILE.py; None: this package."""
 
 
 def peak_bytes(request: Request) -> int | None:
-    """Asks a child process; None where resident memory cannot be read (no GPU, and not Linux)."""
+    """Asks a child process; None if resident memory cannot be read (no GPU, and not Linux)."""
     if not request.device.startswith("cuda") and not CLEAR.exists():
         return None
     what = f"measuring the memory of {request.peer or ours.NAME} ({request.case})"
@@ -49,14 +49,14 @@ def peak_bytes(request: Request) -> int | None:
 
 
 def measure(request: Request) -> int:
-    """In the child."""
+    """Measures, in the child process."""
     torch.set_num_threads(request.threads)
     device, case = torch.device(request.device), CASES[request.case]
     if request.peer:
         implementation = load_peer(Path(request.peer))
     else:
         implementation = ours.implementation(request.precision, request.engine)
-    _run(implementation.build, case, _tiny(request.setting), device)  # loads the code that will be needed
+    _run(implementation.build, case, _tiny(request.setting), device)  # loads all code that will be needed
     _forget_peak(device)
     before = 0 if device.type == "cuda" else _resident("VmRSS")
     _run(implementation.build, case, request.setting, device)
@@ -87,7 +87,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    if hasattr(trim := ctypes.CDLL(None), "malloc_trim"):  # what was freed is not in use: give it back
+    if hasattr(trim := ctypes.CDLL(None), "malloc_trim"):  # freed memory is not in use: give it back
         trim.malloc_trim(0)
     CLEAR.write_text("5")  # see proc(5): resets VmHWM to what is resident now
 

@@ -1,4 +1,4 @@
-"""This package as an implementation to be measured: the contract of :mod:`mcvd.benchmark.peer`."""
+"""This package as an implementation to measure, under the contract of :mod:`mcvd.benchmark.peer`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME = "mcvd"
 
 
 def implementation(precision: str = "fp32", engine: str = "torch") -> Implementation:
-    """precision: `fp32`, or `bf16` by autocast; engine: of network calls; `compile` also compiles the training step."""
+    """precision: `fp32`, or `bf16` by autocast; engine: for calls; `compile` also compiles the training step."""
     note = f"this package, {precision}{'' if engine == 'torch' else f', {engine}'}"
 
     def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> Callables:
@@ -33,7 +33,7 @@ def implementation(precision: str = "fp32", engine: str = "torch") -> Implementa
 
 
 class Ours:
-    """One model, and what the contract asks of it."""
+    """One model with the functions of the contract."""
 
     def __init__(self, config: ModelConfig, state_dict: dict[str, Tensor], precision: str, engine: str):
         self.device = next(iter(state_dict.values())).device
@@ -46,12 +46,12 @@ class Ours:
         """See :mod:`mcvd.benchmark.peer`."""
         with torch.no_grad(), autocast(self.precision, self.device):
             condition = self.model.network.encode(past, future)
-        running = contextlib.ExitStack()  # as long as `call` lives, as for the whole of a `fill`
+        running = contextlib.ExitStack()  # open as long as `call` lives, as during a whole `fill`
         running.enter_context(calls_by(self.model.network, self.engine))
         run = network_call(self.model.network)
 
         def call(x: Tensor, time: Tensor, _running: contextlib.ExitStack = running) -> Tensor:
-            time = time[:1] if bool((time == time[0]).all()) else time  # one for all rows, as when sampling
+            time = time[:1] if bool((time == time[0]).all()) else time  # one row for all, as when sampling
             with torch.no_grad(), autocast(self.precision, self.device):
                 return run(x, time, condition)
 
@@ -94,7 +94,7 @@ class Ours:
 
 
 class Given:
-    """A clip and random numbers in place of those that a trainer draws."""
+    """Fixed clips and random numbers in place of those that a trainer draws."""
 
     def __init__(self, video: Tensor | None = None, draw: Draw | None = None):
         self.video, self.drawn = video, draw

@@ -39,12 +39,12 @@ class Options:
     """What is measured."""
 
     models: dict[str, ModelConfig]
-    """By the name for the table."""
+    """By name in the table."""
     cases: tuple[str, ...] = ("network", "sampling", "training")
-    """Of `CASES`, and `i3d` and `startup`."""
+    """From `CASES`, `i3d` and `startup`."""
     batches: tuple[int, ...] = (1,)
     sizes: tuple[int, ...] = ()
-    """Pixels a side; empty: each model's own."""
+    """Pixels per side; empty: each model's own."""
     samples: int = 1
     solver_steps: int = 100
     timed_steps: int = 5
@@ -52,20 +52,20 @@ class Options:
     device: str = "cpu"
     precision: str = "fp32"
     engine: str = "torch"
-    """Of `mcvd.networks.engine.ENGINES`; `compile` also compiles the training step."""
+    """From `mcvd.networks.engine.ENGINES`; `compile` also compiles the training step."""
     peers: tuple[Path, ...] = ()
     memory: bool = True
     quick_calibration: bool = False
-    """For tests: the ceilings then say nothing."""
+    """For tests: the ceilings then mean nothing."""
 
 
 def benchmark(options: Options, progress: Progress | None = None) -> dict[str, Any]:
-    """The whole document; progress: takes (rounds done, rounds in all)."""
+    """The whole document; progress: takes (rounds done, rounds in total)."""
     for name in options.cases:
         if name not in (*CASES, "i3d", "startup"):
             raise McvdError(f"no case {name}; cases: {', '.join((*CASES, 'i3d', 'startup'))}")
     if not (options.cases and options.models and options.batches):
-        raise McvdError("nothing is measured without a case, a recipe and a batch: name at least one of each")
+        raise McvdError("nothing to measure: name at least one case, one recipe and one batch")
     for name, value in (("batch", min(options.batches)), ("samples", options.samples), ("rounds", options.rounds)):
         if value < 1:
             raise McvdError(f"{name} is {value}; it must be at least 1")
@@ -77,7 +77,7 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     peers = [load_peer(path) for path in options.peers]
     names = [ours.NAME, *(peer.name for peer in peers)]
     if len(set(names)) < len(names):
-        raise McvdError(f"the names of the peers' files must differ: {', '.join(names[1:])}")
+        raise McvdError(f"the peers' files must have different names: {', '.join(names[1:])}")
     implementations = [ours.implementation(options.precision, options.engine), *peers]
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     ceilings = calibrate(device, dtype, options.quick_calibration)
@@ -149,7 +149,7 @@ def _row(
     options: Options,
     ticks: Callable[[], None],
 ) -> Row:
-    """One case in one setting, for everyone that offers it."""
+    """One case in one setting, for every implementation that offers it."""
     device = torch.device(options.device)
     weights = random_weights(setting.model, device)
     checks: dict[str, Tensor] = {}
@@ -201,27 +201,27 @@ def _described(case: Case, setting: Setting) -> Row:
 
 
 def _whole(case: Case, setting: Setting, name: str, taken: dict[str, Sample]) -> Sample:
-    """The time of the whole in one round, from its parts."""
+    """The total time in one round, from its parts."""
     parts = {key.partition("/")[2]: sample for key, sample in taken.items() if key.startswith(f"{name}/")}
     wall = case.seconds({part: sample.wall for part, sample in parts.items()}, setting)
     return Sample(wall, case.seconds({part: sample.processor for part, sample in parts.items()}, setting))
 
 
 def _least(rounds: list[dict[str, Sample]]) -> dict[str, Sample]:
-    """The shortest time of every part: on a machine that others use, what is nearest to an undisturbed one."""
+    """The shortest time of every part: on a shared machine, the closest to an undisturbed one."""
     return {key: Sample(*(min(taken[key][i] for taken in rounds) for i in range(2))) for key in rounds[0]}
 
 
 def _beside(times: list[Sample], base: list[Sample], output: Tensor, truth: Tensor) -> Row:
-    """Paired ratios and how far the outputs are apart: a number, or in words where there is none."""
+    """Paired ratios and the difference of the outputs: a number, or words if there is none."""
     ratio = summarise([t.wall / b.wall for t, b in zip(times, base)])
     processor = summarise([t.processor / max(b.processor, 1e-9) for t, b in zip(times, base)])
     largest = float(truth.abs().max())
     unlike = difference = None
-    if output.shape != truth.shape:  # which might broadcast
+    if output.shape != truth.shape:  # they might broadcast
         unlike = f"shape {tuple(output.shape)}, not {tuple(truth.shape)}"
     elif not math.isfinite(difference := float((output.cpu() - truth.cpu()).abs().max())):
-        unlike, difference = "not finite", None  # JSON knows no NaN
+        unlike, difference = "not finite", None  # JSON has no NaN
     return {
         "ratio": ratio._asdict(),
         "processor_ratio": processor._asdict(),
@@ -256,7 +256,7 @@ def _add_memory_ratios(row: Row) -> None:
 
 
 def _add_growth(rows: list[Row]) -> None:
-    """How the time of a frame grows: beside the first row of the same case and model."""
+    """How the time per frame grows, relative to the first row of the same case and model."""
     first: dict[tuple[str, str], float] = {}
     for row in rows:
         if "frames" in row:
@@ -265,7 +265,7 @@ def _add_growth(rows: list[Row]) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on beside the program."""
+    """What the figures depend on besides the program."""
     if device.type == "cuda":
         what = torch.cuda.get_device_name(device)
     else:

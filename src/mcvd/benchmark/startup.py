@@ -1,4 +1,4 @@
-"""How long commands take to start, each in a process of its own, beside importing torch alone."""
+"""How long commands take to start, each in its own process, compared with importing torch alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HELP, IMPORT, PREDICT = "mcvd --help", "import torch", "mcvd predict"
 
 
 def startup_rows(rounds: int, on_round: Callable[[], None]) -> list[dict[str, Any]]:
-    """`mcvd --help`; and `mcvd predict` with the bundled model on the CPU, one block of one sample, from its start to
-    the written video, less importing torch in the same round."""
+    """`mcvd --help`; and `mcvd predict` with the bundled model on the CPU, one block of one sample, from start to
+    written video, also minus importing torch in the same round."""
     with tempfile.TemporaryDirectory() as folder:
         clip, out = Path(folder) / "clip.npz", Path(folder) / "out.mp4"
         np.savez(clip, np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""The document of a benchmark as text for people."""
+"""A benchmark's document as readable text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ HEADER = ("", "time", "least", "frames/s", "of ceiling", "memory", "ratio", "of 
 
 
 def table(document: dict[str, Any]) -> str:
-    """Lines of text: the machine, its ceilings, a block a row."""
+    """Lines of text: the machine, its ceilings, one block per row."""
     machine, ceilings = document["machine"], document["ceilings"]
     lines = [
         f"{machine['name']} ({machine['device']}), {machine['threads']} threads, torch {machine['torch']}; "
@@ -41,7 +41,7 @@ def _title(row: dict[str, Any]) -> str:
         parts.append(
             f"{row['samples']} samples each, {row['solver_steps']} DDPM steps ({row['timed_steps']} of them timed)"
         )
-    parts.append(f"{_engineering(row['flops'])}FLOP, {row['frame_cost']:.3g} x the first such row's time a frame")
+    parts.append(f"{_engineering(row['flops'])}FLOP, {row['frame_cost']:.3g} x the first such row's time per frame")
     return ", ".join(filter(None, parts))
 
 

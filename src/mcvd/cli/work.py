@@ -54,7 +54,7 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
 def context_frames(video: Tensor, asked: int | Literal["all"] | None, default: int, *, end: bool) -> Tensor:
     """The frames of a clip that are given to the model: the last ones (`end`), or the first.
 
-    default: how many the model sees (if it sees none on that side, one is given, and imposed on the first block).
+    default: how many the model sees (if it sees none on that side, one frame is given, to be imposed).
     """
     n = len(video) if asked == "all" else asked or min(max(default, 1), len(video))
     if n > len(video):
