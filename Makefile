@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mcvd predict examples/digits.mp4 --backward --frames 10 --samples 2 --out output/backward.mp4
 	$(BIN)/mcvd fill examples/digits.mp4 --known 0-4,10-19 --samples 2 --out output/interpolate.mp4
 	$(BIN)/mcvd generate --frames 15 --samples 2 --out output/generate.mp4
-	@echo "look at output/*.png first: what was given is edged blue, what was made orange"
+	@echo "look at output/*.png first: given frames are edged blue, generated ones orange"
 
 test: $(VENV)/.installed-test check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
