@@ -16,7 +16,7 @@ from torch import Tensor
 from mcvd.data.prepare.items import find_items
 from mcvd.data.sheet import GIVEN, MADE, contact_sheet
 from mcvd.data.stills import IMAGE_SUFFIXES
-from mcvd.data.video import read_video, video_info, write_video
+from mcvd.data.video import decoded_frames, read_video, video_info, write_video
 from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
 
@@ -550,6 +550,24 @@ def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
         assert (video[..., :8] == 200).all(), name
     assert read_video(tmp_path / "key.png").shape == (1, 1, 16, 16)
     assert not read_video(tmp_path / "key.png").any()
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_what_is_transparent_in_a_webm_lies_on_black(tmp_path: Path, codec: str) -> None:
+    picture = np.full((32, 64, 4), 200, np.uint8)
+    picture[:, 32:, 3] = 0
+    with av.open(str(tmp_path / "a.webm"), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuva420p"
+        stream.options = {"auto-alt-ref": "0"}  # VP8 has no alpha with it
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba")))
+        container.mux(stream.encode(None))
+    video = read_video(tmp_path / "a.webm").float()
+    assert len(video) == 3
+    assert video[..., 36:].mean() < 5
+    assert (video[..., :28] - 157).abs().mean() < 5, "200 of 255 shows"
+    assert [frame.time for frame in decoded_frames(tmp_path / "a.webm")] == [0, 0.1, 0.2]
 
 
 def test_integers_of_unknown_range_are_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from mcvd.text import counted
 __all__ = ["VideoInfo", "contact_sheet", "read_images", "read_video", "video_info", "write_video"]
 
 _LAST = sys.maxsize  # the largest count of frames
+_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _STILL_BRANDS = ("avif", "heic", "heix", "mif1")  # to FFmpeg, a film of one frame at one frame per second
 
 
@@ -189,7 +190,7 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
         with _open_video(path) as container:
             stream = _video_stream(container, path)
             aspect = stream.sample_aspect_ratio or Fraction(1)
-            for frame in container.decode(stream):
+            for frame in _decoded(container, stream):
                 yield SourceFrame(frame, Fraction(aspect), frame.rotation, _is_mirrored(frame), frame.time)
                 done += 1
                 end = max(end, frame.time or 0.0)
@@ -210,6 +211,17 @@ def _container_frames(path: Path) -> Iterator[SourceFrame]:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The stream's frames, transparency included: FFmpeg's own decoders of VP8 and VP9 drop it, libvpx's do not."""
+    libvpx = _LIBVPX.get(stream.codec_context.name)
+    if stream.metadata.get("alpha_mode") != "1" or libvpx not in av.codecs_available:
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create(libvpx, "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)
 
 
 def _is_mirrored(frame: Any) -> bool:
