@@ -116,6 +116,13 @@ def test_everything_of_use_is_stored_and_the_rest_is_named(mixed: Path, tmp_path
     assert any("broken.mp4" in line for line in info(tmp_path / "data").lines())
 
 
+def test_a_video_that_may_be_cut_short_is_used_and_named(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "videos" / "a.mkv", clip(60, 16, 16), fps=10, scale=1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    prepare(tmp_path / "videos", tmp_path / "data", SMALL, workers=1)
+    assert [line for line in info(tmp_path / "data").lines() if line.startswith("note: ") and "cut short" in line]
+
+
 def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
     for wrong, said in (({"split_by": "("}, "not a regular expression"), ({"test_share": 1.5}, "less than 1 together")):
         with pytest.raises(McvdError, match=said):

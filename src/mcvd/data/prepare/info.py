@@ -58,6 +58,8 @@ class DataInfo:
     """Frames per second; None: unknown."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(source, why it is left out)."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """(source, what the decoder warned of), of videos that are used."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Files that are not videos, by suffix, and folders that mcvd itself made."""
     stored: tuple[int, int, int] | None = None
@@ -87,7 +89,8 @@ class DataInfo:
             out.append(f"sizes  {', '.join(some)}{', ...' if len(self.sizes) > 4 else ''} before preparation"[:200])
         rates = [f"{'unknown' if fps is None else f'{fps:.4g}'} ({count})" for fps, count in self.fps.most_common(4)]
         out.append(f"fps    {', '.join(rates)}")
-        out += [f"left out: {why if source in why else f'{source}: {why}'}" for source, why in self.skipped]
+        for kind, remarks in (("left out", self.skipped), ("note", self.notes)):
+            out += [f"{kind}: {why if source in why else f'{source}: {why}'}" for source, why in remarks]
         if self.ignored:
             out.append("no videos: " + ", ".join(f"{count} {suffix}" for suffix, count in self.ignored.items()))
         return out
@@ -102,6 +105,7 @@ def info(path: Path | str) -> DataInfo:
         for entry in manifest.videos:
             out.add(entry.split, entry.group, entry.frames, entry.source_size, entry.fps)
         out.skipped = [(entry.source, entry.skipped) for entry in manifest.skipped]
+        out.notes = [(entry.source, entry.note) for entry in manifest.videos if entry.note]
         return out
     if path.exists() and hdf5_shards(path):
         videos, _, stored = stored_videos(path)
