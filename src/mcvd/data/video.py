@@ -219,7 +219,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     if stream.metadata.get("alpha_mode") != "1" or libvpx not in av.codecs_available:
         yield from container.decode(stream)
         return
-    decoder = av.CodecContext.create(libvpx, "r")
+    decoder: Any = av.CodecContext.create(libvpx, "r")
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 
