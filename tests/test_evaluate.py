@@ -492,7 +492,8 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     lines = []
     fixed = real_clips(protocol, tmp_path / "raw", lines.append).batch(range(4))
     assert "3 videos, 36 frames" in lines[0]
-    assert lines[1:] == ["measuring on 2 videos of 3 (split test); --set split=all takes all"]
+    test = "measuring on 2 videos of 3 (split test); --set split=all takes all, those for training too"
+    assert lines[1:] == [test]
     first = torch.from_numpy(np.load(tmp_path / "raw" / "test" / "1.npy")).permute(0, 3, 1, 2)
     assert torch.equal(fixed[0], first[:9, ..., 2:18])  # the middle, from the first frame on; never the training video
     assert torch.equal(fixed[1], first[3:, ..., 2:18])  # the second clip of a video is its last frames
@@ -503,6 +504,7 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     everything = real_clips(replace(protocol, split="all"), tmp_path / "raw", lines.append).batch(range(4))
     last = torch.from_numpy(np.load(tmp_path / "raw" / "train" / "0.npy")).permute(0, 3, 1, 2)
     assert torch.equal(everything[3], last[:9, ..., 2:18])
+    assert lines[-1] == "measuring on 3 videos of 3; a model trained on this folder has seen 1 of them"
     assert not any("split=all" in line for line in lines[told:])
     folder = next((tmp_path / "cache" / "prepared").iterdir())
     with pytest.raises(McvdError, match="are needed: prepare the videos again"):

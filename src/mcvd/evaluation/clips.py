@@ -110,8 +110,12 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
             f" --set size=[{clips.stored[0]},{clips.stored[1]}]"
         )
     used, whole = len(clips.videos), len(clips.all_videos)
-    if protocol.source == "videos" and used < whole:
-        report(f"measuring on {counted(used, 'video')} of {whole} (split {protocol.split}); --set split=all takes all")
+    trained = sum(clips.all_videos[i].split == "train" for i in clips.videos)
+    on = f"measuring on {counted(used, 'video')} of {whole}"
+    if protocol.source == "videos" and protocol.split == "all" and trained:
+        report(f"{on}; a model trained on this folder has seen {trained} of them")
+    elif protocol.source == "videos" and protocol.split != "all" and used < whole:
+        report(f"{on} (split {protocol.split}); --set split=all takes all, those for training too")
     return clips
 
 
