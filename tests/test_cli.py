@@ -658,6 +658,11 @@ def test_what_tyro_says_of_a_choice_between_types_is_said_plainly():
     assert main_module._unboxed("\n".join([" Value error", *(f"  {x:66}" for x in text)])) == said
 
 
+def test_a_clip_named_like_an_option_can_be_written_otherwise(clip, capsys):
+    Path("-a.npz").write_bytes(Path("clip.npz").read_bytes())
+    assert fails(capsys, 2, "info", "-a.npz").endswith("; write ./-a.npz (see mcvd info --help)")
+
+
 def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):
     Path("vids").mkdir()
     assert "mcvd data info vids says" in fails(capsys, 1, "info", "vids")

@@ -223,6 +223,18 @@ def test_splits_are_of_whole_groups_and_stay_when_videos_are_added(count: int) -
         assert all(later[name] == splits[name] for name in names)
 
 
+def test_only_the_group_held_out_for_want_of_another_makes_room() -> None:
+    names = [f"v{i}.mp4" for i in range(60)]
+    hashed = dict(zip(names, assign_splits(names)))  # so many that none is forced
+    swapped = 0
+    for count in range(2, 60):
+        before, after = (dict(zip(names, assign_splits(names[:n]))) for n in (count, count + 1))
+        moved = [name for name in before if before[name] != after[name]]
+        assert all(before[name][0] == "test" and hashed[name][0] == "train" for name in moved)
+        swapped += len(moved)
+    assert swapped
+
+
 def test_split_by_folder_file_and_existing_folders() -> None:
     names = ["a/1.mp4", "a/2.mp4", "b/1.mp4", "x.npz#k1", "x.npz#k2"]
     assert [group for _, group in assign_splits(names, "folder")] == ["a", "a", "b", "x.npz", "x.npz"]

@@ -160,7 +160,8 @@ def _parse(command: type, name: str, words: list[str]) -> Any:
             return tyro.cli(command, prog=f"mcvd {name}", args=words, config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as end:
         if end.code == 2:
-            _fail(f"{_unboxed(box.getvalue())} (see mcvd {name} --help)", 2)
+            file = next((word for word in words if word.startswith("-") and os.path.exists(word)), None)
+            _fail(f"{_unboxed(box.getvalue())}{f'; write ./{file}' if file else ''} (see mcvd {name} --help)", 2)
         raise
 
 

@@ -1,6 +1,7 @@
 """Which videos are for training and which are held out: whole groups of videos, never parts of one.
 
-The draw is a hash of the group's name, so videos added later never move others to another split.
+The draw is a hash of the group's name, so videos added later do not move others to another split; except for a single
+group that was held out, or kept, only because there must be one.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def assign_splits(
         for group, draw in drawn.items()
     }
     if len(splits) > 1:
-        # in the order of the draw, so that these too stay what they are when videos are added
+        # in the order of the draw, so that these too change only for a group that is drawn before (after) them
         order = sorted(drawn, key=lambda group: drawn[group])
         if test_share and "test" not in splits.values():
             splits[order[0]] = "test"
