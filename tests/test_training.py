@@ -549,6 +549,18 @@ def test_training_on_a_folder_of_videos(tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_model_says_of_which_frames_its_clips_were(tmp_path, monkeypatch, stride):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    for i in range(2):
+        write_video(tmp_path / "videos" / f"{i}.npz", tiny.video(24, 3, 16, 16, seed=i))
+    data = DataConfig("videos", str(tmp_path / "videos"), stride)
+    go(replace(RECIPE, data=data, steps=1), tmp_path / "run", clips=None)
+    for name in ("model", "best"):
+        notes = json.loads((tmp_path / "run" / name / "config.json").read_text())["notes"]
+        assert notes.get("stride", 1) == stride
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 

@@ -338,7 +338,7 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
             if save:
                 # the model first: after a kill between the two, the run continues from before and writes both again
                 if model is not None:
-                    save_model(output, "model", model, {"steps": step, "clips_seen": step * recipe.batch})
+                    save_model(output, "model", model, _notes(trainer))
                 state = trainer.state_dict()
                 if state is not None:
                     save_checkpoint(output, step, state)
@@ -374,8 +374,14 @@ def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog
     log.picture(step, model, test)
     if error < trainer.best:
         trainer.best = error
-        notes = {"steps": step, "clips_seen": step * trainer.recipe.batch, "validation": error}
-        save_model(output, "best", model, notes)
+        save_model(output, "best", model, _notes(trainer) | {"validation": error})
+
+
+def _notes(trainer: Trainer) -> dict[str, Any]:
+    """What a saved model says of its training; the stride, too, because clips that it is given should have the same."""
+    step, recipe = trainer.step, trainer.recipe
+    stride = {"stride": recipe.data.stride} if recipe.data.stride > 1 else {}
+    return {"steps": step, "clips_seen": step * recipe.batch} | stride
 
 
 def _check_finite(trainer: Trainer, loss: float, gradient: float, output: Path) -> None:
