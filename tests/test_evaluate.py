@@ -500,6 +500,8 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     drawn = real_clips(replace(protocol, choice="published"), tmp_path / "raw", lines.append).batch(range(4))
     starts = published_starts([4] * 4, 0)
     assert torch.equal(drawn[1], first[starts[1] : starts[1] + 9, ..., 2:18])
+    real_clips(replace(protocol, split="train"), tmp_path / "raw", lines.append)
+    assert lines[-1] == "measuring on 1 video of 3, those for train; --set split=all takes all"
     told = len(lines)
     everything = real_clips(replace(protocol, split="all"), tmp_path / "raw", lines.append).batch(range(4))
     last = torch.from_numpy(np.load(tmp_path / "raw" / "train" / "0.npy")).permute(0, 3, 1, 2)

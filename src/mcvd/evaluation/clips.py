@@ -115,7 +115,8 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
     if protocol.source == "videos" and protocol.split == "all" and trained:
         report(f"{on}; a model trained on this folder has seen {trained} of them")
     elif protocol.source == "videos" and protocol.split != "all" and used < whole:
-        report(f"{on} (split {protocol.split}); --set split=all takes all, those for training too")
+        too = "" if protocol.split == "train" else ", those for training too"
+        report(f"{on} (split {protocol.split}); --set split=all takes all{too}")
     return clips
 
 
