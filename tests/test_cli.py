@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import mcvd
 from mcvd.cli import main as main_module
 from mcvd.cli import predict as predict_module
 from mcvd.cli.fill import parse_ranges
@@ -140,6 +141,11 @@ def test_given_frames_come_back_to_the_bit(clip, models):
     assert len(made("generate", "--frames", "6")) == 6
     # every second frame
     assert (made("predict", "clip.npz", "--frames", "1", "--stride", "2")[:5] == real[::2][-5:]).all()
+    # as the model was trained, unless asked otherwise
+    mcvd.load(models["tiny"]).save("every_other", notes={"stride": 2})
+    model[1] = "every_other"
+    assert (made("predict", "clip.npz", "--frames", "1")[:5] == real[::2][-5:]).all()
+    assert (made("predict", "clip.npz", "--frames", "1", "--stride", "1")[:5] == real[-5:]).all()
 
 
 def test_samples_are_files_and_seeds_repeat(clip, models):

@@ -501,7 +501,7 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     starts = published_starts([4] * 4, 0)
     assert torch.equal(drawn[1], first[starts[1] : starts[1] + 9, ..., 2:18])
     real_clips(replace(protocol, split="train"), tmp_path / "raw", lines.append)
-    assert lines[-1] == "measuring on 1 video of 3, those for train; --set split=all takes all"
+    assert lines[-1] == "measuring on 1 video of 3 (split train); --set split=all takes all"
     told = len(lines)
     everything = real_clips(replace(protocol, split="all"), tmp_path / "raw", lines.append).batch(range(4))
     last = torch.from_numpy(np.load(tmp_path / "raw" / "train" / "0.npy")).permute(0, 3, 1, 2)
@@ -511,6 +511,14 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     folder = next((tmp_path / "cache" / "prepared").iterdir())
     with pytest.raises(McvdError, match="are needed: prepare the videos again"):
         real_clips(replace(protocol, channels=1), folder, lines.append)
+
+
+def test_another_stride_than_that_of_the_training_is_said(model, tmp_path):
+    other = tiny.model()
+    other.notes["stride"] = 2
+    for stride, said in ((1, 1), (2, 0)):
+        _, lines = go(other, tmp_path / str(stride), replace(PROTOCOL, stride=stride), metrics=["psnr"])
+        assert sum("--set stride=2 measures as it was trained" in line for line in lines) == said
 
 
 def test_which_videos_a_protocol_says_it_is_of(assets_dir):

@@ -13,6 +13,7 @@ import yaml
 
 import mcvd
 import tiny
+from mcvd.card import model_card
 from mcvd.config import differences, from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
@@ -479,6 +480,18 @@ def test_a_hub_model_is_loaded_from_its_snapshot(model, tmp_path, monkeypatch):
     )
     assert same(mcvd.load("a/b", device="cpu").state_dict(), model.state_dict())
     assert asked == ["a/b"]
+
+
+def test_what_is_noted_of_the_training_stays_with_a_model(tmp_path):
+    assert (tiny.model().notes, tiny.model().stride) == ({}, 1)
+    tiny.model().save(tmp_path / "a", notes={"steps": 5, "stride": 3})
+    loaded = mcvd.load(tmp_path / "a", device="cpu")
+    loaded.save(tmp_path / "b")
+    again = mcvd.load(tmp_path / "b", device="cpu")
+    assert (again.notes, again.stride) == ({"steps": 5, "stride": 3}, 3)
+    assert "| stride | 3 |" in model_card(again, "me/mine")
+    again.notes["stride"] = "many"  # anybody may have written it
+    assert again.stride == 1
 
 
 def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -561,6 +561,20 @@ def test_samples_of_several_pictures_are_videos(tmp_path: Path) -> None:
     assert manifest.ignored == {".json": 2}
     expected = clip(12, seed=1).permute(0, 2, 3, 1)
     assert np.array_equal(stored(tmp_path / "data")["0.tar/000001"], expected)
+
+
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_pictures_named_as_a_video_beside_them_are_previews(tmp_path: Path, in_tar: bool) -> None:
+    folder = tmp_path / "clips"
+    for name in ("a", "b", "c"):
+        write_video(folder / f"{name}.mkv", clip(6))
+        for picture in (f"{name}.jpg", f"{name}.thumb.PNG"):
+            Image.new("RGB", (16, 16)).save(folder / picture)
+    items, ignored = find_items(packed(tmp_path / "0.tar", folder) if in_tar else folder)
+    assert [PurePosixPath(item.name).name for item in items] == ["a.mkv", "b.mkv", "c.mkv"]
+    assert ignored == {".jpg": 3, ".png": 3}
+    write_video(folder / "still", clip(5))
+    assert len(find_items(folder)[0]) == 4
 
 
 def test_tar_files_beside_videos_are_what_these_came_in(mixed: Path, tmp_path: Path) -> None:

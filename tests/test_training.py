@@ -557,8 +557,8 @@ def test_a_model_says_of_which_frames_its_clips_were(tmp_path, monkeypatch, stri
     data = DataConfig("videos", str(tmp_path / "videos"), stride)
     go(replace(RECIPE, data=data, steps=1), tmp_path / "run", clips=None)
     for name in ("model", "best"):
-        notes = json.loads((tmp_path / "run" / name / "config.json").read_text())["notes"]
-        assert notes.get("stride", 1) == stride
+        model = mcvd.load(tmp_path / "run" / name)
+        assert model.notes.get("stride", 1) == model.stride == stride
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------

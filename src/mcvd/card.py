@@ -30,6 +30,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
             "trained with",
             f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
         ),
+        *((name, str(value)) for name, value in model.notes.items()),
     ]
 
 

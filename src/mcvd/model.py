@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.planner import plan
 from mcvd.rollout import Progress, rollout
-from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model
+from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_config_and_notes, read_model, upload, write_model
 from mcvd.text import counted
 
 
@@ -126,6 +126,7 @@ class VideoDiffusion(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.notes: dict[str, Any] = {}  # what is known of the training: steps, stride, ...; see `save`
         self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default dtype
         for weight in self.network.parameters():
             if weight.dim() == 4:  # the memory format with the fastest convolutions, on CPUs and GPUs
@@ -145,6 +146,12 @@ class VideoDiffusion(nn.Module):
     def channels(self) -> int:
         """1 for grey, 3 for RGB."""
         return self.config.network.channels
+
+    @property
+    def stride(self) -> int:
+        """Clips should be read like the training videos, of which every stride-th frame was used; 1 if not noted."""
+        stride = self.notes.get("stride")
+        return stride if isinstance(stride, int) and stride > 0 else 1
 
     @property
     def device(self) -> torch.device:
@@ -408,8 +415,9 @@ class VideoDiffusion(nn.Module):
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, notes: dict | None = None) -> Path:
         """Writes config.json and model.safetensors (weights as `dtype`) into a folder; returns it.
 
-        notes: further entries of config.json, for people; ignored by loading.
+        notes: what is known of the training, also for config.json (None: the model's own notes).
         """
+        notes = self.notes if notes is None else notes
         return write_model(folder, to_dict(self.config), self.state_dict(), dtype, notes)
 
     @classmethod
@@ -418,6 +426,7 @@ class VideoDiffusion(nn.Module):
         config, weights = read_model(folder)
         model = cls(from_dict(ModelConfig, config, str(Path(folder) / CONFIG)))
         load_weights(model, weights, str(Path(folder) / WEIGHTS))
+        _, model.notes = read_config_and_notes(Path(folder).expanduser())
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,11 +34,7 @@ class Command:
         from mcvd.card import model_rows
         from mcvd.interop.load import load
 
-        rows = [("model", self.what), *model_rows(load(self.what, device="cpu"))]
-        if folder is not None:
-            notes = json.loads((folder / "config.json").read_text()).get("notes") or {}
-            rows += [(name, str(value)) for name, value in notes.items()]
-        return rows
+        return [("model", self.what), *model_rows(load(self.what, device="cpu"))]
 
 
 def model_folder(name: str) -> Path | None:

@@ -133,5 +133,5 @@ class Reading:
 
     fit: Literal["crop", "stretch"] = "crop"
     """Crop to the model's aspect ratio, or stretch the whole picture to it."""
-    stride: Count = 1
+    stride: Annotated[MaybeCount, arg(help_behavior_hint="(default: as the model was trained)")] = None
     """Take every N-th frame of the clip."""

@@ -43,10 +43,11 @@ class Clip:
 def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) -> Clip:
     """Reads a clip in the size and colours of the model, and prints how it was converted."""
     info = video_info(path)
-    video = read_video(path, size=model.size, channels=model.channels, stride=reading.stride, fit=reading.fit)
-    fps = info.fps / reading.stride if info.fps else None
+    stride = reading.stride or model.stride
+    video = read_video(path, size=model.size, channels=model.channels, stride=stride, fit=reading.fit)
+    fps = info.fps / stride if info.fps else None
     height, width = model.size
-    every = f", one frame in {reading.stride}" if reading.stride > 1 else ""
+    every = f", one frame in {stride}" if stride > 1 else ""
     print(f"{path.name}: {info.text} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
     return Clip(path, video, fps)
 

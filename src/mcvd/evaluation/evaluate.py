@@ -78,6 +78,11 @@ def evaluate(
     say = report if worker.rank == 0 else nothing
     check_fit(model, protocol, name)
     chosen, notes = choose_metrics(protocol, metrics, published=instruments is None)
+    if model.stride not in (1, protocol.stride):
+        notes.append(
+            f"note: {name} was trained on one frame in {model.stride}, the protocol takes one in {protocol.stride}; "
+            f"--set stride={model.stride} measures as it was trained"
+        )
     for note in notes:
         say(note)
     folder = Folder(output)

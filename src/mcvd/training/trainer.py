@@ -378,7 +378,7 @@ def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog
 
 
 def _notes(trainer: Trainer) -> dict[str, Any]:
-    """What a saved model says of its training; the stride, too, because clips that it is given should have the same."""
+    """What a saved model notes of its training; clips are read with its stride."""
     step, recipe = trainer.step, trainer.recipe
     stride = {"stride": recipe.data.stride} if recipe.data.stride > 1 else {}
     return {"steps": step, "clips_seen": step * recipe.batch} | stride

@@ -94,6 +94,7 @@ class _Page:
                 "height": height,
                 "width": width,
                 "channels": model.channels,
+                "stride": model.stride,
                 "past": layout.past,
                 "current": layout.current,
                 "future": layout.future,
@@ -113,7 +114,7 @@ class _Page:
 
     async def receive(self, request: Request) -> Response:
         name = request.query_params.get("name", "clip")
-        stride = _whole(request.query_params.get("stride", "1"), "every N-th frame")
+        stride = _whole(request.query_params.get("stride", str(self.model.stride)), "every N-th frame")
         fit = cast(Fit, request.query_params.get("fit", "crop"))  # others are refused by the reader
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"clip.{re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'mp4'}"

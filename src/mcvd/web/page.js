@@ -330,6 +330,7 @@ attempt(async () => {
   $("model").textContent = `${model.name}: ${model.width}x${model.height} ${model.channels === 1 ? "grey" : "RGB"}, `
     + `${model.past} past, ${model.current} current, ${model.future} future frames, on ${model.device}`;
   document.documentElement.style.setProperty("--wide", model.width / model.height);
+  $("stride").value = model.stride;
   $("samples").max = model.most_samples;
   $("make").max = model.most_frames;
   for (const [name, {summary}] of Object.entries(model.solvers)) {

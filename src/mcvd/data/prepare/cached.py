@@ -14,6 +14,7 @@ from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
 from mcvd.data.settings import Settings
 from mcvd.data.shards import is_prepared, read_manifest
+from mcvd.text import counted
 
 LINE_EVERY = 20.0  # s between lines while videos are prepared
 
@@ -45,5 +46,6 @@ def prepared_data(path: Path, settings: Settings, report: Callable[[str], None])
     frames = sum(entry.frames for entry in manifest.videos)
     left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
     more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
-    report(f"{len(manifest.videos)} videos, {frames} frames of {path} are prepared in {folder}{more}")
+    what = f"{counted(len(manifest.videos), 'video')}, {counted(frames, 'frame')} of {path}"
+    report(f"{what} {'is' if len(manifest.videos) == 1 else 'are'} prepared in {folder}{more}")
     return folder

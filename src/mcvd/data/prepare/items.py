@@ -140,10 +140,11 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
     items: list[Item] = []
     others: Counter[str] = Counter()
     images: dict[str, list[File]] = {}
+    videos: set[str] = set()
     for file in files:
         if _hidden(file.name):
             continue
-        suffix = PurePosixPath(file.name).suffix.lower()
+        suffix, found = PurePosixPath(file.name).suffix.lower(), len(items)
         if suffix in VIDEOS or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
             items.append(_item("video", file.name, [file]))
         elif suffix in IMAGE_SUFFIXES:
@@ -156,11 +157,24 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
             items += _hdf5_items(file)
         else:
             others[suffix or "(none)"] += 1
+        if len(items) > found:
+            videos.add(_sample(file.name))
     for folder, pictures in images.items():
+        previews = [_sample(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
+        others.update(PurePosixPath(file.name).suffix.lower() for file, preview in zip(pictures, previews) if preview)
+        pictures = [file for file, preview in zip(pictures, previews) if not preview]
+        if not pictures:
+            continue
         pictures.sort(key=lambda picture: natural(PurePosixPath(picture.name).name))
         for name, sequence in _sequences(folder, pictures):
             items.append(_item("images", name, sequence))
     return items, others
+
+
+def _sample(name: str) -> str:
+    """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0]))
 
 
 def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str = "") -> Item:
@@ -174,9 +188,9 @@ def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[Fi
     of several pictures, as WebDataset names them (KEY.0.jpg, KEY.1.jpg, ...)."""
     samples: dict[str, list[File]] = {}
     for picture in pictures:
-        samples.setdefault(PurePosixPath(picture.name).name.partition(".")[0], []).append(picture)
+        samples.setdefault(_sample(picture.name), []).append(picture)
     if pictures[0].archive and 1 < len(samples) < len(pictures):
-        yield from ((f"{folder}/{key}", sample) for key, sample in samples.items())
+        yield from samples.items()
     else:
         yield Path(pictures[0].path).parent.name if folder == "." else folder, pictures
 
