@@ -873,12 +873,14 @@ def test_real_sequences_are_split_by_person(assets_dir: Path, tmp_path: Path) ->
     assert not {g for s, g in splits if s == "train"} & {g for s, g in splits if s == "test"}
 
 
-def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tarfile
+@pytest.mark.parametrize("filters", [True, False])
+def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool) -> None:
     import zipfile
 
     import huggingface_hub
 
+    if not filters:  # Python before 3.11.4
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     asked = []
 
     def download(repo_id, *, repo_type, local_dir):
@@ -907,4 +909,9 @@ def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(McvdError, match="cannot unpack .*bad.zip"):
         hub.unpack(tmp_path / "bad.zip")
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        tar.add(tmp_path / "a.npz", "../outside.npz")
+    with pytest.raises(McvdError, match="cannot unpack .*bad.tar .*outside"):
+        hub.unpack(tmp_path / "bad.tar")
     assert not list(tmp_path.glob(".bad*"))
+    assert not (tmp_path / "outside.npz").exists()

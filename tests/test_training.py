@@ -356,7 +356,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_a_signal_saves_and_leaves(tmp_path, name):
+def test_a_signal_saves_and_leaves(tmp_path, name, request):
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:  # as nohup leaves it to the tests
+        request.addfinalizer(lambda: signal.signal(getattr(signal, name), signal.SIG_IGN))
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     before = signal.getsignal(getattr(signal, name))
     lines = []
 

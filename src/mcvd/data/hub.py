@@ -53,9 +53,21 @@ def unpack(archive: Path) -> Path:
                 opened.extractall(partial)
         else:
             with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter="data")
+                _extract(tar, partial)
         partial.rename(folder)
     except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise McvdError(f"cannot unpack {archive} ({error}); delete it and fetch again") from error
     return folder
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    """Extracts plain files and folders, all of them inside `folder`: what filter="data" does from Python 3.11.4 on."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    members = [member for member in tar if member.isfile() or member.isdir()]
+    for member in members:
+        if member.name.startswith("/") or ".." in Path(member.name).parts:
+            raise tarfile.ExtractError(f"{member.name} leads out of the folder")
+    tar.extractall(folder, members)
