@@ -17,7 +17,15 @@ from torch import Tensor
 
 from mcvd.cache import cache_dir
 from mcvd.data.fetch import MNIST_MD5, fetch_mnist
-from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits, move, reference_sequence, render
+from mcvd.data.moving_mnist import (
+    MovingMNIST,
+    check_frames,
+    find_mnist,
+    load_digits,
+    move,
+    reference_sequence,
+    render,
+)
 from mcvd.errors import McvdError
 
 SMALL = {"a-images.gz": b"pictures" * 1000, "a-labels.gz": b"names"}
@@ -326,3 +334,12 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert cache_dir() == Path("/somewhere/mcvd")
     monkeypatch.setenv("MCVD_CACHE", "/else")
     assert cache_dir() == Path("/else")
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "asked"),
+    [((64, 64), 3, "64x64 with 3"), ((32, 64), 1, "64x32 with 1"), ((28, 28), 1, "28x28 with 1")],
+)
+def test_other_frames_are_named_with_their_channels(size, channels, asked):
+    with pytest.raises(McvdError, match=rf"32x32 and grey; the recipe asks for {asked} channel\(s\)"):
+        check_frames(size, channels, "the recipe")

@@ -28,7 +28,7 @@ from mcvd.networks.precision import autocast
 from mcvd.networks.unet import UNet, UNetConfig
 from mcvd.planner import plan
 from mcvd.rollout import Progress, rollout
-from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_config_and_notes, read_model, upload, write_model
+from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model
 from mcvd.text import counted
 
 
@@ -423,10 +423,10 @@ class VideoDiffusion(nn.Module):
     @classmethod
     def from_folder(cls, folder: str | Path) -> VideoDiffusion:
         """The model that `save` wrote, in evaluation mode."""
-        config, weights = read_model(folder)
+        config, notes, weights = read_model(folder)
         model = cls(from_dict(ModelConfig, config, str(Path(folder) / CONFIG)))
         load_weights(model, weights, str(Path(folder) / WEIGHTS))
-        _, model.notes = read_config_and_notes(Path(folder).expanduser())
+        model.notes = notes
         return model.eval()
 
     def push_to_hub(self, repo_id: str, **options: object) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
+from mcvd.text import first_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = "mcvd-1"
@@ -55,8 +56,8 @@ def write_model(
     return folder
 
 
-def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration (without notes) and weights that `write_model` wrote."""
+def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """The configuration, notes and weights that `write_model` wrote."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -64,9 +65,9 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise McvdError(f"{folder} is not a model folder: it has no {name}")
-    config, _ = read_config_and_notes(folder)
+    config, notes = read_config_and_notes(folder)
     try:
-        return config, load_file(folder / WEIGHTS)
+        return config, notes, load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise McvdError(f"{folder / WEIGHTS} cannot be read ({error}); fetch or save it again") from None
 
@@ -110,5 +111,4 @@ def upload(folder: Path, repo_id: str, card: str, **options: object) -> str:
             (folder / "README.md").write_text(card, encoding="utf-8")
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))  # type: ignore
     except Exception as error:  # the hub's errors share no base class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise McvdError(f"cannot upload to {repo_id} ({reason[0]}); log in with: hf auth login") from None
+        raise McvdError(f"cannot upload to {repo_id} ({first_line(error)}); log in with: hf auth login") from None

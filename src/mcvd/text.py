@@ -8,6 +8,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; the name of its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def printable(text: str) -> str:
     """A name as text that can be printed and written: `?` for bytes of a file name that are not UTF-8."""
     return text.encode("utf-8", "replace").decode()

@@ -11,6 +11,7 @@ from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from mcvd.errors import McvdError
+from mcvd.text import first_line
 
 Fit = Literal["crop", "stretch"]
 _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -111,4 +112,4 @@ def on_black(rgba: np.ndarray) -> np.ndarray:
 
 def short(error: Exception) -> str:
     """First line of an error, cut to 120 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return first_line(error)[:120]

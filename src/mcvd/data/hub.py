@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
+from mcvd.text import first_line
 
 MIRRORS = {"bair": "guyuchao/BAIR", "ucf101": "guyuchao/UCF101"}
 """Name -> data set on the hub. These are other people's copies: mcvd vouches for nothing in them."""
@@ -29,7 +30,7 @@ def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
     try:
         huggingface_hub.snapshot_download(MIRRORS[name], repo_type="dataset", local_dir=folder)
     except Exception as error:  # its errors come from several libraries
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise McvdError(f"cannot get {MIRRORS[name]} from the hub ({reason}); run it again to continue") from error
     for archive in sorted(folder.rglob("*")):
         if archive.name.lower().endswith(ARCHIVES) and ".cache" not in archive.parts and archive.is_file():

@@ -150,6 +150,16 @@ def _uniform(bits: Tensor, n: int) -> Tensor:
     return (((bits >> 33) & ((1 << 31) - 1)) * n) >> 31
 
 
+def check_frames(size: tuple[int, int], channels: int, who: str) -> None:
+    """Raises McvdError unless Moving MNIST has frames of (height, width) = `size` with these channels.
+
+    who: what asks for them, such as `the recipe`.
+    """
+    if size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or channels != 1:
+        asked = f"{size[1]}x{size[0]} with {channels} channel(s)"
+        raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; {who} asks for {asked}")
+
+
 class MovingMNIST:
     """Endless Stochastic Moving MNIST as a dataset of whole batches; item i is a function of (seed, i) only.
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcvd.data.moving_mnist import CANVAS, MovingMNIST, find_mnist, load_digits, reference_sequence
+from mcvd.data.moving_mnist import CANVAS, MovingMNIST, check_frames, find_mnist, load_digits, reference_sequence
 from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
@@ -47,12 +47,7 @@ def real_clips(protocol: Protocol, data: Path | str | None = None, report: Calla
 def _moving_digits(protocol: Protocol, path: Path | None) -> RealClips:
     if protocol.split == "all":
         raise McvdError("Moving MNIST has training and test digits only: set split to train or test")
-    if protocol.size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or protocol.channels != 1:
-        height, width = protocol.size
-        raise McvdError(
-            f"Moving MNIST is 64x64 or 32x32 and grey; the protocol asks for {width}x{height} with {protocol.channels}"
-            " channel(s)"
-        )
+    check_frames(protocol.size, protocol.channels, "the protocol")
     digits = load_digits(find_mnist(path), "train" if protocol.split == "train" else "test", limit=PUBLISHED_DIGITS)
     span = (protocol.clip_frames - 1) * protocol.stride + 1
     if protocol.choice == "published":

@@ -39,16 +39,17 @@ class _Data:
     """Frames: as many as a prediction clip has, given ones included."""
 
 
+_DIGITS, _PERSONS = "Stochastic Moving MNIST of the first 256 test digits", "KTH, persons 21-25"
 _PAPER = {
     "smmnist": _Data(
-        "Stochastic Moving MNIST of the first 256 test digits",
+        _DIGITS,
         {"source": "moving-mnist", "channels": 1, "binary": True},
         [(5, 10)],
         [(5, 5, 5), (5, 10, 5), (10, 5, 5), (10, 10, 5)],
         [15],
     ),
     "kth": _Data(
-        "KTH, persons 21-25",
+        _PERSONS,
         {"source": "kth", "channels": 1},
         [(10, 30), (10, 40), (5, 30), (5, 40)],
         [(10, 10, 5), (5, 5, 5)],
@@ -70,7 +71,6 @@ _PAPER = {
     ),
     "ucf101": _Data("UCF-101, list 3", {"source": "ucf101"}, [(4, 16)], [(4, 4, 4)], [20]),
 }
-_DIGITS, _PERSONS = "Stochastic Moving MNIST of the first 256 test digits", "KTH, persons 21-25"
 _OTHER_SIDES = {  # data words for other splits, where those above name one
     ("train", _DIGITS): "Stochastic Moving MNIST of the first 256 training digits",
     ("train", _PERSONS): "KTH, persons 1-20",

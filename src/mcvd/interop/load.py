@@ -9,6 +9,7 @@ from mcvd.device import usable_device
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 from mcvd.saving import CONFIG
+from mcvd.text import first_line
 
 
 def bundled_models() -> list[str]:
@@ -62,8 +63,6 @@ def _download(repository: str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:  # the hub's errors share no base class
-        reason = str(error).strip().splitlines()
         raise McvdError(
-            f"no folder {repository}, and it cannot be downloaded from the hub "
-            f"({reason[0] if reason else type(error).__name__})"
+            f"no folder {repository}, and it cannot be downloaded from the hub ({first_line(error)})"
         ) from None

@@ -29,6 +29,7 @@ from mcvd.networks.blocks import ModulatedNorm, ResidualBlock, Spatin
 from mcvd.networks.frames3d import PseudoConv3d, SpaceTimeAttention, Spatin3d
 from mcvd.networks.unet import UNet
 from mcvd.saving import CONFIG, load_weights, read_config_and_notes
+from mcvd.text import first_line
 
 PREFIX = "unet.all_modules."
 BUFFERS = ("betas", "alphas", "alphas_prev", "unet.sigmas", "k", "k_cum", "theta_t")
@@ -230,7 +231,7 @@ def _read(path: Path) -> list[Any]:
         with warnings.catch_warnings(action="ignore"):  # about the pickle's version
             states = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if isinstance(error, pickle.UnpicklingError):
             # PyTorch's text advises to switch the protection off; people only need to know that the file was refused
             other = "is a file of another kind, or " if "Unsupported operand" in str(error) else ""

@@ -10,6 +10,7 @@ from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig
 from mcvd.networks.unet import UNetConfig
+from mcvd.text import first_line
 
 # keys that a released config.yml may lack, with the value that the published code then assumes; keys that it must have,
 # with their type
@@ -78,7 +79,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     try:
         raw = _read_yaml(path.read_bytes())
     except Exception as error:  # yaml's own errors, and whatever a wrong value makes its constructors raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise McvdError(f"{path} cannot be read as YAML: {reason}") from None
     sections = {}
     for section, defaults in _DEFAULTS.items():

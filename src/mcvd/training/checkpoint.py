@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
+from mcvd.text import first_line
 
 KEEP = 2  # the newest and the one before it
 NAME = re.compile(r"checkpoint-(\d+)\.pt")
@@ -74,7 +75,7 @@ def load_checkpoint(folder: Path, device: torch.device, *, mapped: bool = False)
     except OSError as error:
         raise McvdError(f"cannot read {found[-1]}: {error.strerror or error}") from None
     except Exception as error:  # a damaged file can raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise McvdError(f"{found[-1]} is damaged ({reason}); delete it to continue from the previous one") from None
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
+from mcvd.data.moving_mnist import MovingMNIST, check_frames, find_mnist, load_digits
 from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.training.recipe import Recipe
@@ -41,8 +41,7 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
     network = recipe.model.network
     frames = network.layout.frames
     if recipe.data.kind == "moving-mnist":
-        if network.size not in ((64, 64), (32, 32)) or network.channels != 1:
-            raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; the recipe asks for {network.size}")
+        check_frames(network.size, network.channels, "the recipe")
         path = None if recipe.data.path is None else Path(recipe.data.path)
         digits = load_digits(find_mnist(path), "train" if split == "train" else "test")
         counts = recipe.data.digits

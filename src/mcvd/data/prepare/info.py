@@ -120,7 +120,8 @@ def info(path: Path | str) -> DataInfo:
     usable = []
     for item in items:
         try:
-            frames, size, fps = _measured(item)
+            with item.on_disk() as readable:
+                frames, size, fps = _measured(readable)
             if frames < Settings.min_frames:
                 raise too_short(item.name, frames, Settings.min_frames)
             usable.append((item, frames, size, fps))
@@ -137,9 +138,6 @@ def _measured(item: Item) -> tuple[int, tuple[int, int] | None, float | None]:
     """Frames, (height, width) and rate of a video, without decoding it; None: unknown."""
     if item.problem:
         raise McvdError(item.problem)
-    if item.archive:
-        with item.on_disk() as readable:
-            return _measured(readable)
     if item.kind in ("npz", "npy"):
         if len(shape := array_shape(item)) not in (3, 4):
             raise McvdError(f"{item.name} holds an array {shape}; a video has 3 or 4 dimensions")

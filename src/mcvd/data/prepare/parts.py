@@ -74,7 +74,8 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
 
 def save_entry(entry: Entry, parts: Path) -> None:
     """Writes the json of a part."""
-    write_atomically(part_file(parts, entry.source, ".json"), [entry.line()])
+    path = part_file(parts, entry.source, ".json")
+    write_atomically(path, [entry.line()], _beside(path))
 
 
 def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
@@ -87,9 +88,12 @@ def load_part(parts: Path, name: str, frame_bytes: int) -> Entry | None:
         return None
 
 
-def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Writes a text file atomically, also with regard to power cuts."""
-    temporary = _beside(path)
+def write_atomically(path: Path, lines: Iterable[str], temporary: Path | None = None) -> None:
+    """Writes a text file atomically, also with regard to power cuts.
+
+    temporary: the file that becomes `path` (None: always the same, so that what a kill leaves is overwritten).
+    """
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as out:
             out.writelines(line + "\n" for line in lines)
@@ -100,7 +104,7 @@ def write_atomically(path: Path, lines: Iterable[str]) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where this process writes what becomes `path`."""
+    """Where this process writes what becomes `path`: another process may be making the same part."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
