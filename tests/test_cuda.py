@@ -15,8 +15,8 @@ from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-NETWORKS = [{}, {"conditioning": "spatin", "spatin_width": 8}, {"attention": (8,)}, {"frames": "pseudo3d"}]
-each_network = pytest.mark.parametrize("network", NETWORKS, ids=["concat", "spatin", "attention", "pseudo3d"])
+NETWORKS = [{}, {"conditioning": "spatin", "spatin_width": 8}, {"attention": (8,)}, {"patch": 2}, {"frames": "pseudo3d"}]
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=["concat", "spatin", "attention", "patch", "pseudo3d"])
 
 
 @contextlib.contextmanager
@@ -62,9 +62,9 @@ def test_replayed_calls_give_the_same_bits(network, guidance, precision, monkeyp
     assert torch.equal(replayed, model.predict(clips, **options))
 
 
-def trainer(**options):
+def trainer(patch=1, **options):
     recipe = Recipe(
-        model=tiny.config(attention=(8,), size=(32, 32), layout=tiny.BlockLayout(2, 2, 1)),
+        model=tiny.config(attention=(8,), size=(32, 32), layout=tiny.BlockLayout(2, 2, 1), patch=patch),
         batch=8,
         steps=20,
         **{"optimizer": OptimizerConfig(lr=1e-3, warmup=0), **options},
@@ -82,9 +82,10 @@ def test_training_learns_in_every_precision(precision, optimizer):
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_a_compiled_step_equals_an_eager_one():
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_compiled_step_equals_an_eager_one(patch):
     still = OptimizerConfig(lr=0, warmup=0)  # or a small difference would grow
-    runs = [trainer(precision="fp32", compile=compiled, optimizer=still) for compiled in (False, True)]
+    runs = [trainer(patch, precision="fp32", compile=compiled, optimizer=still) for compiled in (False, True)]
     for _ in range(3):
         with strict():
             losses = [run.train_step()[0] for run in runs]

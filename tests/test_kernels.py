@@ -272,10 +272,10 @@ def test_downsampling_has_its_gradient(size):
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("frames", ["channels", "pseudo3d"])
-def test_a_compiler_sees_the_same_network(frames, backend):
+@pytest.mark.parametrize("network", [{}, {"patch": 2}, {"frames": "pseudo3d"}], ids=["concat", "patch", "pseudo3d"])
+def test_a_compiler_sees_the_same_network(network, backend):
     """Without the compiling itself. PyTorch 2.11 gets gradients wrong where a Function changes what it puts out."""
-    networks = [tiny.model(frames=frames, attention=(8,)).train().network for _ in range(2)]
+    networks = [tiny.model(attention=(8,), **network).train().network for _ in range(2)]
     networks[1].compile(backend=backend)
     x = torch.randn(2, 3, 1, 16, 16)
     gradients = []
