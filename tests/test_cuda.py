@@ -12,11 +12,13 @@ from mcvd.draw import generator_at
 from mcvd.networks.engine import ENGINES, calls_by
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.recorded import WARM
 from mcvd.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-NETWORKS = [{}, {"conditioning": "spatin", "spatin_width": 8}, {"attention": (8,)}, {"patch": 2}, {"frames": "pseudo3d"}]
-each_network = pytest.mark.parametrize("network", NETWORKS, ids=["concat", "spatin", "attention", "patch", "pseudo3d"])
+NETWORKS = [{}, {"conditioning": "spatin", "spatin_width": 8}, {"attention": (8,)}, {"patch": 2}]
+NETWORKS += [{"frames": "pseudo3d"}]
+each_network = pytest.mark.parametrize("network", NETWORKS, ids=["concat", "spatin", "attention", "patch", "3d"])
 
 
 @contextlib.contextmanager
@@ -62,9 +64,11 @@ def test_replayed_calls_give_the_same_bits(network, guidance, precision, monkeyp
     assert torch.equal(replayed, model.predict(clips, **options))
 
 
-def trainer(patch=1, **options):
+def trainer(patch=1, dropout=0.0, **options):
     recipe = Recipe(
-        model=tiny.config(attention=(8,), size=(32, 32), layout=tiny.BlockLayout(2, 2, 1), patch=patch),
+        model=tiny.config(
+            attention=(8,), size=(32, 32), layout=tiny.BlockLayout(2, 2, 1), patch=patch, dropout=dropout
+        ),
         batch=8,
         steps=20,
         **{"optimizer": OptimizerConfig(lr=1e-3, warmup=0), **options},
@@ -94,6 +98,22 @@ def test_a_compiled_step_equals_an_eager_one(patch):
         assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2, "weighting": "min-snr"}, {"dropout": 0.2}, {"compile": True}]
+)
+def test_a_recorded_run_equals_one_that_is_not(optimizer, options):
+    rate = OptimizerConfig(name=optimizer, lr=1e-3, warmup=4, decay="cosine")
+    runs = [trainer(precision="fp32", optimizer=rate, recorded=on, **options) for on in (False, True)]
+    with strict():
+        losses = [[float(run.train_step()[0]) for _ in range(12)] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert len(set(losses[1])) == 12
+    ends = [torch.cat([w.flatten() for w in run.averaged().parameters()]) for run in runs]
+    began = torch.cat([w.flatten() for w in trainer().model.parameters()])
+    assert (ends[0] - ends[1]).norm() < 0.02 * (ends[0] - began).norm()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_and_replayed_calls_make_the_same_frames(precision):
     model, clips = tiny.model(attention=(8,)).cuda(), tiny.video(2, 2, 1, 16, 16)
@@ -103,10 +123,13 @@ def test_compiled_and_replayed_calls_make_the_same_frames(precision):
     assert torch.allclose(compiled, plain, atol=1e-3 if precision == "fp32" else 0.1)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_training_step_never_waits_for_the_gpu(optimizer):
-    run = trainer(precision="bf16", optimizer=OptimizerConfig(name=optimizer, lr=2e-3, warmup=0))
-    run.train_step()
+def test_a_training_step_never_waits_for_the_gpu(optimizer, recorded):
+    rate = OptimizerConfig(name=optimizer, lr=2e-3, warmup=0)
+    run = trainer(precision="bf16", optimizer=rate, recorded=recorded)
+    for _ in range(WARM + 1 if recorded else 1):
+        run.train_step()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as waits:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mcvd.cache import cache_dir
+from mcvd.data import moving_mnist
 from mcvd.data.fetch import MNIST_MD5, fetch_mnist
 from mcvd.data.moving_mnist import (
     MovingMNIST,
@@ -107,6 +108,13 @@ def test_an_item_is_a_function_of_seed_and_index(blobs: Tensor) -> None:
         assert not (video == other).flatten(1).all(1).any()
     with pytest.raises(IndexError):
         data[len(data)]
+
+
+def test_ranges_have_the_items_of_lists_in_whatever_order_they_are_asked_for(blobs: Tensor, monkeypatch) -> None:
+    monkeypatch.setattr(moving_mnist, "AHEAD", 50)
+    data, single = MovingMNIST(blobs, 4, seed=5), MovingMNIST(blobs, 4, seed=5)
+    for asked in (range(20), range(20, 40), range(40, 60), range(70, 140), range(5, 9), range(0), range(3, 30, 9)):
+        assert torch.equal(data.batch(asked), single.batch(list(asked)))
 
 
 def test_pinned_values_keep_old_runs_reproducible(blobs: Tensor) -> None:

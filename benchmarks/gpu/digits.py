@@ -57,7 +57,9 @@ class Train:
     finish: bool = True
     """Do as many steps as fit into the minutes; --no-finish does the recipe's, in several pieces."""
     compile: bool = True
-    """Compile the network (about a minute at the start of each piece)."""
+    """Compile the network (a minute or two at the start of each piece)."""
+    recorded: bool = True
+    """Record the step and replay it."""
     steps: int | None = None
     """Total optimizer steps, unless finish chooses them; None: the recipe's."""
     init_from: str | None = None
@@ -112,7 +114,8 @@ def prepare(options: Prepare) -> None:
 
 def train(options: Train) -> None:
     recipe = packed_recipe()
-    recipe = dataclasses.replace(recipe, compile=options.compile, steps=options.steps or recipe.steps)
+    steps = options.steps or recipe.steps
+    recipe = dataclasses.replace(recipe, compile=options.compile, recorded=options.recorded, steps=steps)
     folder = run_training(
         recipe,
         options.output,

@@ -1,7 +1,7 @@
 """Where the time goes: the kernels of a training step and of a network call, by their share of the GPU's time.
 
     python benchmarks/gpu/kernels.py                                    # recipe digits and smmnist-concat, bf16
-    python benchmarks/gpu/kernels.py --compile                          # the same, compiled
+    python benchmarks/gpu/kernels.py --compile --recorded               # the same, compiled and recorded
     python benchmarks/gpu/kernels.py --recipes digits-small --batch 4   # any machine; operators on a CPU
 
 Needs torch, numpy, safetensors and tyro. Clips are random: their values do not affect the time.
@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
+from mcvd.device import tuned_convolutions
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import Recipe, read_recipe
 from mcvd.training.trainer import Trainer
@@ -39,6 +40,8 @@ class Run:
     """Clips per step; None: the recipe's."""
     compile: bool = False
     """Compile the network."""
+    recorded: bool = False
+    """Record the training step and replay it."""
     steps: int = 5
     """Steps that are recorded."""
     rows: int = 25
@@ -83,6 +86,7 @@ def record(name: str, call: Callable[[], object], steps: int, rows: int, device:
         print(f"  {share:6.1%} {each:9.3f} ms {count / steps:7.1f} calls  {key[:140]}", flush=True)
 
 
+@tuned_convolutions()  # as in `mcvd train`
 def main(run: Run) -> None:
     """Records a training step and a network call for each recipe."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,10 +94,15 @@ def main(run: Run) -> None:
     for name in run.recipes:
         recipe = read_recipe(name)
         recipe = dataclasses.replace(
-            recipe, batch=run.batch or recipe.batch, compile=run.compile, precision=precision, steps=10**6
+            recipe,
+            batch=run.batch or recipe.batch,
+            compile=run.compile,
+            recorded=run.recorded,
+            precision=precision,
+            steps=10**6,
         )
         trainer = Trainer(recipe, Processes(0, 1, device), RandomClips(recipe, device))
-        what = f"{name}, batch {recipe.batch}, {precision}{', compiled' if run.compile else ''}"
+        what = f"{name}, batch {recipe.batch}, {precision}{', compiled' * run.compile}{', recorded' * run.recorded}"
         record(f"training step, {what}", trainer.train_step, run.steps, run.rows, device)
         network, layout = trainer.model.network.eval(), recipe.model.network.layout
         clips = trainer.source.batch([]).float() / 127.5 - 1

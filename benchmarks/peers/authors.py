@@ -1,8 +1,9 @@
 """The authors' code (github.com/voletiv/mcvd-pytorch) as a peer for `mcvd benchmark --peer`.
 
 MCVD_PEER names a clone of it, outside this repository. Its network, DDPM sampler, loss, optimizer and averaged weights
-run unchanged; this file only calls them. Its resampling is a CUDA kernel, compiled at first use (needs nvcc), and plain
-torch on CPUs; MCVD_PEER_FIR=torch uses the plain one on GPUs too.
+run unchanged; this file only calls them, with `torch.backends.cudnn.benchmark` set as its main.py does. Its resampling
+is a CUDA kernel, compiled at first use (needs nvcc), and plain torch on CPUs; MCVD_PEER_FIR=torch uses the plain one on
+GPUs too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mcvd.benchmark.peer import EMA_DECAY, GRADIENT_CLIP, LEARNING_RATE
+from mcvd.device import tuned_convolutions
 from mcvd.errors import McvdError
 from mcvd.layout import hide, split
 from mcvd.model import Draw, ModelConfig
@@ -123,12 +125,14 @@ def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> dict[str, Calla
     def network(past: Tensor, future: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         condition = fold(past, future)
 
+        @tuned_convolutions()
         @torch.no_grad()
         def call(x: Tensor, time: Tensor) -> Tensor:
             return net(x.flatten(1, 2), time, condition).view_as(x)
 
         return call
 
+    @tuned_convolutions()
     def sample(past: Tensor, future: Tensor, x: Tensor, noise: Callable[[], Tensor], steps: int, calls: int) -> Tensor:
         each = len(x) // len(past)
         condition = fold(past, future).repeat_interleave(each, 0)
@@ -148,6 +152,7 @@ def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> dict[str, Calla
                 state = end.args[0]
         return state.view_as(x)
 
+    @tuned_convolutions()
     def train_step(video: Tensor, draw: Draw) -> Tensor:
         if not trained:
             average = theirs("models.ema").EMAHelper(mu=EMA_DECAY)

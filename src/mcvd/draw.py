@@ -37,6 +37,16 @@ class Draw(NamedTuple):
         """The draw on a device."""
         return Draw(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
 
+    def empty_like(self) -> Draw:
+        """Tensors of the same shapes, for `copy_`."""
+        return Draw(*(None if x is None else torch.empty_like(x) for x in self))  # type: ignore[arg-type]
+
+    def copy_(self, other: Draw) -> None:
+        """Takes the values of another draw."""
+        for mine, new in zip(self, other):
+            if mine is not None and new is not None:
+                mine.copy_(new)
+
 
 def generator_at(seed: int, step: int, device: torch.device, stream: int = 0) -> torch.Generator:
     """A generator that depends only on (seed, step, stream)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mcvd.benchmark.peer import EMA_DECAY, GRADIENT_CLIP, LEARNING_RATE, Callables, Implementation
+from mcvd.device import tuned_convolutions
 from mcvd.diffusion.sampling import sample
 from mcvd.diffusion.solvers import Table, published_table
 from mcvd.interop.official import from_official
@@ -69,6 +70,7 @@ class Ours:
             denoise = self.model.denoiser(past, future, seen, rows)
             return sample(denoise, Table(table.rows[:calls]), x, noise)
 
+    @tuned_convolutions()
     def train_step(self, video: Tensor, draw: Draw) -> Tensor:
         """See :mod:`mcvd.benchmark.peer`; the trainer's own step."""
         if self.trainer is None:

@@ -26,6 +26,8 @@ CANVAS, DIGIT, MAX_SPEED = 64, 32, 4
 ROOM = CANVAS - DIGIT  # corners lie in 0 .. ROOM-1 (the published draw never uses ROOM itself)
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
+AHEAD = 4096  # items whose motion is made at once
+
 Redraw = Callable[[int, int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """``redraw(frame, axis, low, high) -> (speed along the axis in 1..4, new velocity across it in -4..4)``, for digits
 that hit the low or high wall; axis 0 is y, 1 is x. Values elsewhere are not used."""
@@ -195,6 +197,9 @@ class MovingMNIST:
         self.digits = digits.to(device)
         self.frames, self.size, self.counts, self.seed, self.length = frames, size, counts, seed, length
         self.counts_there = torch.tensor(counts, device=device)
+        self.window = range(0)
+        """Items whose motion has been made; see `_motion`."""
+        self.motion = self.paths(self.window)
 
     def __len__(self) -> int:
         return self.length
@@ -232,9 +237,21 @@ class MovingMNIST:
 
         return which, move(corner, velocity, self.frames, redraw)
 
+    def _motion(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`paths`; of a range, from those of many items, made at once: they take hundreds of small operations, whatever
+        the number of items, and a GPU would wait for Python to launch them."""
+        if not (isinstance(indices, range) and indices.step == 1):
+            return self.paths(indices)
+        if not (self.window.start <= indices.start and indices.stop <= self.window.stop):
+            self.window = range(indices.start, max(indices.stop, indices.start + AHEAD))
+            self.motion = self.paths(self.window)
+        rows = slice(indices.start - self.window.start, indices.stop - self.window.start)
+        which, path = self.motion
+        return which[rows], path[rows]
+
     def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
         """The clips of the given items, (B, T, 1, size, size) uint8, 0 background .. 255 ink."""
-        which, path = self.paths(indices)
+        which, path = self._motion(indices)
         drawn = self.digits[which.clamp(min=0)]
         if min(self.counts) != max(self.counts):
             drawn = drawn * (which >= 0)[..., None, None]

@@ -58,6 +58,16 @@ class NoiseSchedule:
         before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
         return 1 - self.alpha_bar / before
 
+    def alpha_bar_on(self, device: torch.device) -> Tensor:
+        """`alpha_bar` on a device, copied there once."""
+        if device not in self._copies:
+            self._copies[device] = self.alpha_bar.to(device)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
     def at(self, t: Tensor, like: Tensor) -> Tensor:
         """alpha_bar at time numbers t ``(B,)``, on t's device, to broadcast over `like` ``(B, ...)``, in its dtype."""
-        return self.alpha_bar.to(t.device, non_blocking=True)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+        return self.alpha_bar_on(t.device)[t].to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

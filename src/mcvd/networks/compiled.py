@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mcvd.device import tuned_convolutions
 from mcvd.errors import McvdError
 from mcvd.networks.blocks import Condition
 from mcvd.networks.replay import Replay
@@ -38,7 +39,8 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
             versions = sum(len(shapes) for shapes in _SEEN.values())
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, versions + 8)
         try:
-            return compiled(x, time, condition)
+            with tuned_convolutions():
+                return compiled(x, time, condition)
         except torch._dynamo.exc.TorchDynamoException as error:
             why = " ".join(str(error).strip().split("\n\n")[0].split())
             raise McvdError(f"torch.compile failed ({why}); choose engine torch") from error

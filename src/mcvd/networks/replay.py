@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mcvd.networks.blocks import Condition
 from mcvd.networks.unet import UNet
+
+T = TypeVar("T")
 
 
 def replayed_calls(network: UNet) -> Replay | None:
@@ -22,6 +24,16 @@ def replayed_calls(network: UNet) -> Replay | None:
     """
     device = next(network.parameters()).device
     return Replay(network, device) if device.type == "cuda" else None
+
+
+def aside(stream: torch.cuda.Stream, run: Callable[[], T]) -> T:
+    """Runs on the stream of a recording, so that what libraries keep per stream exists before it is made."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = run()
+    current.wait_stream(stream)
+    return result
 
 
 class Replay:
@@ -38,21 +50,12 @@ class Replay:
         key = (slot, *((part.shape, part.dtype) for part in (x, time, *condition.tensors())))
         if key not in self.recordings:
             self.recordings[key] = None
-            return self._aside(lambda: self.network(x, time, condition))
+            return aside(self.stream, lambda: self.network(x, time, condition))
         recording = self.recordings[key]
         if recording is None:
-            recording = self._aside(lambda: Recording(self, x, time, condition))
+            recording = aside(self.stream, lambda: Recording(self, x, time, condition))
             self.recordings[key] = recording
         return recording(x, time, condition)
-
-    def _aside(self, run: Callable[[], Any]) -> Any:
-        """Runs on the stream of the recordings, so that what libraries keep per stream exists before recording."""
-        current = torch.cuda.current_stream(self.stream.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            result = run()
-        current.wait_stream(self.stream)
-        return result
 
 
 class Recording:

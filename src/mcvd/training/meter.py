@@ -1,4 +1,4 @@
-"""How fast a run is, how much memory it takes, and how well it uses the machine."""
+"""How fast a run is, when it will be done, how much memory it takes, and how well it uses the machine."""
 
 from __future__ import annotations
 
@@ -56,3 +56,22 @@ def memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class Pace:
+    """How long steps take, pauses to validate and save included, but not the first step, which may compile."""
+
+    SAFETY = 0.97  # share of the time to plan for: the last save needs some too
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def steps_until(self, deadline: float, step: int) -> int | None:
+        """Total steps at the deadline, estimated from the steps since the first call; None in that call."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, step
+            return None
+        began, first = self.first
+        each = (now - began) / (step - first)
+        return step + max(int(self.SAFETY * (deadline - now) / each), 0)

@@ -89,10 +89,11 @@ class Muon(torch.optim.Optimizer):
             ahead = torch._foreach_mul(gradients, 1 - group["momentum"])
             torch._foreach_add_(ahead, averages, alpha=group["momentum"])
             made = orthogonalise(torch.stack([_matrix(update) for update in ahead])).to(stack[0].dtype)
+            made *= -group["lr"] * SIZE * columns**0.5
             updates = [sharded_as(_as_weight(update, weight), weight) for update, weight in zip(made, stack)]
             if group["weight_decay"]:
                 torch._foreach_mul_(stack, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(stack, updates, alpha=-group["lr"] * SIZE * columns**0.5)
+            torch._foreach_add_(stack, updates)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

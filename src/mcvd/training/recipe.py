@@ -105,6 +105,8 @@ class Recipe:
     with a scaled loss, is for older GPUs."""
     compile: bool = False
     """Compile the network with torch.compile (minutes at the start, faster after)."""
+    recorded: bool = False
+    """On one GPU: record the step once and replay it (CUDA graphs), so that the GPU does not wait for Python."""
     checkpointing: bool = False
     """Recompute the blocks of the network in the backward pass instead of keeping their activations."""
     sharding: Literal["none", "full"] = "none"

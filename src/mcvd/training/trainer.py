@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mcvd.config import from_dict, to_dict
+from mcvd.device import tuned_convolutions
 from mcvd.diffusion.loss import min_snr_weight
 from mcvd.draw import SEEDS, generator_at
 from mcvd.errors import McvdError
@@ -30,11 +31,13 @@ from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_chec
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog, changed_values
+from mcvd.training.meter import Pace
 from mcvd.training.muon import optimizer_for, optimizer_name, settings
 from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
 from mcvd.training.processes import Processes, stop_signals
 from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.recorded import Part, RecordedStep, check_recordable
 from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, say_nothing, to_model_range
 from mcvd.training.validation import validate
 
@@ -57,6 +60,8 @@ class Trainer:
         if recipe.batch % (processes.count * recipe.accumulate):
             parts = f"{processes.count} processes of {recipe.accumulate} parts"
             raise McvdError(f"batch {recipe.batch} does not divide among {parts}")
+        if recipe.recorded:
+            check_recordable(recipe, processes)
         self.recipe, self.processes, self.source = recipe, processes, source
         device = processes.device
         self.precision = Precision(recipe.precision, device)
@@ -64,6 +69,7 @@ class Trainer:
         self.model = VideoDiffusion(recipe.model).to(device)
         self.network = wrap(self.model, recipe, processes)
         self.optimizer = optimizer_for(self.model, recipe.optimizer, fused=device.type == "cuda")
+        self.recorded = RecordedStep(self.optimizer, device) if recipe.recorded else None
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = 0
         self.best = math.inf
@@ -71,32 +77,46 @@ class Trainer:
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
-        recipe, rank, count, device = self.recipe, self.processes.rank, self.processes.count, self.processes.device
-        parts = recipe.accumulate
-        size = recipe.batch // (count * parts)
-        first = self.step * recipe.batch
-        draw = self.model.draw(recipe.batch, generator_at(recipe.seed, self.step, device))
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step * count + rank & SEEDS)  # dropout
+        recipe, processes = self.recipe, self.processes
+        seed = recipe.seed * 1_000_003 + self.step * processes.count + processes.rank
+        torch.manual_seed(seed & SEEDS)  # dropout
+        rate = learning_rate(self.step, recipe.optimizer, recipe.steps)
+        parts = self._parts()
+        loss, norm = self.recorded(self._update, parts, rate) if self.recorded else self._update(parts, rate)
+        self.ema.update()
+        self.step += 1
+        return loss, norm
 
+    def _parts(self) -> Iterator[Part]:
+        """This process's share of the step's batch, part by part: its clips, and what is drawn for them.
+
+        (A method: the frame of a generator expression would keep the trainer alive in the traceback of an error.)
+        """
+        batch, count = self.recipe.batch, self.processes.count
+        share, size = batch // count, batch // (count * self.recipe.accumulate)
+        draw = self.model.draw(batch, generator_at(self.recipe.seed, self.step, self.processes.device))
+        for start in range(self.processes.rank * share, (self.processes.rank + 1) * share, size):
+            first = self.step * batch + start
+            yield self.source.batch(range(first, first + size)), draw.rows(start, start + size)
+
+    def _update(self, parts: Iterable[Part], rate: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The optimizer's step on the parts of a batch, taken one after another; what `RecordedStep` records."""
+        device, count = self.processes.device, self.recipe.accumulate
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, recipe.optimizer, recipe.steps)
+            group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for part in range(parts):
-            start = (rank * parts + part) * size
-            clips = to_model_range(self.source.batch(range(first + start, first + start + size)), device)
-            mine = draw.rows(start, start + size)
-            with self._no_sync() if part < parts - 1 else contextlib.nullcontext():
+        for i, (clips, draw) in enumerate(parts):
+            frames = to_model_range(clips, device)
+            with self._no_sync() if i < count - 1 else contextlib.nullcontext():
                 with self.precision.autocast:
-                    loss = (self.network(clips, mine) * self._weight(mine.t)).mean() / parts
+                    loss = (self.network(frames, draw) * self._weight(draw.t)).mean() / count
                 self.precision.backward(loss)
             total += loss.detach()
         self.precision.unscale(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.precision.step(self.optimizer, norm)
-        self.ema.update()
-        self.step += 1
         return total, norm
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
@@ -108,7 +128,7 @@ class Trainer:
         if self.recipe.weighting == "uniform":
             return 1.0
         config = self.recipe.model
-        return min_snr_weight(config.schedule.alpha_bar.to(t.device, non_blocking=True)[t].float(), config.prediction)
+        return min_snr_weight(config.schedule.alpha_bar_on(t.device)[t].float(), config.prediction)
 
     def state_dict(self) -> dict[str, Any] | None:
         """All that a restart needs, on any number of processes and with any sharding; random numbers need no state.
@@ -208,7 +228,7 @@ def train(
     if _data_name(recipe) == str(output.resolve()):
         raise McvdError(f"{output} is the folder of the data; choose another --output")
     # gradients, even if the caller has disabled them
-    with torch.inference_mode(False), torch.enable_grad(), Processes.join(device) as processes:
+    with torch.inference_mode(False), torch.enable_grad(), tuned_convolutions(), Processes.join(device) as processes:
         # a function of its own: when it returns, the network is gone, as it must be before the group is left
         _train(recipe, output, processes, minutes, finish, init_from, clips, report, live)
     return output / "model"
@@ -345,25 +365,6 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
     if trainer.step < trainer.recipe.steps:
         why = stop[0] if stop else "time is up" if reason == 1 else "another process was told to stop"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
-
-
-class Pace:
-    """How long steps take, pauses to validate and save included, but not the first step, which may compile."""
-
-    SAFETY = 0.97  # share of the time to plan for: the last save needs some too
-
-    def __init__(self) -> None:
-        self.first: tuple[float, int] | None = None
-
-    def steps_until(self, deadline: float, step: int) -> int | None:
-        """Total steps at the deadline, estimated from the steps since the first call; None in that call."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = now, step
-            return None
-        began, first = self.first
-        each = (now - began) / (step - first)
-        return step + max(int(self.SAFETY * (deadline - now) / each), 0)
 
 
 def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog, output: Path) -> None:
