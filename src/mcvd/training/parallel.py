@@ -2,7 +2,8 @@
 
 The order matters. Recomputation is innermost: the backward pass runs a block again with the weights that the layers
 around it have gathered. Compilation comes next, so that it sees a plain network; of a sharded one, it compiles the
-blocks, because every block gathers its weights, in Python, before it runs. What exchanges gradients is outermost.
+blocks, because every block gathers its weights, in Python, before it runs; of a recorded one, too, because blocks are
+compiled faster. What exchanges gradients is outermost.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
         model.network.keeps_maps = False
         for block in parts:
             block.forward = _recomputed(block.forward)
-    if recipe.compile and not sharded:
+    if recipe.compile and not (sharded or recipe.recorded):
         model.network.compile(dynamic=False)
     elif recipe.compile:
         # the blocks share their code, which is compiled once for every shape; the default limit of 8 is too low
