@@ -14,6 +14,7 @@ import tiny
 from mcvd.config import override, parse_assignments
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
+from mcvd.training import trainer
 from mcvd.training.estimate import estimate
 from mcvd.training.muon import SIZE, Muon, _as_weight, _matrix, muon_weights, optimizer_for, orthogonalise
 from mcvd.training.processes import Processes
@@ -180,6 +181,19 @@ def test_what_the_recipe_says_now_holds_after_a_restart():
     assert_same(again.state_dict()["optimizer"]["state"], before)
     again.train_step()  # also by Adam's part, whose counts go on
     assert float(again.optimizer.state[adam["params"][0]]["step"]) == 2
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_a_run_that_began_on_a_cpu_gets_the_fused_adam_of_a_gpu(name, monkeypatch):
+    made = recipe(WIDE, optimizer=replace(MUON, name=name))
+    before, plain = start(made), start(made)
+    before.train_step()
+    monkeypatch.setattr(trainer, "optimizer_for", lambda model, config, fused: optimizer_for(model, config, True))
+    fused = start(made)
+    for again in (plain, fused):
+        again.load_state_dict(before.state_dict(), "run")
+    assert [run.optimizer.param_groups[-1]["fused"] for run in (before, plain, fused)] == [False, False, True]
+    assert float(fused.train_step()[0]) == float(plain.train_step()[0])
 
 
 @pytest.mark.parametrize(("before", "now"), [("adam", "muon"), ("muon", "adam")])

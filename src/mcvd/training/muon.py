@@ -35,11 +35,6 @@ def optimizer_for(model: nn.Module, config: OptimizerConfig, fused: bool) -> tor
     return Muon(chosen, adam, config.momentum) if config.name == "muon" else adam
 
 
-def settings(config: OptimizerConfig) -> dict[str, Any]:
-    """A recipe's settings of parameter groups, except the rate, which changes; not every group has all of them."""
-    return {name: getattr(config, name) for name in ("betas", "eps", "weight_decay", "momentum")}
-
-
 def optimizer_name(state: dict[str, Any]) -> str:
     """The name of the optimizer that this state belongs to."""
     return "muon" if "momentum" in state["param_groups"][0] else "adam"

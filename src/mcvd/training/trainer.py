@@ -32,7 +32,7 @@ from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog, changed_values
 from mcvd.training.meter import Pace
-from mcvd.training.muon import optimizer_for, optimizer_name, settings
+from mcvd.training.muon import optimizer_for, optimizer_name
 from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
 from mcvd.training.precision import SKIPS, Precision
 from mcvd.training.processes import Processes, stop_signals
@@ -163,9 +163,11 @@ class Trainer:
                 "choose another --output, nothing was changed"
             )
         self.model.load_state_dict(sharded_as(state["model"], self.model.state_dict()))
-        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.optimizer))
-        for group in self.optimizer.param_groups:  # the recipe may have been edited since
-            group.update({key: value for key, value in settings(self.recipe.optimizer).items() if key in group})
+        moments = sharded_moments(state["optimizer"], self.optimizer)
+        # all else is this run's own: the recipe may have been edited since, and the device be another
+        both = zip(self.optimizer.param_groups, moments["param_groups"], strict=True)
+        groups = [own | {"params": before["params"]} for own, before in both]
+        self.optimizer.load_state_dict(moments | {"param_groups": groups})
         self.ema.load_state_dict(sharded_as(state["ema"], self.ema.state_dict()))
         self.precision.load_state_dict(state.get("precision", {}))
         self.best = state.get("best", math.inf)
