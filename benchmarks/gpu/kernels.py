@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 from mcvd.device import tuned_convolutions
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import Recipe, read_recipe
+from mcvd.training.recorded import WARM
 from mcvd.training.trainer import Trainer
 
 
@@ -65,7 +66,7 @@ def record(name: str, call: Callable[[], object], steps: int, rows: int, device:
     """Prints the time of a call, and its kernels."""
     cuda = device.type == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
-    for _ in range(3):
+    for _ in range(WARM + 1):  # a step is recorded in the last of these
         call()
     wait()
     began = time.perf_counter()
