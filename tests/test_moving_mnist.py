@@ -111,10 +111,19 @@ def test_an_item_is_a_function_of_seed_and_index(blobs: Tensor) -> None:
 
 
 def test_ranges_have_the_items_of_lists_in_whatever_order_they_are_asked_for(blobs: Tensor, monkeypatch) -> None:
-    monkeypatch.setattr(moving_mnist, "AHEAD", 50)
+    monkeypatch.setattr(moving_mnist, "AHEAD", 200)  # frames: 50 items
     data, single = MovingMNIST(blobs, 4, seed=5), MovingMNIST(blobs, 4, seed=5)
     for asked in (range(20), range(20, 40), range(40, 60), range(70, 140), range(5, 9), range(0), range(3, 30, 9)):
         assert torch.equal(data.batch(asked), single.batch(list(asked)))
+
+
+def test_of_long_clips_few_are_made_ahead(blobs: Tensor) -> None:
+    data = MovingMNIST(blobs, 500)
+    data.batch(range(2))
+    which, path = data.motion
+    assert path.shape[:3] == (moving_mnist.AHEAD // 500, 2, 500)
+    data.batch(range(1000, 1000 + 3 * len(which)))  # more than that at once: all that were asked for
+    assert len(data.motion[0]) == 3 * len(which)
 
 
 def test_pinned_values_keep_old_runs_reproducible(blobs: Tensor) -> None:

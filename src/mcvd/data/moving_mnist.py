@@ -26,7 +26,7 @@ CANVAS, DIGIT, MAX_SPEED = 64, 32, 4
 ROOM = CANVAS - DIGIT  # corners lie in 0 .. ROOM-1 (the published draw never uses ROOM itself)
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
-AHEAD = 4096  # items whose motion is made at once
+AHEAD = 2**16  # frames whose motion is made at once
 
 Redraw = Callable[[int, int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """``redraw(frame, axis, low, high) -> (speed along the axis in 1..4, new velocity across it in -4..4)``, for digits
@@ -243,7 +243,7 @@ class MovingMNIST:
         if not (isinstance(indices, range) and indices.step == 1):
             return self.paths(indices)
         if not (self.window.start <= indices.start and indices.stop <= self.window.stop):
-            self.window = range(indices.start, max(indices.stop, indices.start + AHEAD))
+            self.window = range(indices.start, max(indices.stop, indices.start + AHEAD // self.frames))
             self.motion = self.paths(self.window)
         rows = slice(indices.start - self.window.start, indices.stop - self.window.start)
         which, path = self.motion
