@@ -10,6 +10,7 @@ import mcvd.networks.openvino as module
 import tiny
 from mcvd import McvdError
 from mcvd.cli.main import main
+from mcvd.device import tuned_convolutions
 from mcvd.evaluation.image import psnr
 from mcvd.networks import precision
 from mcvd.networks.blocks import Condition
@@ -24,6 +25,15 @@ FAST = {"samples": 3, "steps": 3, "solver": "ddim"}
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "openvino"
+
+
+def test_threads_that_tune_convolutions_leave_the_setting_as_they_found_it():
+    first, second = tuned_convolutions(), tuned_convolutions()
+    for step in (first.__enter__, second.__enter__, partial(first.__exit__, None, None, None)):
+        step()
+        assert torch.backends.cudnn.benchmark
+    second.__exit__(None, None, None)
+    assert not torch.backends.cudnn.benchmark
 
 
 def exports(monkeypatch):

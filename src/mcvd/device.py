@@ -9,6 +9,9 @@ import torch
 
 from mcvd.errors import McvdError
 
+_BEFORE: list[bool] = []
+"""What `tuned_convolutions` found, from the first caller on: threads may leave it in any order, the last resets it."""
+
 
 def default_device() -> str:
     """The first CUDA GPU if there is one, else the CPU."""
@@ -31,9 +34,9 @@ def tuned_convolutions() -> Iterator[None]:
 
     Pays where a shape is seen hundreds of times. Set globally, for all threads; no effect without a GPU.
     """
-    before = torch.backends.cudnn.benchmark
+    _BEFORE.append(torch.backends.cudnn.benchmark)
     torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = _BEFORE.pop()
