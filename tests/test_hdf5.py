@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mcvd.data import hdf5
 from mcvd.data.hdf5 import Hdf5Shards, hdf5_shards
 from mcvd.data.prepare import Settings, data_sheet, info, prepare
 from mcvd.data.shards import Shards, read_manifest
@@ -85,6 +86,16 @@ def test_bair_has_folders_and_several_shards(tmp_path: Path) -> None:
     assert seen(train.batch(range(200))) == set(range(14))  # video 10 comes after 9, not after 1
     assert len(train.videos) == 14
     assert seen(test.batch(range(20))) == {50, 51}
+
+
+def test_every_shard_is_opened_once_to_list_its_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"shard_{number}.hdf5", [numbered(i, 5, (8, 8, 3)) for i in range(2)])
+    opened: list[Path] = []
+    monkeypatch.setattr(hdf5, "open_shard", lambda file, real=hdf5.open_shard: opened.append(file) or real(file))
+    videos, _, shape = hdf5.stored_videos(tmp_path)
+    assert opened == hdf5_shards(tmp_path)
+    assert ([video.frames for video in videos], shape) == ([5] * 6, (8, 8, 3))
 
 
 def test_a_first_video_without_frames_is_left_out(tmp_path: Path) -> None:

@@ -51,17 +51,11 @@ class Hdf5Shards(Clips):
         videos, self.places, stored = stored_videos(Path(path).expanduser())
         super().__init__(videos, stored, frames, split=split, where=str(path), **options)
 
-    def _file(self, file: Path) -> Any:
-        if file not in self._open:
-            self._open[file] = open_shard(file)
-        return self._open[file]
-
-    def _frame(self, file: Path, key: int, index: int) -> np.ndarray:
-        return _frame(self._file(file), file, key, index)
-
     def _read(self, video: int, start: int) -> np.ndarray:
         file, key = self.places[video]
-        frames = [self._frame(file, key, start + i * self.stride) for i in range(self.frames)]
+        if file not in self._open:
+            self._open[file] = open_shard(file)
+        frames = [_frame(self._open[file], file, key, start + i * self.stride) for i in range(self.frames)]
         if any(frame.shape != self.stored for frame in frames):
             raise McvdError(f"video {key} of {file} has frames of another size than {self.stored}")
         return np.stack(frames)
@@ -77,35 +71,34 @@ def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]]
     """
     videos: list[StoredVideo] = []
     places: list[tuple[Path, int]] = []
+    stored: tuple[int, ...] = ()
     for file in hdf5_shards(root):
         name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        found = list(shard_videos(file, name))
         with open_shard(file) as shard:
-            lengths = [int(shard[f"len/{key}"][()]) for key, *_ in found]
-        videos += [StoredVideo(f"{name}#{key}", n, split, group) for n, (key, split, group) in zip(lengths, found)]
-        places += [(file, key) for key, *_ in found]
-    # the published conversion leaves a video that it could not decode, without frames
-    first = next((place for place, video in zip(places, videos) if video.frames), None)
-    if first is None:
+            for key, split, group in shard_videos(shard, name):
+                frames = int(shard[f"len/{key}"][()])
+                videos.append(StoredVideo(f"{name}#{key}", frames, split, group))
+                places.append((file, key))
+                if frames and not stored:  # the published conversion leaves videos that it could not decode, empty
+                    stored = _frame(shard, file, key, 0).shape
+    if not stored:
         what = "video with frames" if videos else f"HDF5 shard ({' or '.join(SUFFIXES)}) with a video in it"
         raise McvdError(f"{root} holds no {what}")
     undecided = [i for i, video in enumerate(videos) if not video.split]
     for i, (split, group) in zip(undecided, assign_splits([videos[i].name for i in undecided], "file")):
         videos[i] = replace(videos[i], split=split, group=group)
-    with open_shard(first[0]) as shard:
-        height, width, channels = _frame(shard, *first, 0).shape
+    height, width, channels = stored
     return videos, places, (height, width, channels)
 
 
-def shard_videos(file: Path, name: str) -> Iterator[tuple[int, str, str]]:
-    """(number, split, group) of every video of a shard; split is "" if nothing determines it, "unused" if the published
-    code never takes the video. `name` is the shard's path below the data set's folder."""
-    with open_shard(file) as shard:
-        if "len" not in shard:
-            raise McvdError(f"{file} has no group 'len': it is not a shard of the published system")
-        keys = sorted(int(key) for key in shard["len"] if key.isdigit())
-        persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
-        train = int(shard["num_train"][()]) if "num_train" in shard else None
+def shard_videos(shard: Any, name: str) -> Iterator[tuple[int, str, str]]:
+    """(number, split, group) of every video of an open shard; split is "" if nothing determines it, "unused" if the
+    published code never takes the video. `name` is the shard's path below the data set's folder."""
+    if "len" not in shard:
+        raise McvdError(f"{shard.filename} has no group 'len': it is not a shard of the published system")
+    keys = sorted(int(key) for key in shard["len"] if key.isdigit())
+    persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
+    train = int(shard["num_train"][()]) if "num_train" in shard else None
     if train is not None:
         tests = {train + position for position in ucf_test_positions(len(keys) - train)}
     for key in keys:

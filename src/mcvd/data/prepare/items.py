@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from mcvd.data.arrays import ARRAY_ERRORS
-from mcvd.data.hdf5 import SUFFIXES, shard_videos
+from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
 from mcvd.data.prepare.tar import File, members, pieces
 from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
 from mcvd.errors import McvdError
@@ -243,8 +243,9 @@ def array_shape(item: Item) -> tuple[int, ...]:
 
 def _hdf5_items(file: File) -> Iterator[Item]:
     try:
-        for key, split, group in shard_videos(Path(file.path), file.name):
-            yield Item(f"{file.name}#{key}", "hdf5", (file.path,), str(key), split, group)
+        with open_shard(Path(file.path)) as shard:
+            for key, split, group in shard_videos(shard, file.name):
+                yield Item(f"{file.name}#{key}", "hdf5", (file.path,), str(key), split, group)
     except McvdError as error:
         yield _item("hdf5", file.name, [file], problem=str(error))
 
