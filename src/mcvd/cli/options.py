@@ -86,7 +86,7 @@ Device = Annotated[
 
 @dataclass(kw_only=True)
 class Sampling:
-    """How frames are generated."""
+    """How frames are generated: the model and its device, and options of `VideoDiffusion.fill`."""
 
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
     samples: Count = 1

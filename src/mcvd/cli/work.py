@@ -95,22 +95,9 @@ def fill_in(
     print(f"generating {made} from {given}{samples}, {counted(len(blocks), 'block')}, on {model.device}", flush=True)
 
     began = time.monotonic()
+    options = {name: value for name, value in vars(sampling).items() if name not in ("model", "device")}
     with ProgressBar("sampling", "steps") as bar:
-        videos = model.fill(
-            video,
-            known,
-            samples=sampling.samples,
-            solver=sampling.solver,
-            steps=sampling.steps,
-            seed=sampling.seed,
-            guidance=sampling.guidance,
-            context_noise=sampling.context_noise,
-            batch_size=sampling.batch_size,
-            reference=sampling.reference,
-            precision=sampling.precision,
-            engine=sampling.engine,
-            progress=bar,
-        )
+        videos = model.fill(video, known, progress=bar, **options)
     videos = videos.cpu()
     print(f"generated in {time.monotonic() - began:.1f} s")
 

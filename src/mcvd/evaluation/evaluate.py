@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -152,20 +152,7 @@ def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
 
 def _maker(model: VideoDiffusion, protocol: Protocol, sampling: Sampling) -> Callable[[int, Tensor], Tensor]:
     def make(first: int, real: Tensor) -> Tensor:
-        made = model.fill(
-            real,
-            protocol.known,
-            samples=protocol.samples,
-            solver=sampling.solver,
-            steps=sampling.steps,
-            seed=sampling.seed,
-            guidance=sampling.guidance,
-            batch_size=sampling.batch_size,
-            first_clip=first,
-            reference=sampling.reference,
-            precision=sampling.precision,
-            engine=sampling.engine,
-        )
+        made = model.fill(real, protocol.known, samples=protocol.samples, first_clip=first, **asdict(sampling))
         return made.unflatten(0, (len(real), protocol.samples))
 
     return make
