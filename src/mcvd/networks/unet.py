@@ -127,6 +127,11 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
     return F.pad(torch.cat([phase.sin(), phase.cos()], dim=1), (0, dim % 2))
 
 
+def embedding_layers(sinusoids: int, width: int, last: float = 1.0) -> nn.Sequential:
+    """Sinusoids ``(B, sinusoids)`` -> embedding ``(B, width)``; last: initial scale of the last layer."""
+    return nn.Sequential(initialise(nn.Linear(sinusoids, width)), nn.SiLU(), initialise(nn.Linear(width, width), last))
+
+
 class ChannelFrames:
     """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's; see
     `FrameOps`.
@@ -220,11 +225,7 @@ class UNet(nn.Module):
         embedding = 4 * self.time_width if c.time_embedding else 0
         self.time = self.mask = None
         if c.time_embedding:
-            self.time = nn.Sequential(
-                initialise(nn.Linear(self.time_width, embedding)),
-                nn.SiLU(),
-                initialise(nn.Linear(embedding, embedding)),
-            )
+            self.time = embedding_layers(self.time_width, embedding)
         if c.mask_embedding:
             self.mask = nn.Embedding(2, self.time_width // 2)
             embedding += self.time_width // 2
@@ -278,12 +279,7 @@ class UNet(nn.Module):
         self.conv_out = initialise(ops.conv(here, ops.maps(layout.current), 3), NEAR_ZERO)
         self.sigma = None
         if tell_sigma:  # near 0 at first; created last, so that all other weights start as without it
-            hidden = 4 * self.time_width
-            self.sigma = nn.Sequential(
-                initialise(nn.Linear(self.time_width, hidden)),
-                nn.SiLU(),
-                initialise(nn.Linear(hidden, hidden), NEAR_ZERO),
-            )
+            self.sigma = embedding_layers(self.time_width, 4 * self.time_width, NEAR_ZERO)
         for slot, norm in enumerate(self.spatin_norms()):
             norm.slot = slot
         self.keeps_maps = True

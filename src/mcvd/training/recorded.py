@@ -75,13 +75,10 @@ class RecordedStep:
         return loss.clone(), norm.clone()
 
     def _record(self, step: Step) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
-        groups = [group for group in self.optimizer.param_groups if "capturable" in group]
-        for group in groups:
-            group["capturable"] = True  # the fused Adam always is, but wants to be told
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True  # the fused Adam always is, but wants to be told
         graph = torch.cuda.CUDAGraph()
         # thread_local: threads that load data may use the GPU meanwhile
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            result = step(self.parts, self.rate)
-        for group in groups:
-            group["capturable"] = False
-        return graph, result
+            return graph, step(self.parts, self.rate)
