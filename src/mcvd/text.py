@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mcvd.errors import McvdError
+
 
 def counted(n: int, noun: str) -> str:
     """`1 clip`, `2 clips`."""
@@ -11,6 +13,13 @@ def counted(n: int, noun: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message; the name of its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def described(error: BaseException) -> str:
+    """An error in one line: one that is meant for users as it is, any other with its class."""
+    if isinstance(error, McvdError):
+        return str(error)
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
 
 
 def printable(text: str) -> str:

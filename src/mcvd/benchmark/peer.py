@@ -41,6 +41,7 @@ from torch import Tensor
 
 from mcvd.errors import McvdError
 from mcvd.model import ModelConfig
+from mcvd.text import described
 
 LEARNING_RATE, GRADIENT_CLIP, EMA_DECAY = 2e-4, 1.0, 0.999
 OFFERS = ("network", "sample", "train_step")
@@ -81,9 +82,7 @@ def _blamed(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        kind = "" if isinstance(error, McvdError) else f"{type(error).__name__}: "
-        raise McvdError(f"--peer {path}: {what}: {kind}{reason}") from error
+        raise McvdError(f"--peer {path}: {what}: {described(error)}") from error
 
 
 def _held_to_contract(path: Path, build: Build) -> Build:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from mcvd import __version__
 from mcvd.errors import McvdError
+from mcvd.text import described
 
 
 class _Entry(NamedTuple):
@@ -117,11 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, McvdError):
             return _fail(str(error), 1)
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
         hint = (
             "a smaller --batch-size, or --batch, needs less memory; " if "OutOfMemory" in type(error).__name__ else ""
         )
-        return _fail(f"{type(error).__name__}: {reason} ({hint}--debug shows where)", 1)
+        return _fail(f"{described(error)} ({hint}--debug shows where)", 1)
 
 
 def drop_output() -> None:

@@ -19,7 +19,7 @@ from mcvd.errors import McvdError
 from mcvd.given import finite, whole
 from mcvd.model import VideoDiffusion
 from mcvd.planner import plan
-from mcvd.text import counted, printable
+from mcvd.text import counted, described, printable
 from mcvd.web.clips import MOST_FRAMES, Clip, ClipStore
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -187,8 +187,7 @@ class JobQueue:
             except _Stopped:
                 state = "cancelled"
             except Exception as error:  # an order that fails must not end the thread that the next one needs
-                first = next(iter(str(error).strip().splitlines()), "no reason given")
-                job.error = str(error) if isinstance(error, McvdError) else f"{type(error).__name__}: {first}"
+                job.error = described(error)
             job.seconds = time.monotonic() - job.began
             job.state = state  # last: whoever sees it finds the rest in place
 
