@@ -312,9 +312,11 @@ def test_the_reference_mode_makes_the_published_extra_call(model):
     assert not torch.equal(out, model.predict(past, 3, solver="ddim", steps=10))
 
 
-def test_a_model_that_makes_no_numbers_is_an_error_and_no_black_video():
-    model = tiny.model()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_a_model_that_makes_no_numbers_is_an_error_and_no_black_video(prediction, value):
+    model = tiny.model(prediction=prediction)
     with torch.no_grad():
-        model.network.conv_out.bias.fill_(torch.nan)
+        model.network.conv_out.bias.fill_(value)
     with pytest.raises(McvdError, match="non-finite values: its weights are damaged"):
         model.predict(tiny.video(2, 1, 16, 16), 3, steps=2)

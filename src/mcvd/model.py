@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -283,6 +284,8 @@ class VideoDiffusion(nn.Module):
                 here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
             outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
+            # infinite frames would be clipped to black or white, but what is not a number is found in the end
+            output = output.nan_to_num(math.nan, math.nan, math.nan)
             # torch.tensor(...) would wait for the GPU
             return gaussian.x0_from(prediction, x, output, torch.full((), alpha_bar, dtype=x.dtype, device=x.device))
 
