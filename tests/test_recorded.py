@@ -9,8 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from mcvd.errors import McvdError
+from mcvd.model import VideoDiffusion
 from mcvd.training import recorded, trainer
 from mcvd.training.muon import optimizer_for
+from mcvd.training.parallel import wrap
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.recorded import WARM, check_recordable
@@ -122,6 +124,20 @@ def test_a_run_that_was_recorded_continues_unrecorded(graphs):
         before.train_step()
     again.load_state_dict(before.state_dict(), "run")
     assert [float(x) for x in before.train_step()] == pytest.approx([float(x) for x in again.train_step()], 1e-5)
+
+
+def test_the_blocks_of_every_run_of_a_process_are_compiled(monkeypatch):
+    """PyTorch compiles so many versions of the same code, usually 8, and runs further ones uncompiled."""
+    compile_by = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **_: compile_by(part, backend="eager", dynamic=False))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    for side in (16, 24, 32):
+        made = Recipe(model=tiny.config(size=(side, side)), recorded=True, compile=True)
+        run = wrap(VideoDiffusion(made.model), made, Processes(0, 1, CPU))
+        run(torch.zeros(1, made.model.network.layout.frames, 1, side, side))
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

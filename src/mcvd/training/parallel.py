@@ -47,13 +47,12 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
         model.network.keeps_maps = False
         for block in parts:
             block.forward = _recomputed(block.forward)
-    if recipe.compile and not (sharded or recipe.recorded):
-        model.network.compile(dynamic=False)
-    elif recipe.compile:
-        # the blocks share their code, which is compiled once for every shape; the default limit of 8 is too low
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(parts))
-        for block in parts:
-            block.compile(dynamic=False)
+    if recipe.compile:
+        compiled = parts if sharded or recipe.recorded else [model.network]
+        # all share their code, those of earlier runs too; beyond a limit of versions, it is silently run uncompiled
+        torch._dynamo.config.recompile_limit += len(compiled)
+        for part in compiled:
+            part.compile(dynamic=False)
     if sharded:
         _shard(model, parts, processes)
         return model
