@@ -19,6 +19,18 @@ from mcvd.networks.unet import UNet
 _SEEN: WeakKeyDictionary[UNet, set[Any]] = WeakKeyDictionary()
 """What PyTorch has compiled in this process: the shapes and precisions, by network."""
 
+_allowed = 8  # PyTorch's default
+
+
+def allow_versions(more: int) -> None:
+    """Lets PyTorch compile this many more versions of a function: beyond its limit, it silently runs it uncompiled.
+
+    Versions for networks that are gone count, too, and every thread has a limit of its own.
+    """
+    global _allowed
+    _allowed += more
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _allowed)
+
 
 def compiled_calls(network: UNet) -> Callable[..., Tensor]:
     """Calls of this network, compiled once per shape of their inputs (about a minute); on GPUs also recorded.
@@ -35,9 +47,7 @@ def compiled_calls(network: UNet) -> Callable[..., Tensor]:
         if what not in seen:
             warnings.warn(f"compiling the network once for batches of {len(x)}: a minute or two", stacklevel=2)
             seen.add(what)
-            # after 8 compilations of the same code, PyTorch runs it uncompiled; every thread has its own limit
-            versions = sum(len(shapes) for shapes in _SEEN.values())
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, versions + 8)
+            allow_versions(1)
         try:
             with tuned_convolutions():
                 return compiled(x, time, condition)

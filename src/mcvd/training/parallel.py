@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mcvd.model import VideoDiffusion
+from mcvd.networks.compiled import allow_versions
 from mcvd.networks.unet import UNet
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import Recipe
@@ -49,8 +50,7 @@ def wrap(model: VideoDiffusion, recipe: Recipe, processes: Processes) -> nn.Modu
             block.forward = _recomputed(block.forward)
     if recipe.compile:
         compiled = parts if sharded or recipe.recorded else [model.network]
-        # all share their code, those of earlier runs too; beyond a limit of versions, it is silently run uncompiled
-        torch._dynamo.config.recompile_limit += len(compiled)
+        allow_versions(len(compiled))  # they share their code
         for part in compiled:
             part.compile(dynamic=False)
     if sharded:
