@@ -242,6 +242,22 @@ def test_an_incomplete_set_says_so(tmp_path):
     assert "Incomplete: 3 of 6 clips" in (tmp_path / "out" / "result.md").read_text()
 
 
+def test_a_caption_describes_what_was_measured_and_nothing_else(tmp_path):
+    real, made = tmp_path / "real.npy", tmp_path / "made.npy"
+    np.save(real, arrays(6))
+    np.save(made, arrays(6, samples=2, seed=1))
+    said = {}
+    for metrics in ("psnr", "psnr,lpips", "kvd", "psnr,ssim,lpips,fvd"):
+        result, _ = measured(real, made, tmp_path / metrics, metrics=metrics.split(","))
+        said[metrics] = (tmp_path / metrics / "result.md").read_text()
+        assert result.words in said[metrics]
+    assert "each; PSNR of plain 8-bit frames, best of the samples. In" in said["psnr"]
+    assert "each; PSNR and LPIPS at full size of plain 8-bit frames, best of the samples. In" in said["psnr,lpips"]
+    assert "each; KVD (I3D, Kinetics-400 logits) on 9 frames, the given ones included. In" in said["kvd"]
+    assert PLAIN.words in said["psnr,ssim,lpips,fvd"]
+    assert "seed" not in said["psnr"]  # of what sampled the videos nothing is known
+
+
 def test_a_file_that_was_written_anew_is_read_anew(tmp_path):
     for value in (3, 7):
         np.savez(tmp_path / "a.npz", np.full((4, 8, 8, 3), value, np.uint8))

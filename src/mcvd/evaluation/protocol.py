@@ -6,11 +6,12 @@ the mean of them counts, which clips, which pixels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from mcvd.errors import McvdError
-from mcvd.text import counted
+from mcvd.text import counted, listed
 
 _MOST_SEED = 2**32 - 1  # the largest that numpy's legacy generator takes, which draws the published choice
 
@@ -121,7 +122,11 @@ class Protocol:
 
     @property
     def words(self) -> str:
-        """All of it in one sentence, for a caption."""
+        """All of it in one sentence."""
+        return self.sentence({"psnr", "ssim", "lpips", "fvd"})
+
+    def sentence(self, metrics: Collection[str]) -> str:
+        """What the values of these metrics depend on, in one sentence, for a caption."""
         height, width = self.size
         made = counted(self.frames, "frame")
         given = {
@@ -136,19 +141,26 @@ class Protocol:
             given + (f", one frame in {self.stride}" if self.stride > 1 else ""),
             f"{counted(self.clips, 'clip')} ({self._clips_words}), {counted(self.samples, 'sample')} each",
         ]
-        if self.task != "generate":
+        compared = [name for name in ("psnr", "ssim", "lpips") if name in metrics]
+        if self.task != "generate" and compared:
             seen = "as the published code sees frames" if self.pixels == "published" else "of plain 8-bit frames"
             ssim = "SSIM (rounded to black and white)" if self.in_force.binary else "SSIM"
             size = self.in_force.lpips_size
-            lpips = f"LPIPS at {size} px" if size else "LPIPS at full size"
+            titles = {"psnr": "PSNR", "ssim": ssim, "lpips": f"LPIPS at {f'{size} px' if size else 'full size'}"}
             counts = ("best" if self.best else "mean") + " of the samples"
-            parts.append(f"PSNR, {ssim} and {lpips} {seen}, {counts if self.samples > 1 else 'of the one sample'}")
-        if self.fvd != "none":
+            parts.append(
+                f"{listed([titles[name] for name in compared])} {seen}, "
+                f"{counts if self.samples > 1 else 'of the one sample'}"
+            )
+        if self.fvd != "none" and ("fvd" in metrics or "kvd" in metrics):
             frames = f"{self.fvd_frames} frames, " + (
                 "made only" if self.fvd == "made" else "the given ones included" if any(self.known) else "all made"
             )
             pooled = "all samples pooled" if self.fvd_pooled else "mean over trajectories"
-            parts.append(f"FVD (I3D, Kinetics-400 logits) on {frames}, {pooled}")
+            distance = "FVD" if "fvd" in metrics else "KVD"
+            parts.append(
+                f"{distance} (I3D, Kinetics-400 logits) on {frames}" + (f", {pooled}" if "fvd" in metrics else "")
+            )
         return "; ".join(parts) + "."
 
     @property

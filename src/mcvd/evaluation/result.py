@@ -100,6 +100,11 @@ class Result:
         """Whether everything the protocol asks for was measured."""
         return self.clips == self.protocol.clips and self.samples == self.protocol.samples
 
+    @property
+    def words(self) -> str:
+        """The protocol in one sentence, of the metrics that were measured."""
+        return self.protocol.sentence(self.numbers)
+
     def save(self, path: Path | str) -> None:
         """Writes it as JSON, atomically."""
         path = Path(path)

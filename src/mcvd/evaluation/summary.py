@@ -58,19 +58,21 @@ def markdown(result: Result) -> str:
         "|---" * (len(names) + 1) + "|",
         f"| {plain(how_sampled(result))} | {cells} |",
         "",
-        f"Protocol {plain(protocol.name)}: {plain(protocol.words)}{measured}"
+        f"Protocol {plain(protocol.name)}: {plain(result.words)}{measured}"
         + (f" In brackets 95 % intervals: {'; '.join(intervals)}." if intervals else "")
         + f" Real clips {result.data[:12]}"
         + (f", weights {result.system.weights[:12]}" if result.system.weights else "")
         + "".join(f", {name} {value[:12]}" for name, value in sorted(result.networks.items()))
-        + f" (sha256); mcvd {result.system.version}, seed {result.system.seed}, {result.date}.",
+        + f" (sha256); mcvd {result.system.version}"
+        + (f", seed {result.system.seed}" if result.system.solver else "")  # scored videos: nothing was drawn
+        + f", {result.date}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def lines(result: Result) -> list[str]:
     """For a terminal."""
-    out = [f"{how_sampled(result)}, protocol {result.protocol.name}", result.protocol.words]
+    out = [f"{how_sampled(result)}, protocol {result.protocol.name}", result.words]
     out += shortfalls(result)
     for name in order(result.protocol):
         if name in result.numbers:

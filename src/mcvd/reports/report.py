@@ -41,7 +41,7 @@ def make_page(evaluation: Evaluation) -> Page:
         _protocol(evaluation),
         _system(evaluation),
     ]
-    return Page(f"{result.system.name} on {protocol.name}", f"{protocol.words} {result.date}".strip(), sections)
+    return Page(f"{result.system.name} on {protocol.name}", f"{result.words} {result.date}".strip(), sections)
 
 
 def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
