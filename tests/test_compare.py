@@ -16,7 +16,9 @@ from mcvd.cli.main import main
 from mcvd.errors import McvdError
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.statistics import FVD_RESAMPLES
 from mcvd.evaluation.wording import best_of, printed
+from mcvd.reports import paired
 from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
 from mcvd.reports.paired import bootstrap
 
@@ -115,6 +117,23 @@ def test_fvd_is_paired_over_the_same_clips(a: Path, b: Path) -> None:
     row = next(row for row in compare([a, b]).paired if row.metric == "fvd")
     assert (row.difference, row.clips, row.verdict) == (-9.0, 12, "significant")
     assert row.low < -9.0 < row.high < 0
+
+
+def test_fvd_is_resampled_once_per_system_not_per_pair(
+    a: Path, b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = evaluations.write_folder(tmp_path / "third", evaluations.errors(seed=2), name="third", videos=0)
+    for folder in (a, b, third):
+        table = Evaluation.load(folder).table
+        table.add(range(12), 0, real=torch.rand(12, 6))
+        for sample in range(3):
+            table.add(range(12), sample, features=torch.rand(12, 6))
+        table.save(folder / "rows.safetensors")
+        edit(folder, numbers={"fvd": Number(1.0)})
+    calls: list[object] = []
+    monkeypatch.setattr(paired, "resampled_frechet", lambda *given: float(calls.append(given) is None))
+    assert sum(row.metric == "fvd" for row in compare([a, b, third]).paired) == 3
+    assert len(calls) == 3 * FVD_RESAMPLES
 
 
 def test_an_fvd_that_is_no_number_has_no_difference(a: Path, b: Path) -> None:

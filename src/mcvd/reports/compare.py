@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from mcvd.evaluation.summary import repeated
 from mcvd.evaluation.wording import best_of, heading, in_order, interval, order, printed
 from mcvd.reports.match import Difference, differences, measured
 from mcvd.reports.page import markdown_table
-from mcvd.reports.paired import Paired, paired_differences
+from mcvd.reports.paired import Contestant, Paired, paired_differences
 from mcvd.reports.published import Published, Quoted, benchmark_of, published
 from mcvd.text import counted, plain, printable
 
@@ -81,10 +82,9 @@ def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published:
         rows, said = _published_rows(evaluations[0], mixed)
         notes += said
     paired: list[Paired] = []
-    for i, a in enumerate(evaluations):
-        for j in range(i + 1, len(evaluations)):
-            found, said = paired_differences(a, evaluations[j], names[i], names[j])
-            paired, notes = paired + found, notes + said
+    for a, b in itertools.combinations(map(Contestant, names, evaluations), 2):
+        found, said = paired_differences(a, b)
+        paired, notes = paired + found, notes + said
     return Comparison(names, evaluations, differing, tuple(paired), rows, tuple(notes))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.result import Result
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_counts, resampled_frechet
 from mcvd.evaluation.table import Table
@@ -40,31 +42,66 @@ class Paired:
         return "significant" if self.low > 0 or self.high < 0 else "not significant"
 
 
-def paired_differences(a: Evaluation, b: Evaluation, a_name: str, b_name: str) -> tuple[list[Paired], list[str]]:
+@dataclass(frozen=True)
+class Contestant:
+    """A system with what its differences from all others need, computed once."""
+
+    name: str
+    evaluation: Evaluation
+
+    @property
+    def result(self) -> Result:
+        """Its numbers."""
+        return self.evaluation.result
+
+    @cached_property
+    def clips(self) -> set[int]:
+        """The clips that have rows; none if there are no rows."""
+        return {clip for clip, _ in self.evaluation.table or ()}
+
+    @cached_property
+    def per_clip(self) -> dict[str, Tensor]:
+        """Every metric with one value per clip; see `per_clip`."""
+        return per_clip(self._table, self.result.protocol)
+
+    @cached_property
+    def resampled_fvd(self) -> Tensor:
+        """FVD (all samples pooled) in each resample of the clips, ``(resamples,)``."""
+        real, made = self._table.rows("real", sample=0), self._table.grid("features")
+        counts = resampled_counts(len(real), FVD_RESAMPLES)
+        return torch.tensor([resampled_frechet(real, made, row) for row in counts], dtype=torch.float64)
+
+    @property
+    def _table(self) -> Table:
+        assert self.evaluation.table is not None
+        return self.evaluation.table
+
+
+def paired_differences(a: Contestant, b: Contestant) -> tuple[list[Paired], list[str]]:
     """The differences a - b of PSNR, SSIM, LPIPS, CRPS and FVD that both have, and notes on why others are missing."""
-    pair = f"{a_name} and {b_name}"
-    if a.table is None or b.table is None:
+    pair = f"{a.name} and {b.name}"
+    if a.evaluation.table is None or b.evaluation.table is None:
         return [], [f"no paired difference of {pair}: rows.safetensors is not in both folders"]
     if not a.result.data or a.result.data != b.result.data:
         return [], [f"no paired difference of {pair}: they did not see the same clips"]
     if differences(a.result, b.result):
         return [], [f"no paired difference of {pair}: they were measured differently"]
-    if {clip for clip, _ in a.table} != {clip for clip, _ in b.table}:
+    if a.clips != b.clips:
         return [], [f"no paired difference of {pair}: their rows are of different clips"]
     found, notes = [], []
-    ours, theirs = per_clip(a.table, a.result.protocol), per_clip(b.table, b.result.protocol)
-    for name in in_order(ours.keys() & theirs.keys(), a.result.protocol):
-        change = ours[name] - theirs[name]
+    for name in in_order(a.per_clip.keys() & b.per_clip.keys(), a.result.protocol):
+        change = a.per_clip[name] - b.per_clip[name]
         if len(change) < 2 or not bool(change.isfinite().all()):
             notes.append(f"no paired difference of {pair} in {name}: only one clip, or a clip reproduced exactly")
             continue
         low, high = bootstrap(change)
-        found.append(Paired(a_name, b_name, name, float(change.mean()), low, high, len(change)))
-    if "fvd" in a.result.numbers and "fvd" in b.result.numbers and {"real", "features"} <= a.table.columns:
+        found.append(Paired(a.name, b.name, name, float(change.mean()), low, high, len(change)))
+    if "fvd" in a.result.numbers and "fvd" in b.result.numbers and {"real", "features"} <= a.evaluation.table.columns:
         difference = a.result.numbers["fvd"].value - b.result.numbers["fvd"].value
         if math.isfinite(difference):
-            low, high, clips = _frechet_interval(a.table, b.table, difference)
-            found.append(Paired(a_name, b_name, "fvd", difference, low, high, clips))
+            changes = a.resampled_fvd - b.resampled_fvd
+            low, high = _percentiles(changes + (difference - changes.mean()))  # centred on the difference
+            found.append(Paired(a.name, b.name, "fvd", difference, low, high, len(a.clips)))
         else:
             notes.append(f"no paired difference of {pair} in fvd: one of the two values is not finite")
     return found, notes
@@ -90,15 +127,3 @@ def bootstrap(values: Tensor) -> tuple[float, float]:
 def _percentiles(values: Tensor) -> tuple[float, float]:
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
-
-
-def _frechet_interval(a: Table, b: Table, difference: float) -> tuple[float, float, int]:
-    """Interval of a difference of FVDs (all samples pooled), centred on it; number of clips."""
-    real, ours, theirs = a.rows("real", sample=0), a.grid("features"), b.grid("features")
-    changes = [
-        resampled_frechet(real, ours, counts) - resampled_frechet(real, theirs, counts)
-        for counts in resampled_counts(len(real), FVD_RESAMPLES)
-    ]
-    resampled = torch.tensor(changes, dtype=torch.float64)
-    low, high = _percentiles(resampled + (difference - resampled.mean()))
-    return low, high, len(real)
