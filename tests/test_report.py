@@ -26,6 +26,7 @@ from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
+from mcvd.reports.compare import compare, to_markdown
 from mcvd.reports.curves import Curve, copied, copy_table, system_curves
 from mcvd.reports.match import measured
 from mcvd.reports.published import Quoted, benchmark_of, published
@@ -311,6 +312,19 @@ def test_report_compares_with_published_values(folder: Path) -> None:
     assert "size of frames: 16x16, not 64x64" in row[5]
     assert row[6:] == ["verified", "BAIR table of the authors&#x27; talk of 12 August 2022 on MCVD (arXiv 2205.09853)"]
     assert measured(Evaluation.load(folder).result).clips == 12
+
+
+def test_fvd_of_one_sample_stands_beside_published_values(tmp_path: Path) -> None:
+    """The paper's protocols count the mean over trajectories, which is not computed for one."""
+    one = dataclasses.replace(evaluations.PROTOCOL, samples=1, fvd_pooled=False)
+    folder = evaluations.write_folder(tmp_path / "one", evaluations.errors(samples=1), one, numbers=FVD)
+    rows = {row[0]: row for row in cells(write_report(folder)[0].read_text())}
+    assert rows["tiny"][1] == "101.2"
+    columns = to_markdown(compare([folder], mixed=True, with_published=True)).splitlines()[0]
+    assert "| FVD ↓ |" in columns
+    assert "trajectories" not in columns
+    assert "trajectories" not in one.words
+    assert "trajectories" in dataclasses.replace(one, samples=2).words
 
 
 def test_broken_published_files_are_refused() -> None:

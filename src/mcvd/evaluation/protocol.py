@@ -156,10 +156,11 @@ class Protocol:
             frames = f"{self.fvd_frames} frames, " + (
                 "made only" if self.fvd == "made" else "the given ones included" if any(self.known) else "all made"
             )
-            pooled = "all samples pooled" if self.fvd_pooled else "mean over trajectories"
+            pooled = ", all samples pooled" if self.fvd_pooled else ", mean over trajectories"
             distance = "FVD" if "fvd" in metrics else "KVD"
             parts.append(
-                f"{distance} (I3D, Kinetics-400 logits) on {frames}" + (f", {pooled}" if "fvd" in metrics else "")
+                f"{distance} (I3D, Kinetics-400 logits) on {frames}"
+                + (pooled if "fvd" in metrics and self.samples > 1 else "")
             )
         return "; ".join(parts) + "."
 

@@ -12,7 +12,7 @@ def how_sampled(result: Result) -> str:
     system = result.system
     parts = [system.name]
     if system.solver:
-        parts.append(f"{system.solver} {system.steps} steps")
+        parts.append(f"{system.solver} {counted(system.steps, 'step')}")
     if system.guidance != 1:
         parts.append(f"guidance {system.guidance:g}")
     if system.reference:

@@ -48,8 +48,8 @@ def direction(metric: str) -> str:
 
 
 def order(protocol: Protocol) -> list[str]:
-    """Metrics in the order of a table: the protocol's own FVD first."""
-    fvd = ["fvd", "fvd_trajectory"] if protocol.fvd_pooled else ["fvd_trajectory", "fvd"]
+    """Metrics in the order of a table: the protocol's own FVD first. Of one trajectory there is no mean."""
+    fvd = ["fvd", "fvd_trajectory"] if protocol.fvd_pooled or protocol.samples == 1 else ["fvd_trajectory", "fvd"]
     return [*fvd, *(name for name in TITLES if name not in fvd)]
 
 
