@@ -513,6 +513,23 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
         real_clips(replace(protocol, channels=1), folder, lines.append)
 
 
+def test_a_result_says_where_its_clips_come_from(model, tmp_path):
+    for side, i in (("train", 0), ("test", 1), ("test", 2)):
+        (tmp_path / "raw" / side).mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "raw" / side / f"{i}.npy", tiny.video(12, 16, 16, 1, seed=i).numpy())
+    result, _ = go(model, tmp_path / "out", clips=None, data=tmp_path / "raw", metrics=["psnr"])
+    spread = [("test/1.npy", 0), ("test/1.npy", 2), ("test/1.npy", 3)]
+    assert [(source.video, source.start) for source in result.sources[:3]] == spread
+    assert (len(result.sources), result.videos) == (6, 2)
+    assert " from 2 videos, weights" in (tmp_path / "out" / "result.md").read_text()
+    write_report(tmp_path / "out")
+    assert "test/1.npy, from frame" in (tmp_path / "out" / "report.md").read_text()
+    file = tmp_path / "out" / "result.json"
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key != "sources"}
+    file.write_text(json.dumps(old))
+    assert Result.load(file) == replace(result, sources=[])  # as written before there was this field
+
+
 def test_another_stride_than_that_of_the_training_is_said(model, tmp_path):
     other = tiny.model()
     other.notes["stride"] = 2

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcvd.data.clips import Clips
 from mcvd.data.moving_mnist import CANVAS, MovingMNIST, check_frames, find_mnist, load_digits, reference_sequence
 from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
-from mcvd.text import counted
+from mcvd.evaluation.result import Source
+from mcvd.text import counted, printable
 
 PUBLISHED_DIGITS = 256
 """Test images, counted from the first, that the published test set draws its digits from."""
@@ -113,6 +115,14 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
         too = "" if protocol.split == "train" else ", those for training too"
         report(f"{on} (split {protocol.split}); --set split=all takes all{too}")
     return clips
+
+
+def sources(clips: RealClips, count: int) -> list[Source]:
+    """Where clips 0 .. count - 1 come from; empty for clips that are not cut out of stored videos."""
+    if not isinstance(clips, Clips):
+        return []
+    places = map(clips.place, range(count))
+    return [Source(printable(clips.all_videos[place.video].name), place.start) for place in places]
 
 
 def content(clips: RealClips, count: int) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from mcvd.cache import tensors_sha256
 from mcvd.config import differences
 from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
-from mcvd.evaluation.clips import RealClips, content, real_clips
+from mcvd.evaluation.clips import RealClips, content, real_clips, sources
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, load_instruments, network_hashes
 from mcvd.evaluation.presets import choose_metrics
@@ -98,6 +98,7 @@ def evaluate(
         _maker(model, protocol, sampling),
         batch=max(1, sampling.batch_size // protocol.samples),
         networks=networks,
+        sources=sources(real, protocol.clips),
     )
     return run(
         job,

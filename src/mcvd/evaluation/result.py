@@ -71,6 +71,16 @@ class System:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where a real clip comes from."""
+
+    video: str
+    """Name of the video: its path below the folder of the data."""
+    start: int = 0
+    """The clip's first frame in the video, as prepared."""
+
+
+@dataclass(frozen=True)
 class Result:
     """Numbers of one system under one protocol."""
 
@@ -90,6 +100,8 @@ class Result:
     """sha256 of the metric networks' tensors: i3d, lpips."""
     different: int | None = None
     """How many of the clips are distinct (the data may hold fewer than requested); None: not known."""
+    sources: list[Source] = field(default_factory=list)
+    """Where each real clip comes from, in order; empty if the clips are synthesized, or it is not known."""
     machine: str = ""
     seconds: float = 0.0
     """Total seconds of work, summed over processes and restarts."""
@@ -99,6 +111,11 @@ class Result:
     def complete(self) -> bool:
         """Whether everything the protocol asks for was measured."""
         return self.clips == self.protocol.clips and self.samples == self.protocol.samples
+
+    @property
+    def videos(self) -> int:
+        """How many videos the real clips come from; 0 if they are synthesized, or it is not known."""
+        return len({source.video for source in self.sources})
 
     @property
     def words(self) -> str:

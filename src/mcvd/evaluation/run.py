@@ -31,7 +31,7 @@ from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, as_saved, measure
 from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.result import Result, System
+from mcvd.evaluation.result import Result, Source, System
 from mcvd.evaluation.statistics import numbers
 from mcvd.evaluation.summary import markdown
 from mcvd.evaluation.table import Table
@@ -83,6 +83,8 @@ class Job:
     """Clips generated and measured at once."""
     networks: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the metric networks, by name."""
+    sources: list[Source] = field(default_factory=list)
+    """Where the real clips come from, if they are cut out of videos."""
     videos: str = ""
     """sha256 of the generated videos' files; empty if a model generates them."""
 
@@ -184,6 +186,7 @@ def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str
         curves,
         different=job.different,
         networks=dict(job.networks),
+        sources=job.sources,
         machine=machine(device),
         seconds=float(table.rows("seconds", sample=0).sum()),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),

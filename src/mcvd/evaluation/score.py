@@ -15,7 +15,7 @@ from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.measure import Instruments, load_instruments, network_hashes
 from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.result import Result, System
+from mcvd.evaluation.result import Result, Source, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.evaluation.video_sets import Video, files_sha256, find_videos, pair
 from mcvd.files import stem
@@ -74,6 +74,7 @@ def score(
         _reader(fakes, pairs, protocol),
         batch=max(1, _VIDEOS_AT_ONCE // protocol.samples),
         networks=network_hashes(chosen) if instruments is None else dict(instruments.hashes),
+        sources=[Source(video.name) for video in truth],
         videos=files_sha256(fakes),
     )
     return run(

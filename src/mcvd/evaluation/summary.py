@@ -61,6 +61,7 @@ def markdown(result: Result) -> str:
         f"Protocol {plain(protocol.name)}: {plain(result.words)}{measured}"
         + (f" In brackets 95 % intervals: {'; '.join(intervals)}." if intervals else "")
         + f" Real clips {result.data[:12]}"
+        + (f" from {counted(result.videos, 'video')}" if result.videos else "")
         + (f", weights {result.system.weights[:12]}" if result.system.weights else "")
         + "".join(f", {name} {value[:12]}" for name, value in sorted(result.networks.items()))
         + f" (sha256); mcvd {result.system.version}"

@@ -170,6 +170,8 @@ def _protocol(evaluation: Evaluation) -> Section:
         asked, carried_out = in_words(name, value), in_words(name, getattr(done, name))
         words = asked if asked == carried_out else f"{carried_out} (the protocol asks for {asked})"
         rows.append([FIELDS.get(name, name), words])
+    if result.videos:
+        rows.append(["videos that the clips come from", str(result.videos)])
     rows.append(["sha256 of the real clips", result.data or "not known"])
     rows += [[f"sha256 of {name}", value] for name, value in sorted(result.networks.items())]
     return Section("Protocol", [Grid(["", ""], rows)])

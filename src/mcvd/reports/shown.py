@@ -34,6 +34,7 @@ class Shown:
     title: str
     """Why it is shown: `best by PSNR (18.31)`, possibly several reasons."""
     caption: str
+    """Where it comes from, and how many of its samples are shown, if not all."""
     sheet: bytes
     """PNG."""
     animation: bytes
@@ -79,8 +80,9 @@ def draw_clips(evaluation: Evaluation) -> Iterator[Shown]:
         unseen = torch.full_like(known, MUTED) if protocol.task == "generate" else known - 1  # given 0, others -1
         marks = torch.stack([unseen, *[1 - known] * len(picked)])
         words = f"clip {clip}: {', '.join(reasons)}" if reasons != [f"clip {clip}"] else reasons[0]
-        caption = f"{len(picked)} of {len(made)} samples" if len(picked) < len(made) else ""
-        yield Shown(clip, words, caption, _sheet(rows, marks), _animation(rows, marks))
+        notes = [f"{source.video}, from frame {source.start}" for source in evaluation.result.sources[clip : clip + 1]]
+        notes += [f"{len(picked)} of {len(made)} samples"] if len(picked) < len(made) else []
+        yield Shown(clip, words, "; ".join(notes), _sheet(rows, marks), _animation(rows, marks))
 
 
 def _best_sample(evaluation: Evaluation, clip: int, samples: int) -> int | None:
