@@ -77,7 +77,7 @@ def contact_sheet(
     left = int(max(font.getlength(label) for label, _ in rows)) + (10 if any(label for label, _ in rows) else 0) + gap
     group_h = head + len(rows) * cell_h + (gap * 2 if groups > 1 else 0)
     foot = head + 4 if marks is not None else 0
-    legend_w = int(font.getlength("given made")) + 6 * text
+    legend_w = int(font.getlength("given generated")) + 6 * text
     size = (max(left + columns * cell_w, legend_w if foot else 0) + gap, groups * group_h + foot + gap)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -102,7 +102,7 @@ def contact_sheet(
             draw.text((left - 6, middle), label, INK, font, anchor="rm")
     if marks is not None:
         pen, line = float(left), groups * group_h + foot / 2
-        for name, colour in (("given", GIVEN), ("made", MADE)):
+        for name, colour in (("given", GIVEN), ("generated", MADE)):
             draw.rectangle((pen, line - text / 2.5, pen + text * 0.8, line + text / 2.5), fill=colour)
             draw.text((pen + text * 1.2, line), name, INK, font, anchor="lm")
             pen += text * 2.4 + font.getlength(name)
