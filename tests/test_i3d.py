@@ -39,8 +39,10 @@ def test_features_do_not_depend_on_types_or_on_autocast(network, assets_dir):
         assert torch.equal(network.features(clips), expected)
     with pytest.raises(McvdError, match=r"must lie in \[0, 1\]"):
         network.features(255 * clips)
-    with pytest.raises(McvdError, match=r"\(B, T, C, H, W\), not \(9, 1, 32, 32\)"):
+    with pytest.raises(McvdError, match=r"\(B, T, C, H, W\), C 1 or 3, not \(9, 1, 32, 32\)"):
         network.features(clips[0])
+    with pytest.raises(McvdError, match=r"not \(2, 9, 32, 32, 3\)"):  # numpy's order
+        network.features(torch.rand(2, 9, 32, 32, 3))
 
 
 @pytest.mark.parametrize(("frames", "size", "stride"), [(5, 3, 1), (2, 3, 1), (1, 3, 1), (10, 7, 2), (11, 7, 2)])

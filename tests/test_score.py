@@ -293,6 +293,7 @@ def test_colours_are_brought_to_the_protocols(tmp_path):
         (arrays(7), arrays(7, samples=2), "--set clips=7"),
         (arrays(6)[:, :, :12], arrays(6, samples=2), r"--set size=\[12,16\]"),
         (arrays(6), arrays(6, samples=2)[None], "3 to 6 dimensions"),
+        (arrays(6), arrays(6)[..., 0], r"made.npy holds an array \(6, 9, 16, 16\).*grey videos need an axis of 1"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, real, made, said):

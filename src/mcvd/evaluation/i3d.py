@@ -84,8 +84,8 @@ class I3D(nn.Module):
 
     def features(self, videos: Tensor, chunk: int = 8) -> Tensor:
         """Logits of videos of any size, grey or colour, resized chunk by chunk: ``(B, T, C, H, W)`` -> ``(B, 400)``."""
-        if tensor(videos).ndim != 5:
-            raise McvdError(f"I3D takes videos of shape (B, T, C, H, W), not {tuple(videos.shape)}")
+        if tensor(videos).ndim != 5 or videos.shape[2] not in (1, 3):
+            raise McvdError(f"I3D takes videos of shape (B, T, C, H, W), C 1 or 3, not {tuple(videos.shape)}")
         device = self.logits.weight.device
         parts = [self(resize(part.to(device)), chunk) for part in videos.split(chunk)]
         return torch.cat(parts)

@@ -169,6 +169,11 @@ def _shape(item: Item) -> tuple[int, ...]:
     shape = array_shape(item)
     if not 3 <= len(shape) <= 6:
         raise McvdError(f"{item.name} holds an array {shape}; videos have 3 to 6 dimensions")
+    if len(shape) > 3 and shape[-3] not in (1, 3) and shape[-1] not in (1, 3):  # several grey videos, perhaps
+        raise McvdError(
+            f"{item.name} holds an array {shape}; several videos end in (T, H, W, C) or (T, C, H, W) with C 1 or 3:"
+            " grey videos need an axis of 1"
+        )
     return shape if len(shape) > 3 else (*shape, 1)
 
 
