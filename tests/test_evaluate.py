@@ -564,6 +564,14 @@ def test_resampled_frechet_is_the_frechet_distance_of_the_drawn_clips():
         assert resampled_frechet(real, fake, counts) == pytest.approx(expected, rel=1e-6)
 
 
+def test_calibration_alone_is_of_all_samples(model, tmp_path, whole):
+    """Its columns are one row per clip: the rows do not tell the number of samples."""
+    alone, _ = go(model, tmp_path, metrics=["calibration"])
+    assert alone.complete
+    for name in ("crps", "spread_skill"):
+        assert alone.numbers[name] == whole[0].numbers[name]
+
+
 def test_intervals_hold_the_value_and_shrink_with_clips():
     def width(clips):
         generator = torch.Generator().manual_seed(clips)

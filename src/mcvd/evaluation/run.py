@@ -180,7 +180,7 @@ def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str
         job.protocol,
         job.system,
         job.clips,
-        len(table) // job.clips,
+        job.protocol.samples,
         job.data,
         values,
         curves,

@@ -36,8 +36,7 @@ def numbers(
     """All numbers of a table and the curves over generated frames, by metric."""
     out: dict[str, Number] = {}
     curves: dict[str, list[float]] = {}
-    clips = len({clip for clip, _ in table})
-    samples = len(table) // clips
+    clips, samples = len({clip for clip, _ in table}), protocol.samples
     for metric in ("psnr", "ssim", "lpips"):
         if metric in metrics:
             out[metric], curves[metric] = _frame_metric(table, metric, protocol.best, clips, samples)
