@@ -121,8 +121,11 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _stacked(frames: list[np.ndarray], path: Path) -> Tensor:
     if len({frame.shape for frame in frames}) > 1:
-        if len({frame.shape[:2] for frame in frames}) > 1:
-            raise McvdError(f"the frames of {path} differ in size, e.g. {frames[0].shape[:2]}; give size=")
+        sizes = list(dict.fromkeys(f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames))
+        if len(sizes) > 1:
+            raise McvdError(
+                f"the frames of {path} differ in size ({', '.join(sizes[:3])}): write them in one, or read with size="
+            )
         frames = [np.broadcast_to(frame, (*frame.shape[:2], 3)) for frame in frames]  # grey and colour in one folder
     return torch.from_numpy(np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)))
 
