@@ -42,6 +42,14 @@ def edit(folder: Path, protocol: dict[str, object] | None = None, **fields: obje
     return folder
 
 
+def test_the_caption_is_the_protocol_in_words(a: Path, b: Path) -> None:
+    """The name of an edited preset says nothing."""
+    words = evaluations.PROTOCOL.sentence({"psnr", "ssim", "lpips"})
+    assert f"Protocol bair-2to14: {words} Brackets" in to_markdown(compare([a, b]))
+    edit(b, {"size": (32, 32)})
+    assert f"Protocol of the first system, bair-2to14: {words} Brackets" in to_markdown(compare([a, b], mixed=True))
+
+
 def test_best_is_bold_in_its_own_direction(a: Path, b: Path) -> None:
     lines = to_markdown(compare([a, b])).splitlines()
     assert lines[0] == "| system | PSNR, dB ↑ | SSIM ↑ | LPIPS ↓ |"
