@@ -196,12 +196,13 @@ def test_what_does_nothing_to_plain_frames_makes_no_difference(a: Path, b: Path)
 def test_names_are_escaped_in_markdown(tmp_path: Path) -> None:
     folders = [
         evaluations.write_folder(tmp_path / str(i), evaluations.errors(), name=name, videos=0)
-        for i, name in enumerate(["<b>a|b</b>", "c\nd"])
+        for i, name in enumerate(["<b>a|b</b>", "c\nd", "$e$"])
     ]
     edit(folders[1], different=3)
     lines = to_markdown(compare(folders)).splitlines()
     assert lines[2].startswith(r"| \<b\>a\|b\</b\> | ")
     assert lines[3].startswith("| c d | ")
+    assert lines[4].startswith(r"| \$e\$ | ")  # no mathematics
     assert any(line.startswith(r"| \<b\>a\|b\</b\> - c d |") for line in lines)
     assert (
         "Note: c d: only 3 of 12 clips are distinct, as the data hold no more: the intervals are too narrow.  " in lines

@@ -41,6 +41,6 @@ def colours(channels: int) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    for sign in "\\`*_<>[]|":
+    for sign in "\\`*_<>[]|$":  # GitHub and pandoc read mathematics between dollars
         text = text.replace(sign, "\\" + sign)
     return " ".join(text.splitlines())
