@@ -1,6 +1,8 @@
 """Videos in and out: every format made here and read back, frame by frame; and what a user sees when a file is bad."""
 
 import contextlib
+import io
+import os
 import struct
 import warnings
 from fractions import Fraction
@@ -343,6 +345,48 @@ def test_noise_in_the_middle(tmp_path: Path) -> None:
     data[middle : middle + 3000] = np.random.default_rng(0).bytes(3000)
     path.write_bytes(data[: path.stat().st_size])
     one_line(path)
+
+
+def test_frames_that_the_decoder_says_are_damaged_are_not_read_in_silence(tmp_path: Path) -> None:
+    noise = torch.randint(0, 40, (60, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    path = write_video(tmp_path / "a.mp4", noise, scale=1)
+    data = bytearray(path.read_bytes())
+    for place in range(data.index(b"mdat") + 20_000, len(data) - 20_000, 20_000):
+        data[place : place + 8] = b"\x55" * 8
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match="is damaged: parts of frame"), contextlib.suppress(McvdError):
+        read_video(path)
+
+
+def test_a_picture_of_a_cover_is_not_the_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mov"  # its header is at the end, so that it can grow
+    write_video(path, numbered(6), scale=1)
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(picture, "JPEG")
+    data = path.read_bytes()
+    at = data.index(b"moov")
+    handler = atom(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    art = atom(b"covr", atom(b"data", struct.pack(">II", 13, 0) + picture.getvalue()))
+    cover = atom(b"udta", atom(b"meta", bytes(4) + handler + atom(b"ilst", art)))
+    size = struct.pack(">I", int.from_bytes(data[at - 4 : at]) + len(cover))
+    path.write_bytes(data[: at - 4] + size + b"moov" + cover + data[at + 4 :])
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].width == 32
+    assert numbers(read_video(path)) == list(range(6))
+    assert video_info(path).frames == 6
+
+
+def atom(kind: bytes, body: bytes) -> bytes:
+    """A part of an mp4 file."""
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    assert "save the clip as a file" in one_line(tmp_path / "a.mp4")
+    with pytest.raises(McvdError, match="a pipe"):
+        video_info(tmp_path / "a.mp4")
 
 
 def test_no_video_in_it(tmp_path: Path) -> None:

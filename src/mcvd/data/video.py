@@ -21,6 +21,7 @@ import av
 import numpy as np
 import torch
 from av.error import FFmpegError
+from av.stream import Disposition
 from torch import Tensor
 
 from mcvd.data.arrays import array_in
@@ -80,7 +81,8 @@ def read_video(
 
     A damaged file is an error even if its first frames can be read, unless ``frames`` asks for no more than those:
     missing frames are never skipped silently (containers without a count of frames, such as webm and mkv, only make a
-    cut likely: a warning). Raises McvdError with one line: what is wrong, where, what to do.
+    cut likely: a warning, as for frames of which FFmpeg says that they are damaged). Raises McvdError with one line:
+    what is wrong, where, what to do.
     """
     path = Path(path).expanduser()
     start, stride = whole("start", start, 0, _LAST), whole("stride", stride, 1, _LAST)
@@ -188,12 +190,16 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
 
 
 def _container_frames(path: Path) -> Iterator[SourceFrame]:
-    done, end = 0, 0.0
+    done, end, whole = 0, 0.0, True
     try:
         with _open_video(path) as container:
             stream = _video_stream(container, path)
             aspect = stream.sample_aspect_ratio or Fraction(1)
             for frame in _decoded(container, stream):
+                if frame.is_corrupt and whole:
+                    what = f"{path} is damaged: parts of frame {done}, and maybe of others, are guesses"
+                    warnings.warn(what, stacklevel=2)
+                    whole = False
                 yield SourceFrame(frame, Fraction(aspect), frame.rotation, _is_mirrored(frame), frame.time)
                 done += 1
                 end = max(end, frame.time or 0.0)
@@ -244,9 +250,11 @@ def _open_video(path: Path) -> Iterator[Any]:
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise McvdError(f"{path} has no video in it (only {container.format.long_name})")
-    return container.streams.video[0]
+    """The first stream that is no picture of a cover, which stands for the whole file, be it film or music."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise McvdError(f"{path} has no video in it (only {container.format.long_name})")
 
 
 def _is_trimmed(stream: Any) -> bool:
@@ -260,6 +268,8 @@ def _is_trimmed(stream: Any) -> bool:
 def _must_exist(path: Path) -> None:
     if not path.exists():
         raise McvdError(f"{path} does not exist")
+    if not path.is_dir() and not path.is_file():  # a pipe gives its bytes once, and a clip is opened more than once
+        raise McvdError(f"{path} is a pipe or a device; save the clip as a file first")
     if path.is_file() and path.stat().st_size == 0:
         raise McvdError(f"{path} is empty")
 
