@@ -249,6 +249,16 @@ def test_names_may_be_anything_that_a_disk_takes(tmp_path: Path, monkeypatch: py
     assert contents(tmp_path / "data") == before
 
 
+def test_workers_import_nothing_from_the_current_folder(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command `mcvd` does not either: whatever lies there is the user's, even if it is called torch.py."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "torch.py").write_text("raise SystemExit('not torch')")
+    monkeypatch.chdir(tmp_path / "here")
+    assert len(prepare(mixed, tmp_path / "data", SMALL, workers=2).videos) == 11
+
+
 def test_a_full_disk_stops_the_work_and_blames_no_video(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "work").mkdir(parents=True)
     (tmp_path / "data" / "work" / "parts").write_text("a file where the folder should be")
