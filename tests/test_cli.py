@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
@@ -344,6 +345,9 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
     for place, said in (("made", "it is a link to a folder"), ("/proc/x.mp4", "cannot write into /proc")):
         assert said in fails(capsys, 1, *quick, place)
         assert "generated in" not in capsys.readouterr().out
+    longest = "x" * 250 + ".mp4"  # the name of a temporary file is longer
+    assert "File name too long" in fails(capsys, 1, *quick, longest)
+    assert "generated in" not in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -391,6 +395,7 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
         ("fetch cifar", 2, "mnist"),
         ("fetch mnist --source nowhere --output here", 1, "nowhere"),
         ("info nothing", 1, "no model nothing"),
+        ("info clips/nope.mp4", 1, "clips/nope.mp4 does not exist"),
         ("predit clip.npz", 2, "did you mean predict?"),
     ],
 )
@@ -531,6 +536,36 @@ def test_nobody_need_read_what_is_printed(clip, models, closed, tmp_path):
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "made-2.npz").is_file()
+
+
+def test_what_was_generated_is_kept_where_nobody_reads_what_is_printed(clip, models, monkeypatch):
+    """As in `mcvd predict ... | head -2` with unbuffered output: the reader leaves while frames are generated."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if "generated in" in text:
+                raise BrokenPipeError
+            return super().write(text)
+
+    monkeypatch.setattr(main_module, "drop_output", lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Gone())
+        words = ["predict", "clip.npz", "--model", models["tiny"], "--samples", "2", "--out", "made.npz", *QUICK]
+        assert main(words) == 1
+    assert {path.name for path in Path().glob("made*")} == {"made-1.npz", "made-2.npz", "made.png"}
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder no longer exists" in fails(capsys, 1, "info", "digits")
+
+
+def test_memory_that_runs_out_has_a_remedy(monkeypatch, capsys):
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes")):
+        monkeypatch.setattr(predict_module.Command, "run", lambda self, error=error: (_ for _ in ()).throw(error))
+        assert "a smaller --batch-size" in fails(capsys, 1, "predict", "x")
 
 
 def test_training_goes_on_where_nobody_reads_what_it_prints(clip, monkeypatch):

@@ -353,6 +353,17 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert cache_dir() == Path("/else")
 
 
+def test_a_user_without_a_home_folder_is_told_how_to_have_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("MCVD_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(McvdError, match="set MCVD_CACHE"):
+        cache_dir()
+
+
 @pytest.mark.parametrize(
     ("size", "channels", "asked"),
     [((64, 64), 3, "64x64 with 3"), ((32, 64), 1, "64x32 with 1"), ((28, 28), 1, "28x28 with 1")],

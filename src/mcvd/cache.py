@@ -9,21 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcvd.errors import McvdError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def cache_dir() -> Path:
-    """``MCVD_CACHE``, else ``mcvd`` in the user's cache folder on this system (not created here)."""
+    """``MCVD_CACHE``, else ``mcvd`` in the user's cache folder on this system (not created here).
+
+    Raises McvdError for a user without a home folder.
+    """
     if own := os.environ.get("MCVD_CACHE"):
         return Path(own).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):
         return Path(xdg).expanduser() / "mcvd"
+    try:
+        home = Path.home()
+    except RuntimeError:  # as in a container whose user has no entry in passwd
+        raise McvdError("this user has no home folder for the cache; set MCVD_CACHE to a folder") from None
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mcvd"
+        return home / "Library" / "Caches" / "mcvd"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "mcvd" / "cache"
-    return Path.home() / ".cache" / "mcvd"
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "mcvd" / "cache"
+    return home / ".cache" / "mcvd"
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

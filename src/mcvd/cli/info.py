@@ -28,7 +28,7 @@ class Command:
     def _rows(self) -> list[tuple[str, str]]:
         path = Path(self.what).expanduser()
         folder = model_folder(self.what)
-        if folder is None and path.exists() and path.suffix not in (".pt", ".pth"):
+        if folder is None and path.suffix not in (".pt", ".pth") and (path.exists() or is_named_as_clip(path)):
             must_be_one_clip(path)
             return clip_rows(path)
         from mcvd.card import model_rows
@@ -47,14 +47,21 @@ def model_folder(name: str) -> Path | None:
     return next((place for place in places if (place / "config.json").is_file()), None)
 
 
+def is_named_as_clip(path: Path) -> bool:
+    """Whether the suffix is one of videos, images or arrays."""
+    from mcvd.data.prepare.items import VIDEOS
+    from mcvd.data.stills import IMAGE_SUFFIXES
+
+    return path.suffix.lower() in VIDEOS | IMAGE_SUFFIXES | {".npz", ".npy"}
+
+
 def must_be_one_clip(path: Path) -> None:
     """Raises McvdError for a folder without images, naming a clip in it and the command that describes them all."""
-    from mcvd.data.prepare.items import VIDEOS
     from mcvd.data.stills import IMAGE_SUFFIXES
 
     inside = sorted(path.iterdir()) if path.is_dir() else []
     if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):
-        clip = next((file for file in inside if file.suffix.lower() in VIDEOS | {".npz", ".npy"}), None)
+        clip = next((file for file in inside if is_named_as_clip(file)), None)
         raise McvdError(
             f"{path} is neither a model (it has no config.json) nor a clip (it has no image); "
             f"{f'name one in it ({clip}), or: ' if clip else ''}mcvd data info {path} says what videos it holds"

@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] != ["benchmark"]:  # whose peers would gain most: everything there runs with Python's defaults
         _keep_memory()
     try:
+        os.getcwd()
+    except FileNotFoundError:  # torch would end the process, and blame one of its own files
+        return _fail("the current folder no longer exists; change to another one", 1)
+    try:
         with _notes(debug):
             return _dispatch(words)
     except KeyboardInterrupt:
@@ -118,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, McvdError):
             return _fail(str(error), 1)
-        hint = (
-            "a smaller --batch-size, or --batch, needs less memory; " if "OutOfMemory" in type(error).__name__ else ""
-        )
-        return _fail(f"{described(error)} ({hint}--debug shows where)", 1)
+        reason = described(error)
+        full = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in reason
+        hint = "a smaller --batch-size, or --batch, needs less memory; " if full else ""
+        return _fail(f"{reason} ({hint}--debug shows where)", 1)
 
 
 def drop_output() -> None:

@@ -48,7 +48,7 @@ def read_clip(path: Path, model: VideoDiffusion, name: str, reading: Reading) ->
     fps = info.fps / stride if info.fps else None
     height, width = model.size
     every = f", one frame in {stride}" if stride > 1 else ""
-    print(f"{path.name}: {info.text} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
+    print(f"{path.name or path}: {info.text} -> {width}x{height} {colours(model.channels)}{every}, as {name} needs")
     return Clip(path, video, fps)
 
 
@@ -99,12 +99,12 @@ def fill_in(
     with ProgressBar("sampling", "steps") as bar:
         videos = model.fill(video, known, progress=bar, **options)
     videos = videos.cpu()
-    print(f"generated in {time.monotonic() - began:.1f} s")
+    said = [f"generated in {time.monotonic() - began:.1f} s"]  # printed at the end: the reader may be gone
 
     for path, sample in zip(files, videos):
         done = "replaced" if path.exists() else "wrote"
         write_video(path, sample, fps=fps)
-        print(f"{done} {path} ({counted(len(sample), 'frame')} at {fps:.4g} fps)")
+        said.append(f"{done} {path} ({counted(len(sample), 'frame')} at {fps:.4g} fps)")
     rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
     edges = 1 - torch.tensor(known).int()
     if truth is not None:
@@ -112,7 +112,8 @@ def fill_in(
         edges = torch.stack([-edges, *[edges] * len(videos)])  # the model did not see its other frames
     done = "replaced" if sheet.exists() else "wrote"
     contact_sheet(rows, edges, path=sheet)
-    print(f"{done} {sheet} (all frames: given ones edged blue, generated ones orange)")
+    said.append(f"{done} {sheet} (all frames: given ones edged blue, generated ones orange)")
+    print("\n".join(said))
 
 
 def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fps: float) -> tuple[list[Path], Path]:
@@ -141,7 +142,8 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fp
             raise McvdError(f"cannot write {target}: it is a folder with other things in it; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        for target in (*files, sheet):  # under a name as long as that of the file that will be made
+            tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{target.name}.").close()
     except OSError as error:
         raise McvdError(f"cannot write into {path.parent}: {error.strerror or error}") from None
     return files, sheet
