@@ -555,6 +555,15 @@ def test_what_was_generated_is_kept_where_nobody_reads_what_is_printed(clip, mod
     assert {path.name for path in Path().glob("made*")} == {"made-1.npz", "made-2.npz", "made.png"}
 
 
+def test_what_was_written_is_named_even_if_the_rest_cannot_be(clip, models, monkeypatch, capsys):
+    def full(*_: object, **__: object) -> None:
+        raise McvdError("cannot write made.png: No space left on device")
+
+    monkeypatch.setattr("mcvd.cli.work.contact_sheet", full)
+    assert main(["predict", "clip.npz", "--model", models["tiny"], "--out", "made.npz", *QUICK]) == 1
+    assert "wrote made.npz" in capsys.readouterr().out
+
+
 def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

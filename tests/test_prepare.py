@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import tarfile
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -350,6 +352,21 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
         worker.stdin.close()
         assert worker.wait(60) == 1
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_full_disk_gets_back_what_half_a_part_took(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_frames = parts._write_frames
+
+    def full(frames: Iterable[np.ndarray], path: Path) -> int:
+        write_frames(frames, path)
+        raise parts.unwritable(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(parts, "_write_frames", full)
+    with pytest.raises(McvdError, match=r"No space left.*run the same again"):
+        prepare(mixed, tmp_path / "data", SMALL, workers=1)
+    assert not list((tmp_path / "data" / "work" / "parts").iterdir())
 
 
 def test_a_torn_journal_and_half_a_part_are_as_if_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,21 +99,23 @@ def fill_in(
     with ProgressBar("sampling", "steps") as bar:
         videos = model.fill(video, known, progress=bar, **options)
     videos = videos.cpu()
-    said = [f"generated in {time.monotonic() - began:.1f} s"]  # printed at the end: the reader may be gone
+    said = [f"generated in {time.monotonic() - began:.1f} s"]
 
-    for path, sample in zip(files, videos):
-        done = "replaced" if path.exists() else "wrote"
-        write_video(path, sample, fps=fps)
-        said.append(f"{done} {path} ({counted(len(sample), 'frame')} at {fps:.4g} fps)")
-    rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
-    edges = 1 - torch.tensor(known).int()
-    if truth is not None:
-        rows.insert(0, ("real clip", truth))
-        edges = torch.stack([-edges, *[edges] * len(videos)])  # the model did not see its other frames
-    done = "replaced" if sheet.exists() else "wrote"
-    contact_sheet(rows, edges, path=sheet)
-    said.append(f"{done} {sheet} (all frames: given ones edged blue, generated ones orange)")
-    print("\n".join(said))
+    try:
+        for path, sample in zip(files, videos):
+            done = "replaced" if path.exists() else "wrote"
+            write_video(path, sample, fps=fps)
+            said.append(f"{done} {path} ({counted(len(sample), 'frame')} at {fps:.4g} fps)")
+        rows = [(f"sample {i}", sample) for i, sample in enumerate(videos, 1)]
+        edges = 1 - torch.tensor(known).int()
+        if truth is not None:
+            rows.insert(0, ("real clip", truth))
+            edges = torch.stack([-edges, *[edges] * len(videos)])  # the model did not see its other frames
+        done = "replaced" if sheet.exists() else "wrote"
+        contact_sheet(rows, edges, path=sheet)
+        said.append(f"{done} {sheet} (all frames: given ones edged blue, generated ones orange)")
+    finally:
+        print("\n".join(said))  # not before all is written: the reader may be gone (`mcvd ... | head`)
 
 
 def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fps: float) -> tuple[list[Path], Path]:

@@ -7,6 +7,7 @@ killed is still making the same part.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,6 +57,8 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
         entry = Entry(item.name, *stamp, sha256=sha256, frames=frames, fps=decoder.fps,
                       source_size=decoder.source_size, note="; ".join(decoder.notes))  # fmt: skip
     except Unwritable:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # a full disk needs the space
         raise
     except McvdError as error:
         entry = Entry(item.name, *stamp, skipped=str(error), note=UNOPENED if item.problem else "")
