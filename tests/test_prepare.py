@@ -251,6 +251,18 @@ def test_names_may_be_anything_that_a_disk_takes(tmp_path: Path, monkeypatch: py
     assert contents(tmp_path / "data") == before
 
 
+def test_links_that_lead_nowhere_or_to_folders_are_named(mixed: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(mixed)
+    with pytest.raises(McvdError, match="the link more is not followed"):
+        prepare(tmp_path / "linked", tmp_path / "data", SMALL)
+    write_video(tmp_path / "linked" / "a.npz", clip(5))
+    (tmp_path / "linked" / "gone.mp4").symlink_to("nothing.mp4")
+    manifest = prepare(tmp_path / "linked", tmp_path / "data", SMALL)
+    assert [entry.source for entry in manifest.skipped] == ["gone.mp4"]
+    assert manifest.ignored == {"linked folder (more)": 1}
+
+
 def test_workers_import_nothing_from_the_current_folder(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,14 +114,17 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     """Every video at or below a path, sorted by name, and how many files of other suffixes there are.
 
     A folder with images in it is one video, an animated image is one, an npz is one per array. Folders below that mcvd
-    itself made are left out and counted too, or a run would be trained on its own samples. Tar files are read only if
-    nothing else is of use: beside other videos, they are what these were unpacked from.
+    itself made are left out and counted too, or a run would be trained on its own samples; so are linked folders, which
+    may lead in circles. A link to a file that is gone counts as that file. Tar files are read only if nothing else is
+    of use: beside other videos, they are what these were unpacked from.
     """
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
+    places = [root] if root.is_file() else sorted(root.rglob("*"))
+    files = [place for place in places if place.is_file() or (place.is_symlink() and not place.is_dir())]
     base = root.parent if root.is_file() else root
     own = own_folders(root, files)
-    ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
     found = [File(file.relative_to(base).as_posix(), str(file)) for file in files if own.isdisjoint(file.parents)]
+    ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
+    ignored.update(f"linked folder ({link.relative_to(base).as_posix()})" for link in linked_folders(places))
     items, others = _sort(found)
     if not items and others.pop(".tar", 0):
         for file in found:
@@ -129,6 +132,11 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
                 inside, more = _in_tar(file)
                 items, others = items + inside, others + more
     return sorted(items, key=lambda item: natural(item.name)), ignored + others
+
+
+def linked_folders(places: Iterable[Path]) -> list[Path]:
+    """The links to folders among files and folders."""
+    return [place for place in places if place.is_symlink() and place.is_dir()]
 
 
 def _hidden(name: str) -> bool:
@@ -273,9 +281,11 @@ def no_videos(root: Path, what: str = "videos, arrays or folders of images") -> 
     """The error for a place without usable videos."""
     if not root.exists():
         return McvdError(f"{root} does not exist")
-    files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file())
-    packed = next((file for file in files if file.name.lower().endswith(PACKED)), None)
-    return McvdError(f"{root} holds no {what}" + (f"; unpack {packed.name} first" if packed else ""))
+    places = [root] if root.is_file() else sorted(root.rglob("*"))
+    packed = next((file for file in places if file.name.lower().endswith(PACKED) and file.is_file()), None)
+    link = next(iter(linked_folders(places)), None)
+    hint = f"; unpack {packed.name} first" if packed else f"; the link {link.name} is not followed" if link else ""
+    return McvdError(f"{root} holds no {what}{hint}")
 
 
 def not_downloaded(root: Path, what: str) -> McvdError:
