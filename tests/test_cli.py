@@ -713,6 +713,14 @@ def test_a_clip_named_like_an_option_can_be_written_otherwise(clip, capsys):
     assert fails(capsys, 2, "info", "-a.npz").endswith("; write ./-a.npz (see mcvd info --help)")
 
 
+def test_a_name_may_begin_like_the_home_folder_of_a_user_who_is_not_there(clip, models, capsys):
+    clip.rename("~a.npz")
+    assert main(["info", "~a.npz"]) == 0
+    assert main(["predict", "~a.npz", "--model", models["tiny"], "--out", "~b.npz", *QUICK]) == 0
+    assert Path("~b.npz").exists()
+    assert "~c.npz does not exist" in fails(capsys, 1, "predict", "~c.npz", "--model", models["tiny"])
+
+
 def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):
     Path("vids").mkdir()
     assert "mcvd data info vids says" in fails(capsys, 1, "info", "vids")

@@ -1,4 +1,4 @@
-"""Atomic writes of files, and how to recognise the folders that mcvd itself made."""
+"""Names of files, atomic writes, and how to recognise the folders that mcvd itself made."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ def own_folders(root: Path, files: Iterable[Path]) -> set[Path]:
     }
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with `~` or `~user` replaced by that home folder; as it is if there is none: names may begin with ~."""
+    return Path(os.path.expanduser(path))
+
+
 def stem(path: Path | str) -> str:
     """The name of a file without its suffix, or the whole name of a folder, where a dot does not begin a suffix."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     return path.resolve().name if path.is_dir() else path.stem
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 
 
 @dataclass(kw_only=True)
@@ -26,7 +27,7 @@ class Command:
         print("\n".join(f"{name:<12} {value}" for name, value in self._rows()))
 
     def _rows(self) -> list[tuple[str, str]]:
-        path = Path(self.what).expanduser()
+        path = expanded(self.what)
         folder = model_folder(self.what)
         if folder is None and path.suffix not in (".pt", ".pth") and (path.exists() or is_named_as_clip(path)):
             must_be_one_clip(path)
@@ -41,7 +42,7 @@ def model_folder(name: str) -> Path | None:
     """The local folder that holds the model's config.json, if the name refers to one."""
     from importlib.resources import files
 
-    places = [Path(name).expanduser(), Path(name).expanduser() / "model"]
+    places = [expanded(name), expanded(name) / "model"]
     if "/" not in name:
         places.append(Path(str(files("mcvd.pretrained"))) / name)
     return next((place for place in places if (place / "config.json").is_file()), None)

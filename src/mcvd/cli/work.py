@@ -18,6 +18,7 @@ from mcvd.data.stills import IMAGE_SUFFIXES
 from mcvd.data.video import contact_sheet, read_video, video_info, write_video
 from mcvd.data.video_write import check_target
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.given import MOST_FRAMES, whole
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
@@ -120,7 +121,7 @@ def fill_in(
 
 def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fps: float) -> tuple[list[Path], Path]:
     """Paths of the videos and of the contact sheet; McvdError now, not after sampling, if they cannot be written."""
-    path = Path(out or f"output/{name}.mp4").expanduser()
+    path = expanded(out or f"output/{name}.mp4")
     if out is not None and (out.endswith(("/", "\\")) or (path.is_dir() and not _holds_frames(path))):
         path /= f"{name}.mp4"
     check_target(path, fps)
@@ -129,7 +130,7 @@ def targets(out: str | None, name: str, samples: int, inputs: Sequence[Path], fp
     digits = len(str(samples))
     names = [path.name] if samples == 1 else [f"{path.stem}-{i:0{digits}}{path.suffix}" for i in range(1, samples + 1)]
     files = [] if suffix == ".png" else [path.with_name(n) for n in names]
-    clips = [item.expanduser().resolve() for item in inputs]
+    clips = [expanded(item).resolve() for item in inputs]
     folders = [clip for clip in clips if clip.is_dir()]
     for target in (*files, sheet):
         there = target.resolve()

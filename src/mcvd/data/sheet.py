@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mcvd.errors import McvdError
-from mcvd.files import whole_file
+from mcvd.files import expanded, whole_file
 from mcvd.given import tensor, whole
 
 GIVEN, MADE = (44, 110, 187), (226, 120, 20)  # blue and orange, which colour-blind readers can tell apart
@@ -107,7 +107,7 @@ def contact_sheet(
             draw.text((pen + text * 1.2, line), name, INK, font, anchor="lm")
             pen += text * 2.4 + font.getlength(name)
     if path is not None:
-        _save(sheet, Path(path).expanduser())
+        _save(sheet, expanded(path))
     return sheet
 
 

@@ -30,6 +30,7 @@ from mcvd.data.sheet import contact_sheet
 from mcvd.data.stills import IMAGE_SUFFIXES, decoded_stills, images_in, mean_rate, open_image, pages, still_size
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.given import whole
 from mcvd.text import counted
 
@@ -84,7 +85,7 @@ def read_video(
     cut likely: a warning, as for frames of which FFmpeg says that they are damaged). Raises McvdError with one line:
     what is wrong, where, what to do.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     start, stride = whole("start", start, 0, _LAST), whole("stride", stride, 1, _LAST)
     frames = None if frames is None else whole("frames", frames, 1, _LAST)
     if channels not in (None, 1, 3):
@@ -137,7 +138,7 @@ def video_info(path: Path | str) -> VideoInfo:
 
     Only animated images are decoded completely: each of their frames says for how long it is shown.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     _must_exist(path)
     if path.is_dir():
         images = images_in(path)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.given import MOST_FPS, whole
 
 # suffix -> codec, pixel format, options. Quality: hardly distinguishable from the original; files are small anyway.
@@ -49,7 +50,7 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
     Raises McvdError for a wrong shape, range or suffix, or if writing fails (`check_target` finds, before there are
     frames, what can be found then).
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     frames = as_uint8(video)
     check_target(path, fps)
     scale = None if scale is None else whole("scale", scale, 1)
@@ -83,7 +84,7 @@ def write_video(path: Path | str, video: Tensor, *, fps: float = 10.0, scale: in
 
 def check_target(path: Path | str, fps: float) -> None:
     """All of `write_video`'s checks that need no frames, to be made before long work: McvdError, or nothing."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     suffix, known = path.suffix.lower(), [*CODECS, ".png", ".npz"]
     if path.name.lower() in known:
         raise McvdError(f"cannot write {path}: that is only a suffix; name the file, e.g. clip{path.name}")

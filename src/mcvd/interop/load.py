@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mcvd.device import usable_device
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.model import VideoDiffusion
 from mcvd.saving import CONFIG
 from mcvd.text import first_line
@@ -29,7 +30,7 @@ def load(name: str | Path, *, device: str | None = None) -> VideoDiffusion:
 
 
 def _find(name: str | Path) -> VideoDiffusion:
-    path = Path(name).expanduser()
+    path = expanded(name)
     # a run folder of `mcvd train` holds its averaged weights in model/
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():

@@ -20,6 +20,7 @@ from mcvd.data.sheet import contact_sheet
 from mcvd.data.splits import assign_splits
 from mcvd.data.video import video_info
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.text import counted
 
 _ORDER = {"train": 0, "val": 1, "test": 2}
@@ -98,7 +99,7 @@ class DataInfo:
 
 def info(path: Path | str) -> DataInfo:
     """What a prepared folder, the authors' HDF5 shards, or a place with raw videos holds."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if is_prepared(path):
         manifest = read_manifest(path)
         out = DataInfo(path, "prepared", ignored=manifest.ignored, stored=manifest.frame_shape)
@@ -166,7 +167,7 @@ def data_sheet(
     png: where to save it as well. Each row is labelled with its video's name. frames: per row; fewer if no video has
     that many.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     with warnings.catch_warnings(action="ignore"):  # what there is to say is said of the clips of the sheet
         whole = open_data(path, 1, split=split)
     frames = min(frames, max(whole.all_videos[i].frames for i in whole.videos))

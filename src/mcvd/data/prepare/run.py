@@ -36,6 +36,7 @@ from mcvd.data.shards import FORMAT, MANIFEST, Entry, Manifest, is_prepared, rea
 from mcvd.data.splits import assign_splits
 from mcvd.data.stills import natural
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.lock import locked
 
 SHARD_BYTES = 512 << 20
@@ -70,7 +71,7 @@ def prepare(
     Raises McvdError if no video is left, or the destination holds something else or other settings.
     """
     settings = settings or Settings()
-    root, folder = Path(source).expanduser().resolve(), Path(destination).expanduser().resolve()
+    root, folder = expanded(source).resolve(), expanded(destination).resolve()
     if is_prepared(root):
         raise McvdError(f"{root} is prepared already; train with it as it is")
     if root == folder or root in folder.parents:
