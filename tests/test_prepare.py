@@ -125,6 +125,15 @@ def test_a_video_that_may_be_cut_short_is_used_and_named(tmp_path: Path) -> None
     assert [line for line in info(tmp_path / "data").lines() if line.startswith("note: ") and "cut short" in line]
 
 
+def test_training_names_a_video_that_may_be_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    path = write_video(tmp_path / "videos" / "a.mkv", clip(60, 16, 16), fps=10, scale=1)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    lines: list[str] = []
+    folder = prepared_data(tmp_path / "videos", SMALL, lines.append)
+    assert lines[-1].endswith(f"; 1 used with a warning (a.mkv); the reasons: mcvd data info {folder}")
+
+
 def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
     for wrong, said in (({"split_by": "("}, "not a regular expression"), ({"test_share": 1.5}, "less than 1 together")):
         with pytest.raises(McvdError, match=said):

@@ -149,6 +149,27 @@ def test_a_place_that_can_be_no_folder_is_one_line(tmp_path, place):
         prepare(tmp_path / "raw", tmp_path / place, Settings((16, 16), 1))
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"recorded": True}, "only steps on a GPU can be recorded, not on cpu; set recorded to false"),
+        ({"accumulate": 3}, "batch 2 does not divide among 1 processes of 3 parts"),
+        ({"precision": "fp16"}, "cpu has no fast fp16"),
+        ({"tracker": "wandb"}, "tracker wandb is a package that is not installed"),
+        ({"model": tiny.config(width=16)}, "most of the weights to start from do not fit"),
+    ],
+)
+def test_what_cannot_work_is_said_before_videos_are_prepared_or_a_folder_is_made(tmp_path, monkeypatch, options, says):
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    tiny.model().save(tmp_path / "start")
+    write_video(tmp_path / "raw" / "a.npz", tiny.video(8, 1, 16, 16))
+    recipe = replace(RECIPE, data=DataConfig("videos", str(tmp_path / "raw")), **options)
+    with pytest.raises(McvdError, match=f"^{says}"):
+        go(recipe, tmp_path / "run", clips=None, init_from=tmp_path / "start" if "model" in options else None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "start"]
+
+
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 

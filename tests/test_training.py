@@ -468,7 +468,8 @@ def test_a_run_that_is_complete_is_left_as_it_is(tmp_path):
 def test_another_model_is_refused_and_nothing_is_touched(tmp_path):
     go(replace(RECIPE, steps=2), tmp_path)
     before = files(tmp_path)
-    with pytest.raises(McvdError, match="holds a run of another model; choose another --output, nothing was changed"):
+    differ = r"model\.network\.width 16 \(was 8\), model\.network\.dropout 0\.0 \(was 0\.2\)"
+    with pytest.raises(McvdError, match=f"a run of another model: {differ}; choose another --output, nothing was chan"):
         go(replace(RECIPE, model=tiny.config(width=16)), tmp_path)
     assert files(tmp_path) == before
 
@@ -546,7 +547,7 @@ def test_training_on_a_folder_of_videos(tmp_path, monkeypatch):
     said = go(recipe, tmp_path / "run", clips=None)[0]
     assert list(losses(tmp_path / "run")) == [1, 2]
     assert "3 videos, 27 frames" in said
-    assert "1 left out (broken.mp4; see mcvd data info)" in said
+    assert "; 1 left out (broken.mp4); the reasons: mcvd data info " in said
     with pytest.raises(McvdError, match="--data FOLDER"):
         go(replace(recipe, data=DataConfig("videos")), tmp_path / "other", clips=None)
     assert not (tmp_path / "other").exists()

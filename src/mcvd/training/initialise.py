@@ -16,8 +16,8 @@ from mcvd.training.recipe import Recipe
 def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
     """The recipe, counting time as the weights of `source` do.
 
-    Raises McvdError if the weights contradict the recipe in other ways, such as another noise schedule. Another
-    prediction is allowed: only the last convolution depends on it.
+    Raises McvdError if the weights contradict the recipe in other ways, such as another noise schedule, or if most do
+    not fit. Another prediction is allowed: only the last convolution depends on it.
     """
     mine, theirs = recipe.model, source.config
     for name in ("schedule", "noisy_condition"):
@@ -26,7 +26,10 @@ def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
                 f"the recipe has model.{name} {getattr(mine, name)}, the weights to start from were trained with "
                 f"{getattr(theirs, name)}; make them equal"
             )
-    return dataclasses.replace(recipe, model=dataclasses.replace(mine, time_from_noise=theirs.time_from_noise))
+    made = dataclasses.replace(recipe, model=dataclasses.replace(mine, time_from_noise=theirs.time_from_noise))
+    with torch.device("meta"):  # shapes without contents
+        initialise_from(VideoDiffusion(made.model), source)
+    return made
 
 
 @torch.no_grad()

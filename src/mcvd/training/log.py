@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -134,14 +134,17 @@ def _clock(seconds: float) -> str:
 def changed_values(recipe: Recipe, output: Path) -> str:
     """The values of a recipe that differ from those of the run in this folder until now, except its length and data."""
     try:
-        before = _values(to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run")))
+        before = to_dict(from_dict(Recipe, json.loads((output / "recipe.yaml").read_text()), "the run"))
     except (OSError, ValueError, McvdError):  # an incomplete folder, or a run of another version
         return ""
-    now = _values(to_dict(recipe))
+    return changes(before, to_dict(recipe), without=("steps", "data.kind", "data.path"))
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "", without: Collection[str] = ()) -> str:
+    """The values that differ between nested dictionaries with the same keys, for people."""
+    was, values = _values(before, prefix), _values(now, prefix)
     return ", ".join(
-        f"{key} {now[key]} (was {was})"
-        for key, was in before.items()
-        if now[key] != was and key not in ("steps", "data.kind", "data.path")
+        f"{key} {values[key]} (was {was[key]})" for key in was if values[key] != was[key] and key not in without
     )
 
 

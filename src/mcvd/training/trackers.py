@@ -84,12 +84,7 @@ class Hosted:
     """W&B or trackio, whose calls are the same. A continued run is continued there too, found by its folder."""
 
     def __init__(self, package: str, output: Path, recipe: Recipe):
-        try:
-            self.package: Any = import_module(package)
-        except ImportError:
-            raise McvdError(
-                f"tracker {package} is a package that is not installed; pip install 'mcvd[{package}]'"
-            ) from None
+        self.package = hosted_package(package)
         name = f"{output.name}-{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]}"
         more = {"id": name, "dir": str(output)} if package == "wandb" else {}
         self.package.init(project="mcvd", name=name, config=to_dict(recipe), resume="allow", **more)
@@ -107,6 +102,14 @@ class Hosted:
     def close(self) -> None:
         """Sends what is still buffered."""
         self.package.finish()
+
+
+def hosted_package(name: str) -> Any:
+    """W&B or trackio; McvdError if it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise McvdError(f"tracker {name} is a package that is not installed; pip install 'mcvd[{name}]'") from None
 
 
 def open_trackers(output: Path, recipe: Recipe, step: int) -> list[Tracker]:

@@ -30,7 +30,7 @@ from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
-from mcvd.training.log import RunLog, changed_values
+from mcvd.training.log import RunLog, changed_values, changes
 from mcvd.training.meter import Pace
 from mcvd.training.muon import optimizer_for, optimizer_name
 from mcvd.training.parallel import sharded_as, sharded_moments, whole, wrap
@@ -39,6 +39,7 @@ from mcvd.training.processes import Processes, stop_signals
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.recorded import Part, RecordedStep, check_recordable
 from mcvd.training.source import TEST_CLIPS, ClipSource, clip_source, say_nothing, to_model_range
+from mcvd.training.trackers import hosted_package
 from mcvd.training.validation import validate
 
 
@@ -53,15 +54,21 @@ def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     return rate
 
 
+def check(recipe: Recipe, processes: Processes) -> None:
+    """Raises McvdError if these processes cannot train by this recipe."""
+    if recipe.batch % (processes.count * recipe.accumulate):
+        parts = f"{processes.count} processes of {recipe.accumulate} parts"
+        raise McvdError(f"batch {recipe.batch} does not divide among {parts}")
+    if recipe.recorded:
+        check_recordable(recipe, processes)
+    Precision(recipe.precision, processes.device)
+
+
 class Trainer:
     """The state of a run, and its step. `train` drives it."""
 
     def __init__(self, recipe: Recipe, processes: Processes, source: ClipSource):
-        if recipe.batch % (processes.count * recipe.accumulate):
-            parts = f"{processes.count} processes of {recipe.accumulate} parts"
-            raise McvdError(f"batch {recipe.batch} does not divide among {parts}")
-        if recipe.recorded:
-            check_recordable(recipe, processes)
+        check(recipe, processes)
         self.recipe, self.processes, self.source = recipe, processes, source
         device = processes.device
         self.precision = Precision(recipe.precision, device)
@@ -154,8 +161,12 @@ class Trainer:
             raise McvdError(
                 f"{where} holds a checkpoint that mcvd train did not write; move it away, or choose another --output"
             )
-        if from_dict(ModelConfig, state["config"], where) != self.recipe.model:
-            raise McvdError(f"{where} holds a run of another model; choose another --output, nothing was changed")
+        config = from_dict(ModelConfig, state["config"], where)
+        if config != self.recipe.model:
+            differ = changes(to_dict(config), to_dict(self.recipe.model), "model.")
+            raise McvdError(
+                f"{where} holds a run of another model: {differ}; choose another --output, nothing was changed"
+            )
         before, name = optimizer_name(state["optimizer"]), self.recipe.optimizer.name
         if before != name:
             raise McvdError(
@@ -250,6 +261,10 @@ def _train(
     """`train` in one process among those that joined."""
     say = report if processes.first else say_nothing
     clips = clips or functools.partial(clip_source, report=say)
+    # what cannot work is an error before hours of preparing videos, and before there is a run folder
+    check(recipe, processes)
+    if recipe.tracker is not None and processes.first:
+        hosted_package(recipe.tracker)
     source = None
     if init_from is not None:
         from mcvd.interop.load import load

@@ -44,8 +44,13 @@ def prepared_data(path: Path, settings: Settings, report: Callable[[str], None])
 
     manifest = prepare(path, folder, settings, progress=progress)
     frames = sum(entry.frames for entry in manifest.videos)
-    left_out = ", ".join(entry.source for entry in manifest.skipped[:5])
-    more = f"; {len(manifest.skipped)} left out ({left_out}; see mcvd data info)" if manifest.skipped else ""
+    warned = [entry for entry in manifest.videos if entry.note]
+    remarks = [
+        f"{len(entries)} {what} ({', '.join(entry.source for entry in entries[:5])})"
+        for what, entries in (("left out", manifest.skipped), ("used with a warning", warned))
+        if entries
+    ]
+    more = f"; {', '.join(remarks)}; the reasons: mcvd data info {folder}" if remarks else ""
     what = f"{counted(len(manifest.videos), 'video')}, {counted(frames, 'frame')} of {path}"
     report(f"{what} {'is' if len(manifest.videos) == 1 else 'are'} prepared in {folder}{more}")
     return folder
