@@ -172,6 +172,18 @@ def test_a_model_that_starts_from_another_begins_as_that_one_also_with_more_cond
 
 
 @torch.no_grad()
+def test_frames_are_told_apart_where_layouts_have_equally_many():
+    source, model = tiny.model(), tiny.model(seed=1, layout=BlockLayout(3, 3, 0))
+    assert initialise_from(model, source) == ["conv_in.weight"]
+    own, given = model.network.conv_in.weight, source.network.conv_in.weight
+    assert torch.equal(own[:, [0, 1, 2, 4, 5]], given[:, :5])  # the current frames, and the past ones nearest to them
+    assert not own[:, 3].any()
+    assert initialise_from(tiny.model(layout=BlockLayout(1, 4, 1)), source) == [
+        "conv_in.weight", "conv_out.weight", "conv_out.bias"
+    ]  # fmt: skip
+
+
+@torch.no_grad()
 def test_a_model_that_makes_more_frames_keeps_what_it_knew_of_the_first():
     source, model = tiny.model(), tiny.model(seed=1, layout=BlockLayout(2, 5, 1))
     assert initialise_from(model, source) == ["conv_in.weight", "conv_out.weight", "conv_out.bias"]
@@ -182,8 +194,9 @@ def test_a_model_that_makes_more_frames_keeps_what_it_knew_of_the_first():
 
 
 def test_weights_that_fit_nowhere_are_refused():
-    with pytest.raises(McvdError, match="most of the weights to start from do not fit"):
-        initialise_from(tiny.model(width=16), tiny.model(width=8))
+    differ = r"do not fit: the recipe has model\.network\.width 16 \(was 8\); make these values equal"
+    with pytest.raises(McvdError, match=differ):
+        initialise_from(tiny.model(width=16, layout=BlockLayout(3, 3, 1)), tiny.model(width=8))
 
 
 def test_fine_tuning_says_what_is_new_and_refuses_another_meaning(tmp_path):
@@ -197,7 +210,7 @@ def test_fine_tuning_says_what_is_new_and_refuses_another_meaning(tmp_path):
     moved = trained["middle.0.conv0.weight"] - tiny.model().network.state_dict()["middle.0.conv0.weight"]
     assert 0 <= float(moved.abs().max()) < 1e-2  # two steps away, not another random start
     other = dataclasses.replace(recipe, model=tiny.config(steps=50))
-    with pytest.raises(McvdError, match=r"model.schedule .*steps=50.*, the weights .* were trained with .*steps=100"):
+    with pytest.raises(McvdError, match=r"other noise: the recipe has model\.schedule\.steps 50 \(was 100\); make"):
         train(other, tmp_path / "other", init_from=tmp_path / "start", device="cpu", **options)
     assert not (tmp_path / "other").exists()
 

@@ -7,9 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from mcvd.config import to_dict
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 from mcvd.networks.unet import UNetConfig
+from mcvd.training.log import changes
 from mcvd.training.recipe import Recipe
 
 
@@ -20,12 +22,11 @@ def adapted(recipe: Recipe, source: VideoDiffusion) -> Recipe:
     not fit. Another prediction is allowed: only the last convolution depends on it.
     """
     mine, theirs = recipe.model, source.config
-    for name in ("schedule", "noisy_condition"):
-        if getattr(mine, name) != getattr(theirs, name):
-            raise McvdError(
-                f"the recipe has model.{name} {getattr(mine, name)}, the weights to start from were trained with "
-                f"{getattr(theirs, name)}; make them equal"
-            )
+    noise, before = (
+        {name: to_dict(getattr(of, name)) for name in ("schedule", "noisy_condition")} for of in (mine, theirs)
+    )
+    if differ := changes(before, noise, "model."):
+        raise McvdError(f"the weights to start from had other noise: the recipe has {differ}; make these values equal")
     made = dataclasses.replace(recipe, model=dataclasses.replace(mine, time_from_noise=theirs.time_from_noise))
     with torch.device("meta"):  # shapes without contents
         initialise_from(VideoDiffusion(made.model), source)
@@ -41,6 +42,7 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
     condition frames start at 0, so that the model begins as `source` is. If it predicts something else (eps, v, x0),
     the last convolution is new.
     """
+    mine, theirs = model.config.network, source.config.network
     another = model.config.prediction != source.config.prediction
     own, given = model.network.state_dict(), source.network.state_dict()
     new = []
@@ -49,17 +51,32 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
         if another and name.startswith("conv_out."):
             new.append(name)
             continue
-        if other is not None and other.shape == weight.shape:
+        if other is not None and other.shape == weight.shape and _maps(name, mine) == _maps(name, theirs):
             weight.copy_(other)
             continue
         new.append(name)
         if other is not None and name.startswith(("conv_in.", "conv_out.")) and model.channels == source.channels:
-            _copy_frames(name, weight, other, model.config.network, source.config.network)
+            _copy_frames(name, weight, other, mine, theirs)
     if sum(own[name].numel() for name in new) > sum(weight.numel() for weight in own.values()) / 2:
+        both = to_dict(theirs), to_dict(mine), "model.network."
+        differ = changes(*both, without=_FREE) or changes(*both)
         raise McvdError(
-            "most of the weights to start from do not fit: give the recipe their width, multipliers and blocks"
+            f"most of the weights to start from do not fit: the recipe has {differ}; make these values equal"
         )
     return new
+
+
+_FREE = [f"model.network.{name}" for name in ("size", "channels", "dropout", "layout.past", "layout.future")]
+"""Values that few weights depend on, in most networks."""
+
+
+def _maps(name: str, config: UNetConfig) -> tuple[int, ...]:
+    """What the maps are that the first or last convolution takes or makes; equal shapes can mean other frames."""
+    if config.frames != "channels" or name not in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
+        return ()
+    layout = config.layout
+    seen = (layout.past, layout.future) if name == "conv_in.weight" and config.conditioning == "concat" else ()
+    return config.channels, config.patch, layout.current, *seen
 
 
 def _copy_frames(name: str, weight: Tensor, other: Tensor, mine: UNetConfig, theirs: UNetConfig) -> None:
