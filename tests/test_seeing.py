@@ -140,6 +140,14 @@ def test_sheets_are_made_of_any_model(tmp_path):
     assert all(path.is_file() for path in save_samples(model, CLIPS, tmp_path / "step-1").values())
 
 
+def test_the_clips_that_are_shown_are_not_neighbours(tmp_path):
+    """Neighbours among the test clips begin a few frames apart in the same video, where there are few videos."""
+    clips = torch.arange(8, dtype=torch.uint8).mul(30).view(8, 1, 1, 1, 1).expand(8, 6, 1, 16, 16)
+    with Image.open(save_samples(tiny.model(), clips, tmp_path / "step-1")["samples/predict"]) as opened:
+        film = opened.convert("L")
+    assert [film.getpixel((film.width * at // 4, film.height // 4)) for at in (1, 3)] == pytest.approx([0, 210], abs=4)
+
+
 # --- trackers ---------------------------------------------------------------------------------------------------------
 
 

@@ -57,8 +57,12 @@ def sample_sheet(
 
 
 def save_samples(model: VideoDiffusion, clips: Tensor, path: Path, rows: int = 2) -> dict[str, Path]:
-    """Writes PATH.png, the sheet, and PATH-TASK.gif for each task; returns them by name: `samples`, `samples/TASK`."""
-    clips = clips[:rows].cpu()
+    """Writes PATH.png, the sheet, and PATH-TASK.gif for each task; returns them by name: `samples`, `samples/TASK`.
+
+    clips: fixed ones of the held-out videos; `rows` of them are shown, spread evenly, as neighbours are often of one
+    video.
+    """
+    clips = clips[torch.linspace(0, len(clips) - 1, min(rows, len(clips))).round().long()].cpu()
     made = sample_tasks(model, clips)
     files = {"samples": path.with_name(f"{path.name}.png")}
     _sheet(clips, made).save(files["samples"])
