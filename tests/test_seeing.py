@@ -21,6 +21,7 @@ from mcvd.model import VideoDiffusion
 from mcvd.training import meter as metering
 from mcvd.training.estimate import estimate
 from mcvd.training.live import LiveTable
+from mcvd.training.log import RunLog
 from mcvd.training.meter import Meter
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.samples import Sample, save_samples, side_by_side
@@ -235,6 +236,17 @@ def test_the_time_of_validation_is_in_no_rate(tmp_path):
     assert rated == [1, 2, 3, 4, 5]
     assert all("loss" in line for line in lines if "steps_per_second" in line)
     assert [line["step"] for line in lines if "validation" in line] == [2, 4, 5]
+
+
+def test_the_time_left_does_not_count_the_first_step_which_may_compile(tmp_path, monkeypatch):
+    now, lines = [0.0], []
+    monkeypatch.setattr("mcvd.training.log.time", SimpleNamespace(monotonic=lambda: now[0]))
+    recipe = dataclasses.replace(RECIPE, steps=101, compile=True)
+    with RunLog(tmp_path, recipe, 0, device=CPU, report=lines.append) as log:
+        for step, now[0] in ((1, 180.0), (11, 190.0), (31, 210.0)):
+            log.step(step, loss=1.0)
+    assert [line.split("left ")[1] for line in lines] == ["?", "0:01:30", "0:01:10"]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["seconds"] == 210
 
 
 def test_the_live_table_shows_the_newest_values_and_lines_stay_above_it():

@@ -60,7 +60,7 @@ def must_be_one_clip(path: Path) -> None:
     """Raises McvdError for a folder without images, naming a clip in it and the command that describes them all."""
     from mcvd.data.stills import IMAGE_SUFFIXES
 
-    inside = sorted(path.iterdir()) if path.is_dir() else []
+    inside = [file for file in sorted(path.iterdir()) if file.name[0] != "."] if path.is_dir() else []
     if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):
         clip = next((file for file in inside if is_named_as_clip(file)), None)
         raise McvdError(

@@ -62,26 +62,32 @@ class RunLog:
 
                 self.table = LiveTable(recipe.steps)
                 self.report = self.table.say
-        self.began, self.first_step = time.monotonic(), step
+        self.began, self.start, self.speed = time.monotonic(), step, 0.0
+        self.since = self.began, self.start
+        """Time and step from which the speed is measured: after the first line, as the first step may compile."""
 
     def step(self, step: int, **values: float) -> None:
         """Logs values of a step, with the rates since the last call; names with a / go only to the trackers."""
         if not self.enabled:
             return
-        made, seconds = step - self.first_step, time.monotonic() - self.began
-        speed = made / seconds
+        now, (began, first) = time.monotonic(), self.since
+        early = self.recipe.compile and first == self.start
+        if step > first:
+            self.speed = (step - first) / (now - began)
+            if first == self.start:
+                self.since = now, step
         values |= (rates := self.meter.rates(step))
         with self._writing():
             for tracker in self.trackers:
-                tracker.scalars(step, values | {"seconds": round(seconds, 2)})
-        left = _clock((self.steps - step) / speed) if speed else "?"
+                tracker.scalars(step, values | {"seconds": round(now - self.began, 2)})
+        left = "?" if early or not self.speed else _clock((self.steps - step) / self.speed)
         if self.table is not None:
             self.table.steps = self.steps
             self.table.update(step, values, left)
             return
         names = [name for name in values if "/" not in name and name not in rates]
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
-        self.report(f"step {step}/{self.steps}  {shown}  {speed * self.recipe.batch:.0f} clips/s  left {left}")
+        self.report(f"step {step}/{self.steps}  {shown}  {self.speed * self.recipe.batch:.0f} clips/s  left {left}")
 
     def picture(self, step: int, model: VideoDiffusion, clips: Tensor) -> None:
         """Saves a sheet, and a GIF per task, of what the model generates from these clips (uint8)."""
