@@ -170,6 +170,22 @@ def test_what_cannot_work_is_said_before_videos_are_prepared_or_a_folder_is_made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "start"]
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "file"))
+    write_video(tmp_path / "raw" / "a.npz", tiny.video(8, 1, 16, 16))
+    with pytest.raises(McvdError, match=r"^cannot use .* as a folder .*; MCVD_CACHE says where the cache is$"):
+        go(replace(RECIPE, data=DataConfig("videos", str(tmp_path / "raw"))), tmp_path / "run", clips=None)
+
+
+def test_a_run_without_a_model_yet_says_so(tmp_path):
+    diverging = replace(RECIPE, optimizer=OptimizerConfig(lr=1e30, warmup=0), steps=9, save_every=100)
+    with pytest.raises(McvdError, match="the loss is .*; the last good checkpoint is none"):
+        go(diverging, tmp_path)
+    with pytest.raises(McvdError, match=f"^{tmp_path} is a run of mcvd train that has not saved a model yet$"):
+        mcvd.load(tmp_path)
+
+
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 

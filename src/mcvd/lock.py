@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mcvd.errors import McvdError
+from mcvd.errors import Unwritable
 
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
     """Locks a folder, created if need be, against other processes of this machine, until this one leaves or ends.
 
-    busy: called if another process holds the lock; it reports that before this process waits, or raises. McvdError if
+    busy: called if another process holds the lock; it reports that before this process waits, or raises. Unwritable if
     nothing can be written there. File systems without locks, and Windows, go without.
     """
     try:
@@ -21,7 +21,7 @@ def locked(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
         handle = (folder / ".lock").open("w")
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror or error
-        raise McvdError(f"cannot use {folder} as a folder ({reason}); choose another") from None
+        raise Unwritable(f"cannot use {folder} as a folder ({reason}); choose another") from None
     with handle:
         with contextlib.suppress(ImportError, OSError):
             import fcntl

@@ -42,6 +42,8 @@ def _find(name: str | Path) -> VideoDiffusion:
     if str(name) in bundled_models():  # whatever else has this name here is not a model
         with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
             return VideoDiffusion.from_folder(folder)
+    if (path / "recipe.yaml").is_file() and (path / "samples").is_dir():
+        raise McvdError(f"{path} is a run of mcvd train that has not saved a model yet")
     if path.is_dir():
         published = max(path.glob("checkpoint_*.pt"), key=lambda file: (len(file.name), file.name), default=None)
         hint = f"; for the published checkpoints in it, name one: {published}" if published else ""

@@ -14,6 +14,7 @@ from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
 from mcvd.data.settings import Settings
 from mcvd.data.shards import is_prepared, read_manifest
+from mcvd.errors import Unwritable
 from mcvd.text import counted
 
 LINE_EVERY = 20.0  # s between lines while videos are prepared
@@ -42,7 +43,10 @@ def prepared_data(path: Path, settings: Settings, report: Callable[[str], None])
             said = time.monotonic()
             report(f"preparing {path}: {done} of {total} videos")
 
-    manifest = prepare(path, folder, settings, progress=progress)
+    try:
+        manifest = prepare(path, folder, settings, progress=progress)
+    except Unwritable as error:
+        raise Unwritable(f"{error}; MCVD_CACHE says where the cache is") from None
     frames = sum(entry.frames for entry in manifest.videos)
     warned = [entry for entry in manifest.videos if entry.note]
     remarks = [

@@ -21,15 +21,11 @@ from mcvd.data.prepare.decode import Decoder
 from mcvd.data.prepare.items import Item
 from mcvd.data.settings import Settings
 from mcvd.data.shards import Entry
-from mcvd.errors import McvdError
+from mcvd.errors import McvdError, Unwritable
 
 RETRY = "the decoder failed: "  # begins a reason that may not lie in the file itself: tried again next time
 
 UNOPENED = "not opened"  # the note if the reason was known before: tried again once that reason is gone
-
-
-class Unwritable(McvdError):
-    """The destination cannot be written (disk full): this stops the work, as it is not the video's fault."""
 
 
 def part_file(parts: Path, name: str, suffix: str) -> Path:

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from mcvd.config import from_dict, to_dict
 from mcvd.data.prepare.items import Item
-from mcvd.data.prepare.parts import RETRY, Unwritable, make_part, save_entry
+from mcvd.data.prepare.parts import RETRY, make_part, save_entry
 from mcvd.data.settings import Settings
 from mcvd.data.shards import Entry
-from mcvd.errors import McvdError
+from mcvd.errors import McvdError, Unwritable
 
 
 def make_parts(items: Sequence[Item], settings: Settings, parts: Path, workers: int) -> Iterator[Entry]:
