@@ -170,6 +170,20 @@ def test_what_cannot_work_is_said_before_videos_are_prepared_or_a_folder_is_made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "start"]
 
 
+def test_a_model_whose_checkpoints_are_gone_is_not_overwritten(tmp_path):
+    run = tmp_path / "run"
+    go(replace(RECIPE, steps=3, save_every=2, sample_every=1), run)
+    for path in run.glob("checkpoint-*.pt"):
+        path.unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        McvdError, match="run holds a model of 3 steps and no checkpoint to continue from: choose anoth"
+    ):
+        go(replace(RECIPE, steps=4, save_every=2), run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert go(replace(RECIPE, steps=4, save_every=3), run)[0].startswith("step 1/4 ")  # as after a kill before a save
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("MCVD_CACHE", str(tmp_path / "file"))

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -236,6 +237,16 @@ def test_the_time_of_validation_is_in_no_rate(tmp_path):
     assert rated == [1, 2, 3, 4, 5]
     assert all("loss" in line for line in lines if "steps_per_second" in line)
     assert [line["step"] for line in lines if "validation" in line] == [2, 4, 5]
+
+
+def test_a_value_that_is_not_finite_is_shown_and_the_log_stays_json(tmp_path):
+    lines = []
+    with RunLog(tmp_path, RECIPE, 0, device=CPU, report=lines.append) as log:
+        log.step(1, loss=1.0, validation=math.nan)
+    assert "validation nan" in lines[0]
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert "NaN" not in line
+    assert json.loads(line)["loss"] == 1.0
 
 
 def test_the_time_left_does_not_count_the_first_step_which_may_compile(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
+from mcvd.saving import read_config_and_notes
 from mcvd.text import first_line
 
 KEEP = 2  # the newest and the one before it
@@ -47,6 +49,15 @@ def save_model(folder: Path, name: str, model: VideoDiffusion, notes: dict[str, 
         return model.save(folder / name, notes=notes)
     except (OSError, SafetensorError) as error:
         raise not_written(folder / name, error, folder) from None
+
+
+def model_steps(folder: Path) -> int:
+    """The most steps that a saved model of a run has, as its notes say; 0 if there is none."""
+    steps = [0]
+    for name in ("model", "best"):
+        with contextlib.suppress(McvdError):
+            steps.append(int(read_config_and_notes(folder / name)[1].get("steps", 0)))
+    return max(steps)
 
 
 def last_checkpoint(folder: Path) -> str:

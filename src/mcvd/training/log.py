@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -67,7 +68,8 @@ class RunLog:
         """Time and step from which the speed is measured: after the first line, as the first step may compile."""
 
     def step(self, step: int, **values: float) -> None:
-        """Logs values of a step, with the rates since the last call; names with a / go only to the trackers."""
+        """Logs values of a step, with the rates since the last call; names with a / go only to the trackers, and values
+        that are not finite only to people."""
         if not self.enabled:
             return
         now, (began, first) = time.monotonic(), self.since
@@ -77,9 +79,11 @@ class RunLog:
             if first == self.start:
                 self.since = now, step
         values |= (rates := self.meter.rates(step))
+        # some values of a step that fp16 skips, or of a run that diverges, are not finite, which JSON cannot express
+        finite = {name: number for name, number in values.items() if math.isfinite(number)}
         with self._writing():
             for tracker in self.trackers:
-                tracker.scalars(step, values | {"seconds": round(now - self.began, 2)})
+                tracker.scalars(step, finite | {"seconds": round(now - self.began, 2)})
         left = "?" if early or not self.speed else _clock((self.steps - step) / self.speed)
         if self.table is not None:
             self.table.steps = self.steps

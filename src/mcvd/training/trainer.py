@@ -27,7 +27,7 @@ from mcvd.draw import SEEDS, generator_at
 from mcvd.errors import McvdError
 from mcvd.lock import locked
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint, save_model
+from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, model_steps, save_checkpoint, save_model
 from mcvd.training.ema import Ema
 from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.log import RunLog, changed_values, changes
@@ -323,6 +323,12 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
     sharded = processes.count > 1 and recipe.sharding == "full"
     # if no process could hold all of it, tensors are read from the file one at a time
     state = load_checkpoint(output, torch.device("cpu") if sharded else processes.device, mapped=sharded)
+    # a kill before the first checkpoint may leave models of the steps until then, which are made again
+    if state is None and (steps := model_steps(output)) > recipe.save_every:
+        raise McvdError(
+            f"{output} holds a model of {steps} steps and no checkpoint to continue from: choose another --output "
+            f"(--init-from {output} starts from its weights); nothing was changed"
+        )
     if state is not None:
         trainer.load_state_dict(state, str(output))
         if trainer.step >= recipe.steps:
@@ -366,9 +372,7 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
                 _check_finite(trainer, value, gradient, output)
             if shown:
                 rate = float(trainer.optimizer.param_groups[0]["lr"])
-                values = {"loss": value, "error": value * per_element, "gradient": gradient, "learning_rate": rate}
-                # the values of a step that fp16 skips are not finite, which JSON cannot express
-                log.step(step, **{name: number for name, number in values.items() if math.isfinite(number)})
+                log.step(step, loss=value, error=value * per_element, gradient=gradient, learning_rate=rate)
             model = trainer.averaged() if sampled or save else None
             if model is not None and test is not None and sampled:
                 _validate(trainer, model, test, log, output)
