@@ -192,12 +192,14 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         go(replace(RECIPE, data=DataConfig("videos", str(tmp_path / "raw"))), tmp_path / "run", clips=None)
 
 
-def test_a_run_without_a_model_yet_says_so(tmp_path):
+def test_a_run_without_a_model_yet_says_so(tmp_path, capsys):
     diverging = replace(RECIPE, optimizer=OptimizerConfig(lr=1e30, warmup=0), steps=9, save_every=100)
     with pytest.raises(McvdError, match="the loss is .*; the last good checkpoint is none"):
         go(diverging, tmp_path)
     with pytest.raises(McvdError, match=f"^{tmp_path} is a run of mcvd train that has not saved a model yet$"):
         mcvd.load(tmp_path)
+    assert main(["info", str(tmp_path)]) == 1
+    assert "has not saved a model yet" in capsys.readouterr().err
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,10 @@ class Command:
     def _rows(self) -> list[tuple[str, str]]:
         path = expanded(self.what)
         folder = model_folder(self.what)
-        if folder is None and path.suffix not in (".pt", ".pth") and (path.exists() or is_named_as_clip(path)):
+        # `load` says of a run that it has no model yet
+        begun = (path / "recipe.yaml").is_file() and (path / "samples").is_dir()
+        clip = is_named_as_clip(path) or (path.exists() and not begun)
+        if folder is None and clip and path.suffix not in (".pt", ".pth"):
             must_be_one_clip(path)
             return clip_rows(path)
         from mcvd.card import model_rows

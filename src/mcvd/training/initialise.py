@@ -66,7 +66,10 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
     return new
 
 
-_FREE = [f"model.network.{name}" for name in ("size", "channels", "dropout", "layout.past", "layout.future")]
+_FREE = [
+    f"model.network.{name}"
+    for name in ("size", "channels", "dropout", "layout.past", "layout.current", "layout.future")
+]
 """Values that few weights depend on, in most networks."""
 
 
