@@ -846,6 +846,9 @@ def test_prepared_data_that_a_recipe_would_have_otherwise_are_taken_with_a_note(
     note = f"note: {tmp_path / 'data'} was prepared with"
     assert said(replace(SMALL, fps=5)) == [f"{note} fps 10, not 5, and is used as it is"]
     assert said(PRESETS["kth"]) == [f"{note} layout videos, not kth, and is used as it is"]
+    assert said(replace(SMALL, fit="stretch", split_by="folder")) == [
+        f"{note} {key}, and is used as it is" for key in ("fit crop, not stretch", "split_by auto, not folder")
+    ]
 
 
 def test_training_prepares_raw_videos_once_in_the_cache(

@@ -6,13 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from mcvd.cache import cache_dir
 from mcvd.config import to_dict
 from mcvd.data.hdf5 import hdf5_shards
 from mcvd.data.prepare.run import prepare
-from mcvd.data.settings import Settings
+from mcvd.data.settings import PRESETS, Settings
 from mcvd.data.shards import is_prepared, read_manifest
 from mcvd.errors import Unwritable
 from mcvd.text import counted
@@ -26,9 +27,10 @@ def prepared_data(path: Path, settings: Settings, report: Callable[[str], None])
     """
     if is_prepared(path):
         was = read_manifest(path).settings
-        asked = {"fps": settings.fps} | ({"layout": settings.layout} if settings.layout != "videos" else {})
-        for key, value in asked.items():
-            if value is not None and was.get(key) != value:
+        usual = replace(PRESETS[settings.layout], layout="videos")  # what a recipe need not name
+        for key in ("fps", "layout", "fit", "split_by"):
+            value = getattr(settings, key)
+            if value not in (getattr(usual, key), was.get(key)):
                 report(f"note: {path} was prepared with {key} {was.get(key)}, not {value}, and is used as it is")
         return path
     if path.exists() and hdf5_shards(path):
