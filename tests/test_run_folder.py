@@ -216,6 +216,7 @@ def test_a_run_that_goes_on_says_what_is_new_and_what_is_not_used(tmp_path):
         lines[2]
         == f"note: {tmp_path / 'run'} continues from its own weights; those of {tmp_path / 'start'} are for a new run"
     )
+    assert mcvd.load(tmp_path / "run").notes == {"steps": 4, "clips_seen": 3 * 2 + 4}
     assert "note: from here on" not in " ".join(go(replace(other, steps=5), tmp_path / "run"))
 
 

@@ -78,7 +78,7 @@ class Trainer:
         self.optimizer = optimizer_for(self.model, recipe.optimizer, fused=device.type == "cuda")
         self.recorded = RecordedStep(self.optimizer, device) if recipe.recorded else None
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
-        self.step = 0
+        self.step = self.clips_seen = 0
         self.best = math.inf
         """The smallest validation error so far; known only to the first process."""
 
@@ -92,6 +92,7 @@ class Trainer:
         loss, norm = self.recorded(self._update, parts, rate) if self.recorded else self._update(parts, rate)
         self.ema.update()
         self.step += 1
+        self.clips_seen += recipe.batch
         return loss, norm
 
     def _parts(self) -> Iterator[Part]:
@@ -144,6 +145,7 @@ class Trainer:
         """
         state = {
             "step": self.step,
+            "clips_seen": self.clips_seen,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
@@ -183,6 +185,7 @@ class Trainer:
         self.precision.load_state_dict(state.get("precision", {}))
         self.best = state.get("best", math.inf)
         self.step = state["step"]
+        self.clips_seen = state.get("clips_seen", self.step * self.recipe.batch)
 
     def start_from(self, source: VideoDiffusion) -> list[str]:
         """Copies the weights of another model where they fit; returns the names of the others."""
@@ -401,9 +404,8 @@ def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog
 
 def _notes(trainer: Trainer) -> dict[str, Any]:
     """What a saved model notes of its training; clips are read with its stride."""
-    step, recipe = trainer.step, trainer.recipe
-    stride = {"stride": recipe.data.stride} if recipe.data.stride > 1 else {}
-    return {"steps": step, "clips_seen": step * recipe.batch} | stride
+    stride = trainer.recipe.data.stride
+    return {"steps": trainer.step, "clips_seen": trainer.clips_seen} | ({"stride": stride} if stride > 1 else {})
 
 
 def _check_finite(trainer: Trainer, loss: float, gradient: float, output: Path) -> None:
