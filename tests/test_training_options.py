@@ -53,6 +53,8 @@ def test_parts_of_a_batch_add_up_to_the_batch(masking, context_noise):
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(McvdError, match="batch 4 does not divide among 1 processes of 3 parts"):
         trainer(accumulate=3)
+    with pytest.raises(McvdError, match="batch 4 does not divide into accumulate 3 parts"):
+        estimate(dataclasses.replace(trainer().recipe, accumulate=3))
 
 
 def test_min_snr_weights_an_x0_error_by_the_snr_up_to_5_whatever_the_network_predicts():

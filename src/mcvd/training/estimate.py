@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcvd.draw import Draw
+from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
 from mcvd.training.muon import muon_weights
 from mcvd.training.parallel import blocks
@@ -41,7 +42,12 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Builds the network on the meta device, where tensors have shapes but no contents, and counts."""
+    """Builds the network on the meta device, where tensors have shapes but no contents, and counts.
+
+    Raises McvdError for a recipe that no machine can train, as its batch does not divide into parts.
+    """
+    if recipe.batch % recipe.accumulate:
+        raise McvdError(f"batch {recipe.batch} does not divide into accumulate {recipe.accumulate} parts")
     part = recipe.batch // recipe.accumulate
     schedule = replace(recipe.model.schedule)  # a copy: the recipe's own stays as it is
     # alpha_bar has contents, which a meta tensor cannot index: one level stands for all
