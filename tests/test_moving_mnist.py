@@ -113,17 +113,41 @@ def test_an_item_is_a_function_of_seed_and_index(blobs: Tensor) -> None:
 def test_ranges_have_the_items_of_lists_in_whatever_order_they_are_asked_for(blobs: Tensor, monkeypatch) -> None:
     monkeypatch.setattr(moving_mnist, "AHEAD", 200)  # frames: 50 items
     data, single = MovingMNIST(blobs, 4, seed=5), MovingMNIST(blobs, 4, seed=5)
-    for asked in (range(20), range(20, 40), range(40, 60), range(70, 140), range(5, 9), range(0), range(3, 30, 9)):
+    for asked in (
+        range(20),
+        range(20, 40),
+        range(40, 60),
+        range(70, 140),
+        range(5, 9),
+        range(0),
+        range(9, 4),
+        range(3, 30, 9),
+    ):
         assert torch.equal(data.batch(asked), single.batch(list(asked)))
 
 
 def test_of_long_clips_few_are_made_ahead(blobs: Tensor) -> None:
     data = MovingMNIST(blobs, 500)
     data.batch(range(2))
-    which, path = data.motion
+    _, which, path = data.window
     assert path.shape[:3] == (moving_mnist.AHEAD // 500, 2, 500)
     data.batch(range(1000, 1000 + 3 * len(which)))  # more than that at once: all that were asked for
-    assert len(data.motion[0]) == 3 * len(which)
+    assert len(data.window[1]) == 3 * len(which)
+
+
+def test_what_interrupts_a_range_leaves_the_items_of_others_as_they_are(blobs: Tensor, monkeypatch) -> None:
+    data, single = MovingMNIST(blobs, 4, seed=5), MovingMNIST(blobs, 4, seed=5)
+
+    def interrupted(*_: object) -> None:
+        """Ctrl-C, or another thread's turn to ask."""
+        raise KeyboardInterrupt
+
+    data.batch(range(20))
+    with monkeypatch.context() as patch:
+        patch.setattr(moving_mnist, "move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            data.batch(range(9000, 9020))
+    assert torch.equal(data.batch(range(9000, 9020)), single.batch(list(range(9000, 9020))))
 
 
 def test_pinned_values_keep_old_runs_reproducible(blobs: Tensor) -> None:

@@ -197,9 +197,8 @@ class MovingMNIST:
         self.digits = digits.to(device)
         self.frames, self.size, self.counts, self.seed, self.length = frames, size, counts, seed, length
         self.counts_there = torch.tensor(counts, device=device)
-        self.window = range(0)
-        """Items whose motion has been made; see `_motion`."""
-        self.motion = self.paths(self.window)
+        self.window = range(0), *self.paths(range(0))
+        """Items whose motion has been made, and that; see `_motion`."""
 
     def __len__(self) -> int:
         return self.length
@@ -214,7 +213,7 @@ class MovingMNIST:
         """Which digits, (B, D), -1 for none, and where their corners are, (B, D, T, 2) as (y, x) in 0..31; int64."""
         device = self.digits.device
         if isinstance(indices, range):  # made on the device: a copy would wait for all earlier work
-            item = torch.arange(indices.start, indices.stop, indices.step, device=device)
+            item = torch.arange(len(indices), device=device) * indices.step + indices.start
         else:
             item = torch.as_tensor(indices, dtype=torch.int64, device=device)
         seed = torch.full((), _signed(self.seed & ((1 << 64) - 1)), dtype=torch.int64, device=device)
@@ -240,13 +239,14 @@ class MovingMNIST:
     def _motion(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """`paths`; of a range, from those of many items, made at once: they take hundreds of small operations, whatever
         the number of items, and a GPU would wait for Python to launch them."""
-        if not (isinstance(indices, range) and indices.step == 1):
+        if not (isinstance(indices, range) and indices.step == 1 and len(indices)):
             return self.paths(indices)
-        if not (self.window.start <= indices.start and indices.stop <= self.window.stop):
-            self.window = range(indices.start, max(indices.stop, indices.start + AHEAD // self.frames))
-            self.motion = self.paths(self.window)
-        rows = slice(indices.start - self.window.start, indices.stop - self.window.start)
-        which, path = self.motion
+        made, which, path = self.window
+        if not (made.start <= indices.start and indices.stop <= made.stop):
+            made = range(indices.start, max(indices.stop, indices.start + AHEAD // self.frames))
+            which, path = self.paths(made)
+            self.window = made, which, path  # at once: another thread may be asking for clips, too
+        rows = slice(indices.start - made.start, indices.stop - made.start)
         return which[rows], path[rows]
 
     def batch(self, indices: Tensor | Sequence[int]) -> Tensor:
@@ -276,15 +276,18 @@ def reference_sequence(
     """
     which, paths = [], []
 
+    def there(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=digits.device)
+
     def redraw(frame: int, axis: int, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         if not (low | high).any():
-            return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+            return there(0), there(0)
         along = rng.randint(1, MAX_SPEED + 1) if low.any() else -rng.randint(-MAX_SPEED, 0)
-        return torch.tensor([along]), torch.tensor([rng.randint(-MAX_SPEED, MAX_SPEED + 1)])
+        return there(along), there(rng.randint(-MAX_SPEED, MAX_SPEED + 1))
 
     for _ in range(num_digits):  # all draws of a digit come before those of the next
         which.append(rng.randint(len(digits)))
         x, y = rng.randint(ROOM), rng.randint(ROOM)
         dx, dy = rng.randint(-MAX_SPEED, MAX_SPEED + 1), rng.randint(-MAX_SPEED, MAX_SPEED + 1)
-        paths.append(move(torch.tensor([[y, x]]), torch.tensor([[dy, dx]]), frames, None if deterministic else redraw))
+        paths.append(move(there(y, x)[None], there(dy, dx)[None], frames, None if deterministic else redraw))
     return render(digits[which][None], torch.stack(paths, 1))[0, :, None]
