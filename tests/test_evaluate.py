@@ -236,6 +236,14 @@ def test_batches_of_another_size_change_rounding_at_most(model, tmp_path, whole)
     same(result, whole[0], 1e-3)
 
 
+def test_the_default_device_does_not_matter(model, tmp_path, whole):
+    """It is often a GPU; here the one that holds no contents, so that anything left on it shows."""
+    with torch.device("meta"):
+        result, _ = go(model, tmp_path / "run")
+        write_report(tmp_path / "run")
+    same(result, whole[0])
+
+
 def test_processes_share_the_work_and_find_the_same_number(model, tmp_path, whole):
     last, _ = go(model, tmp_path / "run", worker=Worker(1, 2))
     assert last is None

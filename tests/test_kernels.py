@@ -1,5 +1,6 @@
 """The fast forms of the network's parts equal the plain formulas, in value, gradient and what they keep."""
 
+import importlib.util
 from functools import partial
 
 import pytest
@@ -140,6 +141,16 @@ def test_packed_convolutions_change_nothing_but_speed():
     with packed_convolutions(model.network):  # gradients need the plain weights
         call().sum().backward()
     assert all(part.weight.grad is not None for part in convolutions)
+
+
+def test_modules_may_first_be_imported_where_a_model_without_contents_is_made():
+    """`import mcvd` imports them when a name is first used, which may be within `torch.device("meta")`."""
+    spec = importlib.util.find_spec(winograd.__name__)
+    fresh = importlib.util.module_from_spec(spec)
+    with torch.device("meta"):
+        spec.loader.exec_module(fresh)
+    weight = torch.rand(2, 3, 3, 3)
+    assert torch.equal(fresh.turn_weight(weight), winograd.turn_weight(weight))
 
 
 @pytest.mark.parametrize("cache", [1, 200_000, 10**9])  # bands of an image, an image, several at a time

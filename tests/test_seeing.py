@@ -112,6 +112,15 @@ def test_a_gif_has_the_clips_above_what_was_made_of_them():
     assert side_by_side(clips, Sample([False] * 6, made)).shape == (6, 3, 18, 36)  # nothing given, nothing to compare
 
 
+def test_the_default_device_does_not_matter_to_pictures(tmp_path):
+    """It is often a GPU; here the one that holds no contents, so that anything left on it shows."""
+    model = tiny.model()
+    with torch.device("meta"):
+        made = save_samples(model, CLIPS, tmp_path / "made")
+    for name, path in save_samples(model, CLIPS, tmp_path / "again").items():
+        assert path.read_bytes() == made[name].read_bytes()
+
+
 def test_sheets_and_gifs_are_saved_for_each_task_and_tensorboard_shows_them(tmp_path):
     files = save_samples(tiny.model(masking=Masking(0.5, 0.0)), CLIPS, tmp_path / "step-1")
     assert {name: path.name for name, path in files.items()} == {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcvd.data.clips import Clips, StoredVideo
+from mcvd.data.clips import Clips, StoredVideo, published_starts
 from mcvd.data.prepare import Settings, data_sheet, info, prepare
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
 from mcvd.data.splits import assign_splits
@@ -96,6 +96,14 @@ def test_clips_are_frames_of_one_video_and_every_start_comes(data: Path, stride:
     span = 2 * stride
     assert set(values[:, 0].tolist()) == {40 * v + s for v in range(3) for s in range(10 + v - span)}
     assert len(shards) == sum(10 + v - span for v in range(3))
+
+
+def test_the_default_device_does_not_matter_to_clips(data: Path) -> None:
+    """It is often a GPU; here the one that holds no contents, so that anything left on it shows."""
+    clips, starts = Shards(data, 4, flip=True).batch(range(40)), published_starts([5, 9, 1, 7], 3)
+    with torch.device("meta"):
+        assert torch.equal(Shards(data, 4, flip=True).batch(range(40)), clips)
+        assert published_starts([5, 9, 1, 7], 3) == starts
 
 
 def test_long_videos_come_more_often() -> None:

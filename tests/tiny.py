@@ -51,4 +51,4 @@ def model(seed: int = 0, **options) -> VideoDiffusion:
 
 def video(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random uint8 frames of the given shape, e.g. (T, 1, 16, 16)."""
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed), device="cpu")

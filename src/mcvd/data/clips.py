@@ -141,7 +141,7 @@ class Clips:
             for channel in range(self.channels):
                 row[:, channel] = clip[..., channel]
         # mirrored here, not above: reading pixels backwards, three bytes apart, takes five times as long as the copy
-        clips, mirrored = torch.from_numpy(out), torch.tensor([place.mirrored for place in places])
+        clips, mirrored = torch.from_numpy(out), torch.tensor([place.mirrored for place in places], device="cpu")
         if mirrored.any():
             clips[mirrored] = clips[mirrored].flip(-1)
         return clips
@@ -158,7 +158,7 @@ def published_starts(rooms: Sequence[int], seed: int) -> list[int]:
     Both streams begin at `seed`. In the authors' runs, they continued after whatever had been drawn before (weights,
     other loaders), so the distribution is theirs, but not the exact clips of a published run.
     """
-    order = torch.randperm(len(rooms), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(rooms), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     rng, out = np.random.RandomState(seed), [0] * len(rooms)
     for index in order:
         out[index] = int(rng.choice(rooms[index] - 1)) if rooms[index] > 1 else 0

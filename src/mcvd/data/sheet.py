@@ -58,7 +58,7 @@ def contact_sheet(
     longest = max(len(video) for video in videos)
     marks = None
     if made is not None:
-        marks = torch.as_tensor(made).cpu().to(torch.int8)
+        marks = torch.as_tensor(made, device="cpu").to(torch.int8)
         if marks.shape not in ((longest,), (len(rows), longest)):
             raise McvdError(f"made must be ({longest},) or ({len(rows)}, {longest}), not {tuple(marks.shape)}")
         marks = marks.expand(len(rows), longest)

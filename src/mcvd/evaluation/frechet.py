@@ -21,8 +21,8 @@ class Moments:
 
     def __init__(self, features: Tensor | None = None) -> None:
         self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)
+        self.mean = torch.zeros(0, dtype=torch.float64, device="cpu")
+        self.scatter = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         if features is not None:
             self.add(features)
 
@@ -71,7 +71,9 @@ class Moments:
 
     def save(self, path: Path | str) -> None:
         """Writes the statistics as safetensors."""
-        save_tensors({"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}, path)
+        save_tensors(
+            {"count": torch.tensor(self.count, device="cpu"), "mean": self.mean, "scatter": self.scatter}, path
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Moments:
@@ -111,14 +113,16 @@ def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 
     if len(fake) < fake.shape[1]:
         raise McvdError(f"an extrapolation over {fake.shape[1]} features needs at least as many fakes, not {len(fake)}")
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.linspace(max(2, len(fake) // 4), len(fake), points).round().long()
+    sizes = torch.linspace(max(2, len(fake) // 4), len(fake), points, device="cpu").round().long()
     distances = []
     for size in sizes.tolist():
-        subset = fake[torch.randperm(len(fake), generator=generator)[:size].to(fake.device)]
+        subset = fake[torch.randperm(len(fake), generator=generator, device="cpu")[:size].to(fake.device)]
         distances.append(frechet_distance(real, Moments(subset)))
     inverse = 1 / sizes.double()
     line = torch.stack([torch.ones_like(inverse), inverse], 1)
-    return float(torch.linalg.lstsq(line, torch.tensor(distances, dtype=torch.float64)[:, None]).solution[0])
+    return float(
+        torch.linalg.lstsq(line, torch.tensor(distances, dtype=torch.float64, device="cpu")[:, None]).solution[0]
+    )
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:

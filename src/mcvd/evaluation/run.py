@@ -139,7 +139,7 @@ def run(
             for clip, one, several in zip(range(first, end), real, as_saved(made)):
                 folder.save_video(clip, one, several)
         seconds = (time.perf_counter() - began) / (end - first)
-        rows.add(range(first, end), 0, seconds=torch.full((end - first,), seconds, dtype=torch.float64))
+        rows.add(range(first, end), 0, seconds=torch.full((end - first,), seconds, dtype=torch.float64, device="cpu"))
         folder.save_rows(rows, first, end)
         done += (end - first) * job.protocol.samples
         if progress is not None:

@@ -24,10 +24,8 @@ RESAMPLES, FVD_RESAMPLES = 1000, 200
 
 def resampled_counts(clips: int, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
     """How often each clip is drawn in each resample, ``(resamples, clips)`` float64."""
-    draw = torch.randint(clips, (resamples, clips), generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(resamples, clips, dtype=torch.float64).scatter_add_(
-        1, draw, torch.ones(draw.shape, dtype=torch.float64)
-    )
+    draw = torch.randint(clips, (resamples, clips), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return torch.zeros_like(draw, dtype=torch.float64).scatter_add_(1, draw, torch.ones_like(draw, dtype=torch.float64))
 
 
 def numbers(
@@ -56,7 +54,7 @@ def numbers(
 
 def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: int) -> tuple[Number, list[float]]:
     frames = table.grid("mse" if metric == "psnr" else metric).double()
-    curve = (frames[torch.arange(clips), table.best_samples(metric)] if best else frames.mean(1)).mean(0)
+    curve = (frames[torch.arange(clips, device="cpu"), table.best_samples(metric)] if best else frames.mean(1)).mean(0)
     curve = -10 * curve.log10() if metric == "psnr" else curve
     how = "one sample" if samples == 1 else f"{'best' if best else 'mean'} of {samples} samples"
     return _mean_number(table.per_clip(metric, best), f"{how}, mean over {counted(clips, 'clip')}"), curve.tolist()
@@ -111,10 +109,10 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
         return {"fvd": Number(value, of=of)}
     resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
     # a resample has fewer distinct clips, so its distance is larger: keep the interval's width, not its bias
-    out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64), of, shift=True)}
+    out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64, device="cpu"), of, shift=True)}
     if samples > 1:
         each = [frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)]
-        summary = summarize(torch.tensor(each, dtype=torch.float64))
+        summary = summarize(torch.tensor(each, dtype=torch.float64, device="cpu"))
         out["fvd_trajectory"] = Number(
             summary.mean,
             summary.mean - summary.conf95,
@@ -165,7 +163,7 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
     """
     clips, samples = fake.shape[:2]
     sums = _kernel_sums(real.double(), fake.double())
-    value = float(_kernel_distance(*sums, torch.ones(1, clips, dtype=torch.float64), samples, conditional))
+    value = float(_kernel_distance(*sums, real.new_ones(1, clips, dtype=torch.float64), samples, conditional))
     of = f"{_against(clips, samples)}{', of other clips' if conditional else ''}"
     return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples, conditional), of)
 

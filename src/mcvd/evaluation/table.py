@@ -137,7 +137,7 @@ class Table:
         for name in sorted(self.columns):
             having = [key for key in keys if name in self._rows[key]]
             tensors[f"value.{name}"] = torch.stack(self._values(name, having))
-            tensors[f"key.{name}"] = torch.tensor(having)
+            tensors[f"key.{name}"] = torch.tensor(having, device="cpu")
         save_tensors(tensors, path)
 
     @classmethod
@@ -145,7 +145,7 @@ class Table:
         """Reads what `save` wrote; McvdError for any other file."""
         tensors, table = load_tensors(path), cls()
         names = {entry.removeprefix("value.") for entry in tensors if entry.startswith("value.")}
-        keys = {name: tensors.get(f"key.{name}", torch.empty(0)) for name in sorted(names)}
+        keys = {name: tensors.get(f"key.{name}", torch.empty(0, device="cpu")) for name in sorted(names)}
         if len(tensors) != 2 * len(names) or any(key.shape[1:] != (2,) for key in keys.values()):
             raise McvdError(f"{path} holds no rows of an evaluation")
         for name, key in keys.items():

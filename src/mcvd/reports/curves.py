@@ -49,7 +49,7 @@ def system_curves(table: Table, metric: str, best: bool) -> list[Curve]:
     if not best or samples == 1:
         label = f"mean over {samples} samples" if samples > 1 else "the sample"
         return [_with_interval(label, mean)]
-    chosen = values[torch.arange(len(values)), table.best_samples(metric)]
+    chosen = values[torch.arange(len(values), device="cpu"), table.best_samples(metric)]
     return [
         _with_interval(f"best of {samples} samples", chosen),
         Curve("mean over samples", mean.mean(0).tolist(), role="mean"),
@@ -74,7 +74,7 @@ def copied(real: Tensor, protocol: Protocol) -> Tensor | None:
         return real[p - 1].expand(n, *real.shape[1:])
     if protocol.task == "backward":
         return real[p + n].expand(n, *real.shape[1:])
-    share = (torch.arange(1, n + 1) / (n + 1)).view(n, 1, 1, 1)
+    share = (torch.arange(1, n + 1, device=real.device) / (n + 1)).view(n, 1, 1, 1)
     return ((1 - share) * real[p - 1].float() + share * real[p + n].float()).round().to(torch.uint8)
 
 

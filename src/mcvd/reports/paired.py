@@ -69,7 +69,8 @@ class Contestant:
         """FVD (all samples pooled) in each resample of the clips, ``(resamples,)``."""
         real, made = self._table.rows("real", sample=0), self._table.grid("features")
         counts = resampled_counts(len(real), FVD_RESAMPLES)
-        return torch.tensor([resampled_frechet(real, made, row) for row in counts], dtype=torch.float64)
+        values = [resampled_frechet(real, made, row) for row in counts]
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     @property
     def _table(self) -> Table:
@@ -125,5 +126,5 @@ def bootstrap(values: Tensor) -> tuple[float, float]:
 
 
 def _percentiles(values: Tensor) -> tuple[float, float]:
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    low, high = values.quantile(values.new_tensor([0.025, 0.975])).tolist()
     return low, high

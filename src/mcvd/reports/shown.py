@@ -76,7 +76,7 @@ def draw_clips(evaluation: Evaluation) -> Iterator[Shown]:
         picked = _samples(len(made), best)
         rows = [("real", real)]
         rows += [(f"sample {i + 1}" + (" (best)" if i == best else ""), made[i]) for i in picked]
-        known = torch.tensor(protocol.known).int()
+        known = torch.tensor(protocol.known, device="cpu").int()
         unseen = torch.full_like(known, MUTED) if protocol.task == "generate" else known - 1  # given 0, others -1
         marks = torch.stack([unseen, *[1 - known] * len(picked)])
         words = f"clip {clip}: {', '.join(reasons)}" if reasons != [f"clip {clip}"] else reasons[0]

@@ -88,15 +88,16 @@ def side_by_side(clips: Tensor, sample: Sample) -> Tensor:
 def _row(videos: Tensor, edges: list[tuple[int, int, int]]) -> Tensor:
     """Videos ``(B, T, C, H, W)`` beside each other, with an edge of one pixel in the colour of each frame."""
     batch, frames, _, height, width = videos.shape
-    out = torch.tensor(edges, dtype=torch.uint8).view(1, frames, 3, 1, 1).repeat(batch, 1, 1, height + 2, width + 2)
+    colours = torch.tensor(edges, dtype=torch.uint8, device="cpu").view(1, frames, 3, 1, 1)
+    out = colours.repeat(batch, 1, 1, height + 2, width + 2)
     out[..., 1:-1, 1:-1] = videos.cpu()
     return torch.cat(list(out), -1)
 
 
 def _sheet(truth: Tensor, made: dict[str, Sample]) -> Image.Image:
     lines: list[tuple[str, Tensor]] = [(f"clip {i}", clip) for i, clip in enumerate(truth)]
-    edges = [-torch.ones(truth.shape[1], dtype=torch.int)] * len(lines)
+    edges = [-torch.ones(truth.shape[1], dtype=torch.int, device="cpu")] * len(lines)
     for task, (known, video) in made.items():
         lines += [(f"{task} {i}", clip) for i, clip in enumerate(video)]
-        edges += [1 - torch.tensor(known).int()] * len(video)
+        edges += [1 - torch.tensor(known, device="cpu").int()] * len(video)
     return contact_sheet(lines, torch.stack(edges))
