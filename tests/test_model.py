@@ -7,6 +7,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -79,10 +80,12 @@ def test_results_are_floats_from_0_to_1_that_may_be_written_into(model):
     assert not out.requires_grad
 
 
-def test_known_may_be_a_tensor(model):
+def test_known_may_be_a_tensor_or_an_array_read_backwards(model):
     video = tiny.video(5, 1, 16, 16)
     known = [True, True, False, False, False]
-    assert torch.equal(model.fill(video, torch.tensor(known), **FAST), model.fill(video, known, **FAST))
+    filled = model.fill(video, known, **FAST)
+    assert torch.equal(model.fill(video, torch.tensor(known), **FAST), filled)
+    assert torch.equal(model.fill(video, np.array(known[::-1])[::-1], **FAST), filled)
 
 
 def test_a_video_that_is_all_known_comes_back(model):
@@ -161,6 +164,7 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD, 3, guidance=float("nan")), "guidance is nan; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, guidance="2"), "guidance is '2'; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, guidance=10**400), "guidance is 10000.*; it must be a finite number"),
+        (lambda m: m.predict(GOOD, 3, guidance=1e39), "guidance is 1e[+]39; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, context_noise=None), "context_noise is None; it must be a finite number"),
         (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"a float tensor with values in \[-1, 1\], not torch.uint8"),
         (lambda m: m.predict(GOOD.permute(0, 2, 3, 1), 3), r"16 channels, the model 1; it is \(T, C, H, W\)"),

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,7 @@ def unit_range(video: Tensor, beyond: float = 0.01, *, nan: bool = True) -> Tens
 def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
     """One flag per frame as a bool tensor on the CPU; flags may also be 0 and 1. Raises McvdError for anything else."""
     try:
+        known = known.copy() if isinstance(known, np.ndarray) else known  # torch takes no array read backwards
         flags = torch.as_tensor(known, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise McvdError(f"known is {str(known)[:60]}; it takes one flag, True or False, for each frame") from None
@@ -86,9 +88,9 @@ def frame_flags(known: Sequence[bool] | Tensor) -> Tensor:
 
 
 def finite(name: str, value: float) -> float:
-    """The value of an argument that must be a finite number; if it is not, McvdError names it."""
+    """The value of an argument that must be a finite number in float32; if it is not, McvdError names it."""
     try:
-        good = math.isfinite(value)
+        good = math.isfinite(value) and abs(value) <= torch.finfo(torch.float32).max
     except (TypeError, ValueError, OverflowError):  # a whole number may be too large for a float
         good = False
     if not good:
