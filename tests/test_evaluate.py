@@ -606,6 +606,13 @@ def test_kvd_from_sums_is_kvd():
     assert predicted == pytest.approx(by_definition(real.double(), fake.double()), rel=1e-9)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_kvd_of_two_clips_has_no_interval(conditional):
+    """Every resample of both clips is the set itself: an interval of no width would claim certainty."""
+    found = kvd_number(torch.randn(2, 8), torch.randn(2, 3, 8), conditional)
+    assert (found.low, found.high, found.interval) == (None, None, "")
+
+
 @pytest.mark.parametrize("samples", [1, 4])
 def test_kvd_of_a_perfect_model_is_0_on_average_although_videos_share_given_frames(samples):
     generator = torch.Generator().manual_seed(0)

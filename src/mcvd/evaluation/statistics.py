@@ -165,6 +165,8 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
     sums = _kernel_sums(real.double(), fake.double())
     value = float(_kernel_distance(*sums, real.new_ones(1, clips, dtype=torch.float64), samples, conditional))
     of = f"{_against(clips, samples)}{', of other clips' if conditional else ''}"
+    if clips < 3:  # every resample that has a KVD is the set itself
+        return Number(value, of=of)
     return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples, conditional), of)
 
 
