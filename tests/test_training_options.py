@@ -9,7 +9,7 @@ import tiny
 from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import min_snr_weight
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.diffusion.solvers import SOLVERS, gains, solver_table
+from mcvd.diffusion.solvers import SOLVERS, gains, published_table, solver_table
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
@@ -84,6 +84,12 @@ def test_a_zero_terminal_schedule_ends_in_pure_noise_and_keeps_its_first_level()
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_solvers_are_sound_on_a_zero_terminal_schedule(solver, steps):
     assert float(gains(solver_table(solver, ZERO, steps), ZERO)[-1]) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_published_sampling_of_a_zero_terminal_schedule_has_its_levels(steps):
+    rows = published_table("ddpm", ZERO, steps, denoise=False).rows
+    assert [row.alpha_bar for row in rows] == [float(ZERO.alpha_bar[row.t]) for row in rows]
 
 
 def test_a_zero_terminal_schedule_needs_a_network_that_does_not_predict_eps():

@@ -276,7 +276,7 @@ def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: boo
     times = spaced_as_published(schedule, steps)
     table = SOLVERS[name].build(schedule, times)
     rows = list(table.rows)
-    if name == "ddpm" and schedule.kind == "linear" and steps == schedule.steps:
+    if name == "ddpm" and schedule.kind == "linear" and not schedule.zero_terminal and steps == schedule.steps:
         rows = _ddpm_rows_in_float32(schedule)
     if denoise:
         a = rows[-1].alpha_bar
