@@ -192,6 +192,26 @@ def test_frames_are_told_apart_where_layouts_have_equally_many():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layout", [BlockLayout(1, 3, 2), BlockLayout(3, 3, 0)], ids=str)
+def test_frames_find_their_weights_also_where_others_make_up_for_their_number(layout):
+    source, model = tiny.model(), tiny.model(seed=1, layout=layout)
+    assert initialise_from(model, source) == ["conv_in.weight"]
+    draw = torch.Generator().manual_seed(0)
+    past, x, future = (torch.randn(1, n, 1, 16, 16, generator=draw) for n in (layout.past, 3, layout.future))
+    hidden = torch.zeros(1, 1, 1, 16, 16)  # what a model has no frame for
+    theirs = torch.cat([hidden, past], 1)[:, -2:], x, torch.cat([future, hidden], 1)[:, :1]
+    torch.testing.assert_close(output(model, past, x, future), output(source, *theirs))
+
+
+@pytest.mark.parametrize(("frames", "part"), [("channels", "shared.weight"), ("3d", "converter")])
+def test_spatin_of_other_frames_is_new_also_where_their_number_is_the_same(frames, part):
+    options = {"conditioning": "spatin", "frames": frames, "spatin_width": 12}
+    source, model = tiny.model(**options), tiny.model(seed=1, layout=BlockLayout(1, 3, 2), **options)
+    new = initialise_from(model, source)
+    assert new == [name for name in model.network.state_dict() if part in name]
+
+
+@torch.no_grad()
 def test_a_model_that_makes_more_frames_keeps_what_it_knew_of_the_first():
     source, model = tiny.model(), tiny.model(seed=1, layout=BlockLayout(2, 5, 1))
     assert initialise_from(model, source) == ["conv_in.weight", "conv_out.weight", "conv_out.bias"]

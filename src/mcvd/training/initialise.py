@@ -51,7 +51,8 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
         if another and name.startswith("conv_out."):
             new.append(name)
             continue
-        if other is not None and other.shape == weight.shape and _maps(name, mine) == _maps(name, theirs):
+        same = _frames(name, mine) == _frames(name, theirs)
+        if other is not None and other.shape == weight.shape and same:
             weight.copy_(other)
             continue
         new.append(name)
@@ -73,13 +74,20 @@ _FREE = [
 """Values that few weights depend on, in most networks."""
 
 
-def _maps(name: str, config: UNetConfig) -> tuple[int, ...]:
-    """What the maps are that the first or last convolution takes or makes; equal shapes can mean other frames."""
-    if config.frames != "channels" or name not in ("conv_in.weight", "conv_out.weight", "conv_out.bias"):
-        return ()
-    layout = config.layout
-    seen = (layout.past, layout.future) if name == "conv_in.weight" and config.conditioning == "concat" else ()
-    return config.channels, config.patch, layout.current, *seen
+def _frames(name: str, config: UNetConfig) -> tuple[object, ...]:
+    """Which frames the inputs or outputs of a weight are; empty where they are no frames.
+
+    Layouts with equal sums of frames, such as 10 past frames and 5 past with 5 future ones, have weights of one shape.
+    """
+    layout, pixels = config.layout, (config.channels, config.patch)
+    if config.frames != "channels":
+        return (layout,) if "merge" in name or "converter" in name else ()
+    if name.startswith("conv_out."):
+        return layout.current, *pixels
+    if name == "conv_in.weight":
+        seen = layout if config.conditioning == "concat" else layout.current
+        return seen, *pixels
+    return (layout.past, layout.future, *pixels) if name.endswith("shared.weight") else ()
 
 
 def _copy_frames(name: str, weight: Tensor, other: Tensor, mine: UNetConfig, theirs: UNetConfig) -> None:
