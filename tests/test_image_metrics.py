@@ -37,6 +37,10 @@ def test_uint8_and_float_are_compared_as_what_they_show(metric):
     for wrong in (x.float(), x / 127.5 - 1, x.long(), x.numpy()):
         with pytest.raises(McvdError, match="a video is|must lie in"):
             metric(wrong, y)
+    diverged = x.float()
+    diverged[0] = torch.nan  # which does not excuse the others
+    with pytest.raises(McvdError, match="must lie in"):
+        metric(diverged, y)
     assert metric(y / 255 * torch.nan, x).isnan().all()  # a model that makes no numbers has a value: none
 
 

@@ -69,7 +69,10 @@ def unit_range(video: Tensor, beyond: float = 0.01, *, nan: bool = True) -> Tens
     if not video.is_floating_point():
         raise McvdError(f"a video is uint8 or float, not {video.dtype}")
     if video.numel():
-        low, high = (float(end) for end in video.detach().float().aminmax())
+        values = video.detach().float()
+        low, high = map(float, values.aminmax())
+        if nan and math.isnan(low):  # it must not hide the others
+            low, high = map(float, values.nan_to_num(0.5).aminmax())
         if low < -beyond or high > 1 + beyond or (math.isnan(low) and not nan):
             raise McvdError(f"float video must lie in [0, 1]; this has values from {low:.3g} to {high:.3g}")
     return video
