@@ -21,6 +21,11 @@ def own_folders(root: Path, files: Iterable[Path]) -> set[Path]:
     }
 
 
+def is_run(folder: Path) -> bool:
+    """Whether `mcvd train` made this folder, perhaps with no model in it yet."""
+    return (folder / "recipe.yaml").is_file() and (folder / "samples").is_dir()
+
+
 def expanded(path: Path | str) -> Path:
     """The path with `~` or `~user` replaced by that home folder; as it is if there is none: names may begin with ~."""
     return Path(os.path.expanduser(path))

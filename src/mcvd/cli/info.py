@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from mcvd.errors import McvdError
-from mcvd.files import expanded
+from mcvd.files import expanded, is_run
 
 
 @dataclass(kw_only=True)
@@ -29,9 +29,7 @@ class Command:
     def _rows(self) -> list[tuple[str, str]]:
         path = expanded(self.what)
         folder = model_folder(self.what)
-        # `load` says of a run that it has no model yet
-        begun = (path / "recipe.yaml").is_file() and (path / "samples").is_dir()
-        clip = is_named_as_clip(path) or (path.exists() and not begun)
+        clip = is_named_as_clip(path) or (path.exists() and not is_run(path))  # `load` says that it has no model yet
         if folder is None and clip and path.suffix not in (".pt", ".pth"):
             must_be_one_clip(path)
             return clip_rows(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcvd.device import usable_device
 from mcvd.errors import McvdError
-from mcvd.files import expanded
+from mcvd.files import expanded, is_run
 from mcvd.model import VideoDiffusion
 from mcvd.saving import CONFIG
 from mcvd.text import first_line
@@ -42,7 +42,7 @@ def _find(name: str | Path) -> VideoDiffusion:
     if str(name) in bundled_models():  # whatever else has this name here is not a model
         with as_file(files("mcvd.pretrained").joinpath(str(name))) as folder:
             return VideoDiffusion.from_folder(folder)
-    if (path / "recipe.yaml").is_file() and (path / "samples").is_dir():
+    if is_run(path):
         raise McvdError(f"{path} is a run of mcvd train that has not saved a model yet")
     if path.is_dir():
         published = max(path.glob("checkpoint_*.pt"), key=lambda file: (len(file.name), file.name), default=None)
