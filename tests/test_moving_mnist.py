@@ -146,8 +146,8 @@ def test_what_interrupts_a_range_leaves_the_items_of_others_as_they_are(blobs: T
     with monkeypatch.context() as patch:
         patch.setattr(moving_mnist, "move", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            data.batch(range(9000, 9020))
-    assert torch.equal(data.batch(range(9000, 9020)), single.batch(list(range(9000, 9020))))
+            data.batch(range(90_000, 90_020))
+    assert torch.equal(data.batch(range(90_000, 90_020)), single.batch(list(range(90_000, 90_020))))
 
 
 def test_pinned_values_keep_old_runs_reproducible(blobs: Tensor) -> None:

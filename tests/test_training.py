@@ -535,6 +535,23 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
         go(RECIPE, tmp_path)
 
 
+def test_steps_are_saved_before_what_stops_validation_stops_the_run(tmp_path, monkeypatch):
+    straight, full = tmp_path / "straight", tmp_path / "full"
+    go(RECIPE, straight)
+
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", no_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            go(replace(RECIPE, sample_every=10), full)
+    assert [path.name for path in checkpoints(full)] == ["checkpoint-000000010.pt"]
+    go(RECIPE, full)
+    ends = [torch.load(run / "checkpoint-000000020.pt", weights_only=True)["model"] for run in (straight, full)]
+    assert same(*ends)
+
+
 # --- people's own videos ----------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -62,7 +63,7 @@ def save_samples(model: VideoDiffusion, clips: Tensor, path: Path, rows: int = 2
     clips: fixed ones of the held-out videos; `rows` of them are shown, spread evenly, as neighbours are often of one
     video.
     """
-    clips = clips[torch.linspace(0, len(clips) - 1, min(rows, len(clips))).round().long()].cpu()
+    clips = clips[np.linspace(0, len(clips) - 1, min(rows, len(clips))).round().astype(int).tolist()].cpu()
     made = sample_tasks(model, clips)
     files = {"samples": path.with_name(f"{path.name}.png")}
     _sheet(clips, made).save(files["samples"])

@@ -376,9 +376,12 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
             if shown:
                 rate = float(trainer.optimizer.param_groups[0]["lr"])
                 log.step(step, loss=value, error=value * per_element, gradient=gradient, learning_rate=rate)
-            model = trainer.averaged() if sampled or save else None
+            model, failed = trainer.averaged() if sampled or save else None, None
             if model is not None and test is not None and sampled:
-                _validate(trainer, model, test, log, output)
+                try:
+                    _validate(trainer, model, test, log, output)
+                except Exception as error:  # such as a GPU's memory that is full: the steps so far are saved first
+                    failed = error
             if save:
                 # the model first: after a kill between the two, the run continues from before and writes both again
                 if model is not None:
@@ -386,6 +389,8 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
                 state = trainer.state_dict()
                 if state is not None:
                     save_checkpoint(output, step, state)
+            if failed is not None:
+                raise failed
     if trainer.step < trainer.recipe.steps:
         why = stop[0] if stop else "time is up" if reason == 1 else "another process was told to stop"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")
