@@ -51,10 +51,11 @@ def model_folder(name: str) -> Path | None:
 
 def is_named_as_clip(path: Path) -> bool:
     """Whether the suffix is one of videos, images or arrays."""
+    from mcvd.data.arrays import ARRAY_SUFFIXES
     from mcvd.data.prepare.items import VIDEOS
     from mcvd.data.stills import IMAGE_SUFFIXES
 
-    return path.suffix.lower() in VIDEOS | IMAGE_SUFFIXES | {".npz", ".npy"}
+    return path.suffix.lower() in (*VIDEOS, *IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 
 
 def must_be_one_clip(path: Path) -> None:

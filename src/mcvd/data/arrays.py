@@ -11,6 +11,8 @@ import numpy as np
 
 from mcvd.errors import McvdError
 
+ARRAY_SUFFIXES = (".npz", ".npy")
+
 ARRAY_ERRORS = (
     OSError,
     ValueError,

@@ -24,7 +24,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from torch import Tensor
 
-from mcvd.data.arrays import array_in
+from mcvd.data.arrays import ARRAY_SUFFIXES, array_in
 from mcvd.data.frames import Fit, Fitter, SourceFrame, short
 from mcvd.data.sheet import contact_sheet
 from mcvd.data.stills import IMAGE_SUFFIXES, decoded_stills, images_in, mean_rate, open_image, pages, still_size
@@ -143,7 +143,7 @@ def video_info(path: Path | str) -> VideoInfo:
     if path.is_dir():
         images = images_in(path)
         return VideoInfo(len(images), None, *still_size(images[0]))
-    if path.suffix.lower() in (".npz", ".npy"):
+    if path.suffix.lower() in ARRAY_SUFFIXES:
         frames, height, width, _ = array_in(path).shape
         return VideoInfo(frames, None, height, width)
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -181,7 +181,7 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
     if path.is_dir():
         for image in images_in(path):
             yield from decoded_stills(image, first_only=True)
-    elif path.suffix.lower() in (".npz", ".npy"):
+    elif path.suffix.lower() in ARRAY_SUFFIXES:
         for frame in array_in(path):
             yield SourceFrame(frame)
     elif path.suffix.lower() in IMAGE_SUFFIXES:

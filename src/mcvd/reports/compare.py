@@ -164,10 +164,10 @@ def to_markdown(comparison: Comparison) -> str:
         rows.append([plain(row.method) + mark, *map(plain, cells)])
     lines = [markdown_table(["system", *(heading(name) for name in names)], rows), ""]
     lines += [f"[{i}] {plain(mark)}  " for i, mark in enumerate(marks, 1)]
-    first = "Protocol of the first system," if comparison.mixed else "Protocol"
+    whose = "Protocol of the first system," if comparison.mixed else "Protocol"
     bold = " Bold: best." if any(best.values()) else ""  # a single evaluation beside published values has none
     lines.append(
-        f"{first} {plain(protocol.name)}: {plain(protocol.sentence(names))} Brackets: 95 % intervals."
+        f"{whose} {plain(protocol.name)}: {plain(protocol.sentence(names))} Brackets: 95 % intervals."
         + (" Measured in different ways, so nothing is called best." if comparison.mixed else bold)
     )
     if comparison.paired:

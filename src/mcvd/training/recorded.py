@@ -1,7 +1,7 @@
 """A training step that is recorded once and then replayed (CUDA graphs).
 
-A step launches thousands of kernels, most of them small. Launched one by one from Python, they keep a fast GPU waiting
-for half of the time or more; a recording launches them all at once.
+A step launches thousands of kernels, most of them small. Launched one by one from Python, they keep a fast GPU waiting;
+a recording launches them all at once.
 """
 
 from __future__ import annotations
