@@ -67,6 +67,12 @@ def test_rounds_alternate_and_the_first_is_not_timed():
     assert all(sample.wall >= 0 and sample.processor >= 0 for taken in rounds for sample in taken.values())
 
 
+def test_more_untimed_rounds_count_as_one():
+    called, reported = [], []
+    rounds = interleave({"a": lambda: called.append("a")}, 1, CPU, lambda: reported.append(len(called)), untimed=4)
+    assert (len(rounds), len(called), reported) == (1, 5, [4, 5])
+
+
 def test_laps_leave_the_first_step_out():
     def steps(done):
         for seconds in (0.2, 0.01, 0.01):

@@ -2,11 +2,14 @@
 
 import contextlib
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
+from mcvd.benchmark.run import Options, benchmark
 from mcvd.data.moving_mnist import MovingMNIST
 from mcvd.draw import generator_at
 from mcvd.networks.engine import ENGINES, calls_by
@@ -112,6 +115,14 @@ def test_a_recorded_run_equals_one_that_is_not(optimizer, options):
     ends = [torch.cat([w.flatten() for w in run.averaged().parameters()]) for run in runs]
     began = torch.cat([w.flatten() for w in trainer().model.parameters()])
     assert (ends[0] - ends[1]).norm() < 0.02 * (ends[0] - began).norm()
+
+
+def test_the_benchmarked_training_step_equals_a_plain_one():
+    """Also the recorded steps, which are the ones that are timed."""
+    plain = Path(__file__).resolve().parents[1] / "benchmarks" / "peers" / "plain.py"
+    options = Options({"tiny": tiny.config()}, ("training",), device="cuda", rounds=2, peers=(plain,), memory=False)
+    (row,) = benchmark(replace(options, quick_calibration=True))["rows"]
+    assert row["implementations"]["plain"]["equal"], row
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,7 +1,7 @@
 """Times of several functions in interleaved rounds, so that drifts of the machine affect all alike.
 
-Every round calls every function once, in alternating order; one untimed round comes first. Ratios are taken within a
-round and summarised over the rounds by their median, with its interval.
+Every round calls every function once, in alternating order; untimed rounds come first. Ratios are taken within a round
+and summarised over the rounds by their median, with its interval.
 """
 
 from __future__ import annotations
@@ -99,23 +99,25 @@ def interleave(
     rounds: int,
     device: torch.device,
     on_round: Callable[[], None] | None = None,
+    untimed: int = 1,
 ) -> list[dict[str, Sample]]:
     """The time of every function in every round, by name; for :class:`Laps` also the time of a step, as NAME/lap.
 
-    on_round: called after each round, including the untimed one.
+    on_round: called after each round, and once after all untimed ones.
+    untimed: rounds before those whose times are returned.
     """
     order = list(functions)
     out: list[dict[str, Sample]] = []
-    for i in range(rounds + 1):
+    for i in range(untimed + rounds):
         taken = {}
         for name in order if i % 2 else reversed(order):
             taken[name] = timed(functions[name], device)
             if isinstance(function := functions[name], Laps):
                 taken[f"{name}/lap"] = function.lap()
         out.append(taken)
-        if on_round is not None:
+        if on_round is not None and i + 1 >= untimed:
             on_round()
-    return out[1:]
+    return out[untimed:]
 
 
 def summarise(values: Sequence[float]) -> Summary:

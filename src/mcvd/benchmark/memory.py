@@ -1,4 +1,4 @@
-"""The memory that one implementation needs: two runs in a separate process that does nothing else.
+"""The memory that one implementation needs: a few runs in a separate process that does nothing else.
 
 On CPUs, the peak resident memory (VmHWM of Linux) during the runs, minus the resident memory before anything was built
 but after a tiny network had run, so that loaded code does not count; on GPUs, the peak amount allocated by torch.
@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 
 from mcvd.benchmark import ours
-from mcvd.benchmark.cases import CASES, Case, Setting, random_weights
+from mcvd.benchmark.cases import CASES, Case, Setting, random_weights, untimed
 from mcvd.benchmark.measure import run_child
 from mcvd.benchmark.peer import Build, load_peer
 from mcvd.config import from_dict, to_dict
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RUNS = 2  # the second run of training has the optimizer's state
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _run(build: Build, case: Case, setting: Setting, device: torch.device) -> No
     parts = case.parts(build(setting.model, weights)[case.offer], setting, device)
     del weights
     _forget_peak(device)
-    for _ in range(RUNS):
+    for _ in range(untimed(case, device) + 1):  # from the second on, training has the optimizer's state
         for run in parts.values():
             run()
 

@@ -89,6 +89,7 @@ class Ours:
             ema=EMA_DECAY,
             precision="bf16" if self.precision == "bf16" else "fp32",
             compile=self.engine == "compile",
+            recorded=self.device.type == "cuda",
         )
         trainer = Trainer(recipe, Processes(0, 1, self.device), Given())
         trainer.start_from(self.model)

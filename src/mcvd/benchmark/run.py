@@ -17,7 +17,7 @@ from torch import Tensor
 from mcvd import __version__
 from mcvd.benchmark import ours
 from mcvd.benchmark.calibrate import Ceiling, calibrate
-from mcvd.benchmark.cases import CASES, Case, Setting, random_weights, setting_model
+from mcvd.benchmark.cases import CASES, Case, Setting, random_weights, setting_model, untimed
 from mcvd.benchmark.figures import ceiling_runs, figures, peaks
 from mcvd.benchmark.i3d import i3d_row
 from mcvd.benchmark.measure import Sample, interleave, summarise
@@ -165,7 +165,8 @@ def _row(
                 checks[implementation.name] = case.check(build, setting, device)
             for part, function in case.parts(offered[case.offer], setting, device).items():
                 functions[f"{implementation.name}/{part}"] = function
-    rounds = interleave({**ceiling_runs(ceilings), **functions}, options.rounds, device, ticks)
+    calls = {**ceiling_runs(ceilings), **functions}
+    rounds = interleave(calls, options.rounds, device, ticks, untimed(case, device))
     row, best = _described(case, setting), peaks(ceilings, rounds)
     base: list[Sample] = []
     for implementation in implementations:
