@@ -356,6 +356,7 @@ def test_files_of_another_precision(logs, dtype):
     [
         (1, (0.5, 0.5), Masking(0.5, 0.5, together=True)),
         (1, (0.3, 0.7), Masking(0.3, 0.3, together=True)),
+        (1, (0.5, 1.0), Masking(0.5, 1.0)),
         (1, (0.5, 0.0), Masking(0.5, 0.0)),
         (1, (0.0, 0.5), Masking(0.0, 0.5)),
         (0, (0.5, 0.0), Masking(0.5, 0.0)),
@@ -363,11 +364,23 @@ def test_files_of_another_precision(logs, dtype):
     ],
 )
 def test_one_draw_for_past_and_future_as_published(logs, future, probabilities, masking):
-    """prob_mask_sync: the future follows the past, whatever its own probability, unless that is 0."""
+    """prob_mask_sync: the future follows the past, whatever its own probability, unless that is 0 or 1."""
     past, q = probabilities
     changes = {"num_frames_future": future, "prob_mask_cond": past, "prob_mask_future": q, "prob_mask_sync": True}
     edit_config(logs, lambda config: config["data"].update(changes))
     assert model_config(read_config(logs / "config.yml")).masking == masking
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("version", "solver", "reference"),
+    [("DDPM", "ddpm", "ddpm"), ("DDIM", "ddim", "ddim"), ("ddim", "ddim", "ddim"), ("FPNDM", "f-pndm", "ddpm")],
+)
+def test_a_checkpoint_is_sampled_by_its_own_solver(logs, version, solver, reference):
+    edit_config(logs, lambda config: config["model"].update(version=version))
+    model = load(logs)
+    assert model.solver() == solver
+    assert model.solver(reference=True) == reference
 
 
 @pytest.mark.oracle

@@ -19,7 +19,7 @@ from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import squared_error
 from mcvd.diffusion.sampling import Denoiser
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.diffusion.solvers import SOLVERS, published_table, solver_table
+from mcvd.diffusion.solvers import PUBLISHED, SOLVERS, published_table, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
@@ -292,8 +292,8 @@ class VideoDiffusion(nn.Module):
         return denoise
 
     def solver(self, reference: bool = False) -> str:
-        """The solver that is used unless another is named; with `reference`, DDPM for any model."""
-        return "ddpm" if reference else self.config.solver
+        """The solver that is used unless another is named; `reference` knows DDPM and DDIM, so DDPM for others."""
+        return self.config.solver if not reference or self.config.solver in PUBLISHED else ModelConfig.solver
 
     # --- filling in ---------------------------------------------------------------------------------------------
 

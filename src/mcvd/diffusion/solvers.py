@@ -254,6 +254,9 @@ SOLVERS = {
     "unipc": Solver(unipc, spaced_quadratically, 10, "UniPC of order 2, a corrected DPM-Solver++"),
 }
 
+PUBLISHED = ("ddpm", "ddim")
+"""Those that `published_table` knows."""
+
 
 def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -> Table:
     """The table of a solver by name, for `steps` steps (None: the solver's default)."""
@@ -271,7 +274,7 @@ def published_table(name: str, schedule: NoiseSchedule, steps: int, denoise: boo
     at the last level, but with the network told a time number near the noisy end (label L - 1, meant as an index of the
     L steps): this pulls every video towards grey, by 4.3 % at 100 steps.
     """
-    if name not in ("ddpm", "ddim"):
+    if name not in PUBLISHED:
         raise McvdError(f"the published results use ddpm and ddim, not {name!r}; leave out reference mode to use it")
     times = spaced_as_published(schedule, steps)
     table = SOLVERS[name].build(schedule, times)

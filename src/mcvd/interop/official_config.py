@@ -52,13 +52,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # where the frames of a block are (`UNetConfig.frames`)
 _ARCH = {"unetmore": "channels", "unetmore3d": "3d", "unetmorepseudo3d": "pseudo3d"}
+_SOLVER = {"DDPM": "ddpm", "DDIM": "ddim", "FPNDM": "f-pndm"}  # all train in the same way
 # options that our networks lack: the only values that can be loaded
 _ONLY: dict[str, dict[str, tuple[Any, ...]]] = {
     "data": {"rescaled": (True,), "logit_transform": (False,)},
     "model": {
         "arch": tuple(_ARCH),
         "output_all_frames": (False,),
-        "version": ("DDPM", "DDIM", "FPNDM"),
+        "version": tuple(_SOLVER),
         "sigma_dist": ("linear", "cosine"),
     },
 }
@@ -147,8 +148,9 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
     """Our configuration for the sections that `read_config` gives."""
     data, model = published["data"], published["model"]
     past, future = data["prob_mask_cond"], data["prob_mask_future"]
-    # with prob_mask_sync, if both may be hidden, the future follows the draw of the past, with the past's probability
-    together = data["prob_mask_sync"] and data["num_frames_future"] > 0 and past > 0 and future > 0
+    # with prob_mask_sync, if both may be hidden, the future follows the draw of the past, with the past's probability;
+    # a probability of 1 hides the future whatever the draw
+    together = data["prob_mask_sync"] and data["num_frames_future"] > 0 and past > 0 and 0 < future < 1
     return ModelConfig(
         network=UNetConfig(
             size=(data["image_size"], data["image_size"]),
@@ -170,4 +172,5 @@ def model_config(published: dict[str, dict[str, Any]]) -> ModelConfig:
         schedule=NoiseSchedule(model["sigma_dist"], model["num_classes"], model["sigma_end"], model["sigma_begin"]),
         noisy_condition=model["noise_in_cond"],
         time_from_noise=True,
+        solver=_SOLVER[model["version"]],
     )
