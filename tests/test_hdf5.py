@@ -19,7 +19,7 @@ h5py = pytest.importorskip("h5py")
 
 
 def write_shard(path: Path, videos: list[np.ndarray], persons: list[int] | None = None, num_train: int | None = None,
-                empty: str = "") -> None:  # fmt: skip
+                num_test: int | None = None, empty: str = "") -> None:  # fmt: skip
     """The layout of REFERENCE: len/<i>, <i>/<j>, and what each data set adds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as shard:
@@ -31,7 +31,8 @@ def write_shard(path: Path, videos: list[np.ndarray], persons: list[int] | None 
                 shard.create_dataset(f"person/{i}", data=persons[i], dtype=np.uint8)
                 shard.create_dataset(f"target/{i}", data=i % 6, dtype=np.uint8)
         if num_train is not None:
-            shard["num_train"], shard["num_test"] = num_train, len(videos) - num_train
+            shard["num_train"] = num_train
+            shard["num_test"] = len(videos) - num_train if num_test is None else num_test
         if empty:
             shard.create_group(empty)
 
@@ -76,6 +77,30 @@ def test_ucf_takes_the_first_videos_and_one_of_each_whole_ten_of_the_rest(tmp_pa
     assert test.videos == [8, 18, 28]
     assert test.batch(range(3)).shape == (3, 4, 3, 16, 16)
     assert [test.place(i).left for i in range(3)] == [2, 2, 2]  # the middle
+
+
+def test_ucf_in_several_shards_says_once_who_is_for_what(tmp_path: Path) -> None:
+    """43 videos, 16 to a shard; the numbers are in the first, and count through all of them."""
+    ucf = tmp_path / "ucf"
+    videos = [numbered(i, 6, (16, 21, 3)) for i in range(8 + 35)]
+    for number in range(3):
+        counts = {} if number else {"num_train": 8, "num_test": 35}
+        path = ucf / f"shard_{number + 1:04d}.hdf5"
+        write_shard(path, videos[16 * number :][:16], empty="target", **counts)
+    for split, wanted in (("train", [*range(8)]), ("test", [8, 18, 28])):
+        clips = Hdf5Shards(ucf, 4, split=split, fixed=len(wanted))
+        assert clips.batch(range(len(wanted)))[:, 0, 0, 0, 0].tolist() == wanted
+    prepare(ucf, tmp_path / "data", Settings(size=(16, 21)), workers=1)
+    sides = {entry.source: entry.split for entry in read_manifest(tmp_path / "data").videos}
+    assert [name for name, split in sides.items() if split == "test"] == [
+        "shard_0001.hdf5#8", "shard_0002.hdf5#2", "shard_0002.hdf5#12"
+    ]  # fmt: skip
+    assert list(sides.values()).count("train") == 8
+    write_shard(tmp_path / "cut.hdf5", videos[:3], num_train=1)
+    with h5py.File(tmp_path / "cut.hdf5", "a") as shard:
+        del shard["num_test"]
+    with pytest.raises(McvdError, match="no num_test"):
+        Hdf5Shards(tmp_path / "cut.hdf5", 4)
 
 
 def test_bair_has_folders_and_several_shards(tmp_path: Path) -> None:

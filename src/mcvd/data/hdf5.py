@@ -1,8 +1,8 @@
 """The authors' HDF5 shards, read with plain h5py (the extra `mcvd[hdf5]`): no pickle is opened.
 
 A shard holds ``len/<i>`` (frames of video i) and ``<i>/<j>`` (its frame j, uint8, (H, W) grey or (H, W, 3) RGB). KTH
-adds ``person/<i>``; UCF-101 adds the numbers ``num_train`` and ``num_test``; BAIR and Cityscapes have train/ and test/
-folders. The split is the published one:
+adds ``person/<i>``; UCF-101 adds ``target/<i>`` and, to the first of several shards, the numbers ``num_train`` and
+``num_test``; BAIR and Cityscapes have train/ and test/ folders. The split is the published one:
 
     KTH          persons 1-20 train, 21-25 test
     UCF-101      the first num_train videos train; of each whole ten of the others the first test
@@ -11,6 +11,7 @@ folders. The split is the published one:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -98,17 +99,34 @@ def shard_videos(shard: Any, name: str) -> Iterator[tuple[int, str, str]]:
         raise McvdError(f"{shard.filename} has no group 'len': it is not a shard of the published system")
     keys = sorted(int(key) for key in shard["len"] if key.isdigit())
     persons = {key: int(shard[f"person/{key}"][()]) for key in keys} if "person" in shard else None
-    train = int(shard["num_train"][()]) if "num_train" in shard else None
-    if train is not None:
-        tests = {train + position for position in ucf_test_positions(len(keys) - train)}
+    ucf = None if persons is not None else _ucf_counts(shard)
     for key in keys:
         if persons is not None:
             split = "train" if persons[key] <= KTH_TRAIN_PERSONS else "test"
             yield key, split, f"person{persons[key]:02d}"
-        elif train is not None:
-            yield key, "train" if key < train else "test" if key in tests else "unused", f"{name}#{key}"
+        elif ucf is not None:
+            before, train, test = ucf
+            position = before + key - train
+            split = "train" if position < 0 else "test" if position in ucf_test_positions(test) else "unused"
+            yield key, split, f"{name}#{key}"
         else:
             yield key, folder_split(name) or "", f"{name}#{key}"
+
+
+def _ucf_counts(shard: Any) -> tuple[int, int, int] | None:
+    """Of a shard of UCF-101: (videos in the shards before it, training videos, test videos); None of another set."""
+    first, before = shard, 0
+    with contextlib.ExitStack() as stack:
+        if "num_train" not in shard and "target" in shard:  # counted through all shards, but written into the first
+            file = Path(shard.filename)
+            earlier = sorted(other for other in file.parent.iterdir() if other.suffix.lower() in SUFFIXES)
+            opened = [stack.enter_context(open_shard(other)) for other in earlier if other.name < file.name]
+            first, before = (opened or [shard])[0], sum(len(other.get("len", ())) for other in opened)
+        if "num_train" not in first:
+            return None
+        if "num_test" not in first:
+            raise McvdError(f"{first.filename} has num_train, but no num_test: it is damaged")
+        return before, int(first["num_train"][()]), int(first["num_test"][()])
 
 
 def ucf_test_positions(videos: int) -> range:
