@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import tiny
 from mcvd.cli.main import main
 from mcvd.data.clips import published_starts
+from mcvd.data.prepare import Settings, prepare
 from mcvd.errors import McvdError
 from mcvd.evaluation import statistics, summary
 from mcvd.evaluation.clips import content, real_clips
@@ -32,6 +33,7 @@ from mcvd.evaluation.run import Worker
 from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
 from mcvd.evaluation.table import Table
 from mcvd.reports.report import write_report
+from mcvd.text import counted
 
 PROTOCOL = Protocol(
     "tiny", "noise", "predict", past=2, frames=7, size=(16, 16), channels=1, clips=6, samples=2, binary=True
@@ -519,6 +521,17 @@ def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):
     folder = next((tmp_path / "cache" / "prepared").iterdir())
     with pytest.raises(McvdError, match="are needed: prepare the videos again"):
         real_clips(replace(protocol, channels=1), folder, lines.append)
+
+
+def test_how_many_videos_of_a_published_set_are_measured_is_said(tmp_path):
+    for i in range(12):
+        (tmp_path / "test").mkdir(exist_ok=True)
+        np.save(tmp_path / "test" / f"{i}.npy", tiny.video(12, 16, 16, 3, seed=i).numpy())
+    protocol, lines = replace(PROTOCOL, source="bair", channels=3), []
+    prepare(tmp_path / "test", tmp_path / "data", Settings((16, 16)), workers=1)
+    clips = real_clips(protocol, tmp_path / "data", lines.append)
+    # the folder of the test side alone is split like any videos: the number tells
+    assert lines[-1:] == [f"measuring on {counted(len(clips.videos), 'video')} of 12 (split test)"]
 
 
 def test_a_result_says_where_its_clips_come_from(model, tmp_path):

@@ -111,9 +111,10 @@ def _stored(protocol: Protocol, path: Path, report: Callable[[str], None]) -> Re
     on = f"measuring on {counted(used, 'video')} of {whole}"
     if protocol.source == "videos" and protocol.split == "all" and trained:
         report(f"{on}; a model trained on this folder has seen {trained} of them")
-    elif protocol.source == "videos" and protocol.split != "all" and used < whole:
+    elif protocol.split != "all" and used < whole:
         too = "" if protocol.split == "train" else ", those for training too"
-        report(f"{on} (split {protocol.split}); --set split=all takes all{too}")
+        hint = f"; --set split=all takes all{too}" if protocol.source == "videos" else ""  # else: a published split
+        report(f"{on} (split {protocol.split}){hint}")
     return clips
 
 
