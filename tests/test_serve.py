@@ -1,5 +1,6 @@
 """`mcvd serve`: the page's questions, asked of a server that runs."""
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -37,7 +38,7 @@ class Server:
         self.model = tiny.model()
         listening = socket.create_server((HOST, 0))
         self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
-        app = application(self.model, "tiny", [HOST])
+        app = application(self.model, "tiny", ["Mine.example"])
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
@@ -322,9 +323,19 @@ def test_too_much_at_once(server, tmp_path, monkeypatch):
 
 
 def test_other_sites_are_refused(server):
-    assert server.ask("", Host="elsewhere.example")[0] == 400
+    for host in ("elsewhere.example", "elsewhere.example:8000", "127.0.0.1.elsewhere.example", "a.notlocal"):
+        status, body = server.ask("", Host=host)
+        assert status == 403
+        assert f"--host {host.removesuffix(':8000')}" in json.loads(body)["error"]
     for origin in ("http://elsewhere.example", "null", "http://[::1"):
         assert server.ask("orders", b'{"timeline": [null]}', Origin=origin)[0] == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.7:80", "[::1]:8000", "[::ffff:192.0.2.7]", "box", "box.local", "MINE.example:1"]
+)
+def test_names_that_no_other_site_can_have_are_served(server, host):
+    assert server.ask("model", Host=host)[0] == 200
 
 
 def test_the_oldest_clips_make_room():
@@ -353,38 +364,65 @@ def test_a_port_that_is_taken(capsys):
     assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; try another --port, or 0" in said
 
 
-def test_a_host_that_is_none_of_this_machine(monkeypatch, capsys):
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+@pytest.fixture
+def unserved(monkeypatch):
+    """The command ends where it would begin to serve."""
+
+    async def serve(server, listening):
+        listening.close()
+
+    monkeypatch.setattr("mcvd.cli.serve._serve", serve)
+
+
+@pytest.mark.usefixtures("unserved")
+def test_a_host_that_is_none_of_this_machine(capsys):
     for host, says in (("", "--host is empty"), ("192.0.2.1", "cannot listen at .*; try another --host\n")):
         assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 1
         assert re.search(says, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-    ("host", "names"), [("127.0.0.2", ["127.0.0.1", "localhost", "[::1]", "127.0.0.2"]), ("0.0.0.0", ["*"])]
-)
-def test_what_this_machine_alone_reaches_goes_by_no_other_name(host, names, monkeypatch):
+@pytest.mark.usefixtures("unserved")
+@pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
+def test_the_machine_goes_by_its_own_name(host, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr("mcvd.web.app.application", lambda model, name, hosts, **options: seen.append(hosts))
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    monkeypatch.setattr(socket, "getfqdn", lambda name: f"name of {name}")
     assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 0
-    assert seen == [names]
+    assert seen == [[host, f"name of {host}"]]
+    assert re.search(rf"digits on cpu: http://{host}:\d+ ", capsys.readouterr().out)
 
 
-def test_the_command_serves_until_it_is_interrupted(monkeypatch, capsys):
-    def run(self, sockets):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(uvicorn.Server, "run", run)
-    assert main(["serve", "--port", "0", "--device", "cpu"]) == 0
-    assert re.search(r"digits on cpu: http://127\.0\.0\.1:\d+ ", capsys.readouterr().out)
-
-
+@pytest.mark.usefixtures("unserved")
 def test_an_engine_that_is_not_there_is_missed_at_once(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
     assert main(["serve", "--engine", "openvino", "--port", "0", "--device", "cpu"]) == 1
     assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_waits_neither_for_a_file_that_is_read_nor_for_samples(tmp_path):
+    tiny.model().save(tmp_path / "model")
+    endless = (
+        "import sys, time; from mcvd.cli.main import main; from mcvd.model import VideoDiffusion; import mcvd.web.app;"
+        "VideoDiffusion.fill = mcvd.web.app.received = lambda *_, **__: [print('busy', flush=True), time.sleep(300)];"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", endless, "serve", "--model", str(tmp_path / "model"), "--port", "0"]
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(
+            subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        stack.callback(served.kill)
+        port = int(re.search(r":(\d+) ", served.stdout.readline())[1])
+        for path, body in (("orders", b'{"timeline": [null]}'), ("clips", b"frames")):
+            sending = stack.enter_context(socket.create_connection((HOST, port)))
+            head = f"POST /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            sending.sendall(head.encode() + body)
+            assert served.stdout.readline() == "busy\n"
+        began = time.monotonic()
+        served.send_signal(signal.SIGINT)
+        assert served.wait(60) == 0
+        assert time.monotonic() - began < 10  # it is 1, on a machine that does nothing else
+        assert (served.stdout.read(), served.stderr.read()) == ("", "")
 
 
 def test_ctrl_c_ends_it_without_a_word_while_a_file_is_sent(tmp_path):

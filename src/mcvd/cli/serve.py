@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from mcvd.cli.options import MODEL_HELP, Device, Engine, Port, Precision
 from mcvd.errors import McvdError
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from uvicorn import Server
 
 
 @dataclass(kw_only=True)
@@ -22,8 +28,8 @@ class Command:
 
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
     host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
-    """Who can reach the page: 127.0.0.1 means this machine only; 0.0.0.0 anybody on its networks. There is no
-    password."""
+    """Who can reach the page: 127.0.0.1 means this machine only; 0.0.0.0 anybody on its networks; a name of this
+    machine, whoever reaches that name. There is no password."""
     port: Port = 8000
     """Port of the page's address; 0 picks a free one."""
     device: Device = None
@@ -40,9 +46,9 @@ class Command:
             import uvicorn
         except ImportError as error:
             raise McvdError(f"the page needs {error.name}: pip install 'mcvd[serve]'") from None
+        import asyncio
         import errno
         import socket
-        from ipaddress import ip_address
 
         from mcvd.interop.load import load
         from mcvd.networks.engine import calls_by
@@ -64,13 +70,23 @@ class Command:
             reason = (error.strerror or str(error)).partition(" (while ")[0]
             other = "--port, or 0" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
             raise McvdError(f"cannot listen at {self.host}, port {self.port}: {reason}; try another {other}") from None
-        address, port = listening.getsockname()[:2]
-        own = ip_address(address).is_loopback
-        hosts = ["127.0.0.1", "localhost", "[::1]", shown] if own else ["*"]
-        app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
+        port = listening.getsockname()[1]
+        names = [self.host, socket.getfqdn(self.host)]
+        app = application(model, self.model, names, precision=self.precision, engine=self.engine)
         print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        # an upload that Ctrl-C cuts off is not a server error, so it needs no traceback
-        logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+        # answers under way have a second; what still computes then is not waited for
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
+        asyncio.run(_serve(uvicorn.Server(config), listening))
+
+
+async def _serve(server: Server, listening: socket) -> None:
+    """Serves until it is interrupted, then ends the process.
+
+    Threads that read a clip or sample cannot be stopped in the middle, and Python would wait for them. They write
+    nothing that outlives the process.
+    """
+    # an upload that Ctrl-C cuts off is not a server error, so it needs no traceback
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    with contextlib.suppress(KeyboardInterrupt):
+        await server.serve(sockets=[listening])
+    os._exit(0)

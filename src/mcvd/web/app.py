@@ -6,16 +6,16 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -43,12 +43,11 @@ _PAGE = {
 _POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 
 
-def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",), **options: str) -> Starlette:
+def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = (), **options: str) -> Starlette:
     """The page of a model, as an ASGI application.
 
-    name: display name of the model. hosts: names that browsers may use for this machine; others are refused, so that
-    no other site can pose as this one (DNS rebinding). options: `precision` and `engine` of
-    `VideoDiffusion.fill`.
+    name: display name of the model. hosts: names of this machine, besides its addresses and those that only a local
+    network has; requests for others are refused. options: `precision` and `engine` of `VideoDiffusion.fill`.
     """
     page = _Page(model, name, **options)
 
@@ -70,7 +69,7 @@ def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = ("*",),
             Route("/orders/{key}", page.cancel, methods=["DELETE"]),
             Route("/orders/{key}/sheet.png", page.sheet),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(_OwnPage)],
+        middleware=[Middleware(_OwnPage, hosts=frozenset(map(str.lower, hosts)))],
         exception_handlers={McvdError: _said},
         lifespan=lifespan,
     )
@@ -215,16 +214,35 @@ async def _said(request: Request, error: Exception) -> Response:
 
 
 class _OwnPage:
-    """Refuses what pages of other sites send here: browsers name the page's origin."""
+    """Refuses what pages of other sites send here: browsers name the host that they ask, and the page's origin.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    hosts: names of this machine. Any other name in the Internet can be made to point to this machine, and a page of
+    that name could then read the answers (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            if origin is not None and origin.partition("//")[2] != headers.get("host"):
-                await JSONResponse({"error": f"{origin} is another site"}, 403)(scope, receive, send)
-                return
+        if scope["type"] == "http" and (wrong := self._wrong(scope["method"], Headers(scope=scope))):
+            await JSONResponse({"error": wrong}, 403)(scope, receive, send)
+            return
         await self.app(scope, receive, send)
+
+    def _wrong(self, method: str, headers: Headers) -> str:
+        """Why a request is refused; empty if it is not."""
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        name = re.sub(r":\d*$", "", host)
+        if name not in self.hosts and not _nobody_elses(name):
+            return f"{name} is no name of this machine; use its address, or start mcvd serve with --host {name}"
+        if method not in ("GET", "HEAD") and origin is not None and origin.partition("//")[2] != host:
+            return f"{origin} is another site"
+        return ""
+
+
+def _nobody_elses(name: str) -> bool:
+    """Whether a name is an address, or one that no site in the Internet can have."""
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return "." not in name or name.endswith((".localhost", ".local", ".internal", ".home.arpa"))
