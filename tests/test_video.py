@@ -463,6 +463,17 @@ def test_contact_sheet_marks_frames(tmp_path: Path) -> None:
             contact_sheet(rows, marks)
 
 
+def test_labels_that_the_font_cannot_draw_tell_rows_apart() -> None:
+    video = torch.full((2, 1, 64, 64), 0.5)
+
+    def drawn(label: str) -> bytes:
+        return contact_sheet([(label, video)]).tobytes()
+
+    assert drawn("\u00e9t\u00e9 1") == drawn("ete 1")
+    assert drawn("\u7532.mp4") == drawn("\\u7532.mp4") != drawn("\u4e59.mp4")
+    assert drawn("two\nlines \udcff") == drawn("two\\nlines \\udcff")
+
+
 def test_png_shows_the_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.png", numbered(5, 3, 16, 16))
     assert Image.open(path).width > 5 * 64  # small frames are enlarged

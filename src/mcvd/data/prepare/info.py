@@ -16,7 +16,7 @@ from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
 from mcvd.data.prepare.parts import too_short
 from mcvd.data.settings import Settings
 from mcvd.data.shards import Shards, is_prepared, read_manifest
-from mcvd.data.sheet import contact_sheet
+from mcvd.data.sheet import contact_sheet, drawable
 from mcvd.data.splits import assign_splits
 from mcvd.data.video import video_info
 from mcvd.errors import McvdError
@@ -173,5 +173,5 @@ def data_sheet(
     frames = min(frames, max(whole.all_videos[i].frames for i in whole.videos))
     source = open_data(path, frames, split=split, fixed=clips)
     names = [source.all_videos[source.place(i).video].name for i in range(clips)]
-    rows = [(name[-32:], clip) for name, clip in zip(names, source.batch(range(clips)))]
+    rows = [(drawable(name)[-32:], clip) for name, clip in zip(names, source.batch(range(clips)))]
     return contact_sheet(rows, path=png)
