@@ -211,6 +211,17 @@ def test_spatin_of_other_frames_is_new_also_where_their_number_is_the_same(frame
     assert new == [name for name in model.network.state_dict() if part in name]
 
 
+@pytest.mark.parametrize("frames", ["channels", "3d"])
+def test_attention_of_other_heads_is_new(frames):
+    """Its weights have the same shape, but other channels are compared with each other."""
+    options = {"attention": (8,), "frames": frames}
+    source, model = (tiny.model(head_channels=heads, **options) for heads in (8, 4))
+    attention = [name for name in model.network.state_dict() if ".qkv." in name or ".out." in name]
+    assert attention
+    assert initialise_from(model, source) == attention
+    assert initialise_from(tiny.model(head_channels=16, **options), tiny.model(head_channels=-1, **options)) == []
+
+
 @torch.no_grad()
 def test_a_model_that_makes_more_frames_keeps_what_it_knew_of_the_first():
     source, model = tiny.model(), tiny.model(seed=1, layout=BlockLayout(2, 5, 1))

@@ -40,7 +40,7 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
     Of the first and last convolution, which grow with the frames of a block, the parts for frames that both models have
     are copied: the past frames nearest to the current ones, the first current and the first future frames. The other
     condition frames start at 0, so that the model begins as `source` is. If it predicts something else (eps, v, x0),
-    the last convolution is new.
+    the last convolution is new; of attention with another number of heads, all but the norm is.
     """
     mine, theirs = model.config.network, source.config.network
     another = model.config.prediction != source.config.prediction
@@ -51,7 +51,7 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
         if another and name.startswith("conv_out."):
             new.append(name)
             continue
-        same = _frames(name, mine) == _frames(name, theirs)
+        same = _meaning(name, weight, mine) == _meaning(name, weight, theirs)
         if other is not None and other.shape == weight.shape and same:
             weight.copy_(other)
             continue
@@ -69,16 +69,19 @@ def initialise_from(model: VideoDiffusion, source: VideoDiffusion) -> list[str]:
 
 _FREE = [
     f"model.network.{name}"
-    for name in ("size", "channels", "dropout", "layout.past", "layout.current", "layout.future")
+    for name in ("size", "channels", "head_channels", "dropout", "layout.past", "layout.current", "layout.future")
 ]
 """Values that few weights depend on, in most networks."""
 
 
-def _frames(name: str, config: UNetConfig) -> tuple[object, ...]:
-    """Which frames the inputs or outputs of a weight are; empty where they are no frames.
+def _meaning(name: str, weight: Tensor, config: UNetConfig) -> tuple[object, ...]:
+    """What a weight's shape leaves open: which frames its inputs or outputs are, and the heads of attention.
 
-    Layouts with equal sums of frames, such as 10 past frames and 5 past with 5 future ones, have weights of one shape.
+    Layouts with equal sums of frames, such as 10 past frames and 5 past with 5 future ones, have weights of one shape;
+    so have all numbers of heads, which share out the same channels.
     """
+    if ".qkv." in name or ".out." in name:
+        return (config.heads(len(weight) // (3 if ".qkv." in name else 1)),)
     layout, pixels = config.layout, (config.channels, config.patch)
     if config.frames != "channels":
         return (layout,) if "merge" in name or "converter" in name else ()
