@@ -251,6 +251,23 @@ def test_the_best_model_is_kept_also_over_a_restart(tmp_path, monkeypatch):
     assert state(tmp_path, 12)["best"] == 0.125
 
 
+def test_the_best_model_is_chosen_anew_for_other_clips(tmp_path, monkeypatch):
+    errors = {2: 0.25, 4: 0.5, 6: 0.75, 8: 0.6}
+    monkeypatch.setattr(trainer, "validate", lambda model, clips: {"validation": errors.pop(min(errors))})
+    best, lines = [], []
+
+    class Others(Clips):
+        def batch(self, indices):
+            return 255 - super().batch(indices)
+
+    for steps, source in ((2, Clips()), (4, Clips()), (6, Others()), (8, Others())):
+        made = recipe(SMALL, sample_every=2, steps=steps)
+        train(made, tmp_path, device="cpu", clips=lambda *_, source=source: source, report=lines.append)
+        best.append(json.loads((tmp_path / "best" / "config.json").read_text())["notes"]["steps"])
+    assert best == [2, 2, 6, 8]
+    assert sum("best/ begins anew" in line for line in lines) == 1
+
+
 def test_the_average_is_built_once_in_a_step_that_validates_and_saves(tmp_path, monkeypatch):
     built, averaged = [], Trainer.averaged
     monkeypatch.setattr(Trainer, "averaged", lambda self: built.append(self.step) or averaged(self))

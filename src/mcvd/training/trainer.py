@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mcvd.cache import tensors_sha256
 from mcvd.config import from_dict, to_dict
 from mcvd.device import tuned_convolutions
 from mcvd.diffusion.loss import min_snr_weight
@@ -79,8 +80,8 @@ class Trainer:
         self.recorded = RecordedStep(self.optimizer, device) if recipe.recorded else None
         self.ema = Ema(self.model, recipe.ema, recipe.ema_warmup, recipe.ema_power)
         self.step = self.clips_seen = 0
-        self.best = math.inf
-        """The smallest validation error so far; known only to the first process."""
+        self.best, self.best_of = math.inf, ""
+        """The smallest validation error so far, and the hash of the clips; known only to the first process."""
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step -> loss (mean over this process's clips) and norm of the gradient before clipping."""
@@ -151,6 +152,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "precision": self.precision.state_dict(),
             "best": self.best,
+            "best_of": self.best_of,
             "config": to_dict(self.recipe.model),
             "data": _data_name(self.recipe),
         }
@@ -183,7 +185,7 @@ class Trainer:
         self.optimizer.load_state_dict(moments | {"param_groups": groups})
         self.ema.load_state_dict(sharded_as(state["ema"], self.ema.state_dict()))
         self.precision.load_state_dict(state.get("precision", {}))
-        self.best = state.get("best", math.inf)
+        self.best, self.best_of = state.get("best", math.inf), state.get("best_of", "")
         self.step = state["step"]
         self.clips_seen = state.get("clips_seen", self.step * self.recipe.batch)
 
@@ -402,6 +404,11 @@ def _validate(trainer: Trainer, model: VideoDiffusion, test: Tensor, log: RunLog
     error = errors["validation"]
     log.step(step, **errors)
     log.picture(step, model, test)
+    clips = tensors_sha256({"clips": test})
+    if clips != trainer.best_of:  # errors on different clips say nothing about which model is better
+        if trainer.best < math.inf:
+            log.say("note: the held-out clips are not those of before, so best/ begins anew")
+        trainer.best, trainer.best_of = math.inf, clips
     if error < trainer.best:
         trainer.best = error
         save_model(output, "best", model, _notes(trainer) | {"validation": error})
