@@ -13,6 +13,7 @@ from mcvd.benchmark.run import Options, benchmark
 from mcvd.data.moving_mnist import MovingMNIST
 from mcvd.draw import generator_at
 from mcvd.networks.engine import ENGINES, calls_by
+from mcvd.networks.memory import free_memory
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.recorded import WARM
@@ -170,3 +171,17 @@ def test_the_gpu_draws_for_itself():
     model = tiny.model().cuda()
     draw = model.draw(4, generator_at(0, 0, model.device))
     assert {part.device.type for part in draw if part is not None} == {"cuda"}
+
+
+def test_memory_of_a_recording_is_not_free():
+    device, graph, size = torch.device("cuda", 0), torch.cuda.CUDAGraph(), 2**28
+    torch.cuda.synchronize()
+    before = free_memory(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        torch.zeros(size, dtype=torch.uint8, device=device)  # freed at once, and written by every replay
+    assert before - free_memory(device) >= size
+    kept = torch.zeros(size, dtype=torch.uint8, device=device)
+    used = before - free_memory(device)
+    assert used >= 2 * size
+    del kept
+    assert before - free_memory(device) <= used - size  # what torch keeps for later is free

@@ -323,6 +323,16 @@ def test_free_memory_is_what_the_system_and_the_container_leave(tmp_path):
         assert memory._left(tmp_path) == left
 
 
+def test_what_recordings_hold_on_a_gpu_is_not_free(monkeypatch):
+    segments = [
+        {"device": device, "segment_pool_id": pool, "total_size": size, "active_size": 1}
+        for device, pool, size in ((1, (0, 0), 11), (1, (0, 0), 101), (1, (0, 1), 1001), (0, (0, 0), 10001))
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda include_traces: segments)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 80))
+    assert free_memory(torch.device("cuda", 1)) == 5 + 10 + 100
+
+
 def test_weights_are_packed_again_for_another_number_of_images():
     """Packed for one image, this convolution of two would turn them in every call: twenty times its time."""
     convolution = Conv2d(128, 128, 3)

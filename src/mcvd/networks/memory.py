@@ -13,9 +13,17 @@ UNKNOWN = 8 * 2**30
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device; on a CPU, in this container and without swapping."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        return torch.cuda.mem_get_info(device)[0] + _unused(device)
     return min(_available(Path("/proc/meminfo")), _left(Path("/sys/fs/cgroup")))
+
+
+def _unused(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU for its next tensors; not those of recordings, which only these can use."""
+    return sum(
+        segment["total_size"] - segment["active_size"]
+        for segment in torch.cuda.memory_snapshot(include_traces=False)
+        if segment["device"] == device.index and segment["segment_pool_id"] == (0, 0)
+    )
 
 
 def _available(meminfo: Path) -> int:
