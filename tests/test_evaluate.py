@@ -672,6 +672,40 @@ def test_the_command_with_the_real_networks(assets_dir, tmp_path, capsys, monkey
     assert capsys.readouterr().out.splitlines()[0] == said.splitlines()[-len(result.numbers) - 3]
 
 
+def test_your_own_videos_are_measured_as_the_model_was_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MCVD_CACHE", "cache")
+    tiny.model().save("model", notes={"stride": 2})
+    np.save("clip.npy", tiny.video(40, 1, 16, 16).movedim(1, -1).numpy())
+    command = [
+        "evaluate",
+        "model",
+        "--protocol",
+        "videos-5to10",
+        "--data",
+        "clip.npy",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+    ]
+    command += ["--metrics", "psnr", "--set", "clips=1", "--set", "samples=1", "--set", "split=all"]
+    for edits, says, expected in (
+        ([], "size=[16,16], channels=1, stride=2", ((16, 16), 1, 2)),
+        (["--set", "stride=1"], "size=[16,16], channels=1", ((16, 16), 1, 1)),
+    ):
+        output = f"run{len(edits)}"
+        assert main([*command, *edits, "--output", output]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[0] == f"measuring as model was trained: {says}"
+        protocol = Result.load(output).protocol
+        assert (protocol.size, protocol.channels, protocol.stride) == expected
+        assert protocol.name == "videos-5to10+edited"
+        assert any(line.startswith("any videos (all); 16x16 grey") for line in said)
+    assert main([*command, "--set", "size=[8,8]", "--output", "other"]) == 1  # what is asked for is not overruled
+    assert "generates frames of 16x16" in capsys.readouterr().err
+
+
 def test_missing_weights_of_metrics_are_one_line(tmp_path, capsys, monkeypatch, assets_dir):
     monkeypatch.setenv("MCVD_ASSETS", str(tmp_path))
     monkeypatch.setattr("mcvd.evaluation.weights.local_source", lambda name: None)

@@ -149,6 +149,15 @@ def test_what_can_be_measured():
     assert "9 or more frames, this protocol gives it 7" in notes[0]
 
 
+def test_only_the_protocol_for_any_videos_takes_what_the_model_was_trained_with():
+    trained = {"size": (32, 48), "channels": 1, "stride": 2}
+    mine = find_protocol("videos-5to10", ["channels=3"], trained)
+    assert (mine.size, mine.channels, mine.stride, mine.name) == ((32, 48), 3, 2, "videos-5to10+edited")
+    assert find_protocol("bair-2to28", (), trained) == PRESETS["bair-2to28"]
+    same = {"size": (64, 64), "channels": 3, "stride": 1}
+    assert find_protocol("videos-5to10", (), same) == PRESETS["videos-5to10"]
+
+
 def test_frames_that_are_too_small_for_a_metric():
     small = find_protocol("videos-5to10", ["size=[8,30]"])
     chosen, notes = choose_metrics(small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,11 +98,18 @@ class Command:
         from mcvd.cli.progress import ProgressBar
         from mcvd.evaluation.evaluate import Sampling, evaluate
         from mcvd.evaluation.presets import find_protocol
+        from mcvd.evaluation.run import Worker
         from mcvd.files import stem
         from mcvd.interop.load import load
 
-        protocol = find_protocol(self.protocol, self.set)
+        preset = find_protocol(self.protocol, self.set)  # a misspelt one is an error before a model is downloaded
         model = load(self.model, device=local_device(self.device))
+        trained = {"size": model.size, "channels": model.channels, "stride": model.stride}
+        protocol = find_protocol(self.protocol, self.set, trained)
+        taken = {key: value for key, value in trained.items() if getattr(protocol, key) != getattr(preset, key)}
+        if taken and Worker.of_torchrun().rank == 0:
+            edits = ", ".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in taken.items())
+            say(f"measuring as {self.model} was trained: {edits}")
         output = self.output or self._folder(protocol, self.solver or model.solver(self.reference))
         with ProgressBar("evaluating", "videos") as bar:
             result = evaluate(

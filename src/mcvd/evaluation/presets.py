@@ -23,6 +23,8 @@ from mcvd.evaluation.i3d import SHORTEST
 from mcvd.evaluation.protocol import Protocol
 
 EDITED = "+edited"
+ANY_VIDEOS = "videos-5to10"
+"""The preset that measures models as they were trained: at their size, in their colours, with their stride."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _presets() -> dict[str, Protocol]:
         words = "any videos"
         large: dict[str, Any] = {"split": "train", "size": (256, 256), "clips": 2048, "samples": 1, "fvd": "made"}
         by_name[name] = Protocol(name, words, "generate", 0, frames, **large, **_PLAIN)
-    by_name["videos-5to10"] = Protocol("videos-5to10", "any videos", "predict", 5, 10, samples=4, **_PLAIN)
+    by_name[ANY_VIDEOS] = Protocol(ANY_VIDEOS, "any videos", "predict", 5, 10, samples=4, **_PLAIN)
     return by_name
 
 
@@ -118,8 +120,10 @@ PRESETS: dict[str, Protocol] = _presets()
 """Protocols by name."""
 
 
-def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
+def find_protocol(name: str, assignments: Sequence[str] = (), trained: Mapping[str, Any] | None = None) -> Protocol:
     """A preset by name, with `assignments` such as ``samples=2`` or ``size=[32,32]``, which rename it to NAME+edited.
+
+    trained: `size`, `channels` and `stride` of the model to measure; `ANY_VIDEOS` takes those that are not assigned.
 
     Raises McvdError for an unknown name or field, naming the nearest.
     """
@@ -131,6 +135,8 @@ def find_protocol(name: str, assignments: Sequence[str] = ()) -> Protocol:
     values = parse_assignments(assignments, "--set")
     if "name" in values:
         raise McvdError(f"--set: name cannot be set; an edited preset is called {name}{EDITED}")
+    if trained and name == ANY_VIDEOS:
+        values = {**trained, **values}
     edited = override(preset, values, "--set")
     if "data" not in values:
         edited = replace(edited, data=_OTHER_SIDES.get((edited.split, edited.data), edited.data))
