@@ -1,6 +1,7 @@
 """Presets against the published experiments; edits, names, and what a protocol allows to measure."""
 
 import json
+import re
 
 import pytest
 
@@ -102,6 +103,8 @@ def test_words_name_everything_a_value_depends_on():
         assert part in words
     sentences = [p.words for p in PRESETS.values()]
     assert len(set(sentences)) == len(sentences)  # two protocols never read the same
+    sentences.append(Protocol("before", "any videos", "backward", past=0, frames=5, future=5).words)
+    assert not any(re.search(r"\bmade\b", sentence) for sentence in sentences)  # "generated", as everywhere
 
 
 def test_an_edit_renames():

@@ -131,7 +131,7 @@ class Protocol:
         made = counted(self.frames, "frame")
         given = {
             "predict": f"{made} predicted from {self.past}",
-            "backward": f"{made} made before {self.future} given ones",
+            "backward": f"{made} generated before {self.future} given ones",
             "interpolate": f"{made} between {self.past} and {self.future} given ones",
             "generate": f"{made} generated from nothing",
         }[self.task]
@@ -153,9 +153,8 @@ class Protocol:
                 f"{counts if self.samples > 1 else 'of the one sample'}"
             )
         if self.fvd != "none" and ("fvd" in metrics or "kvd" in metrics):
-            frames = f"{self.fvd_frames} frames, " + (
-                "made only" if self.fvd == "made" else "the given ones included" if any(self.known) else "all made"
-            )
+            whole = "the given ones included" if any(self.known) else "all generated"
+            frames = f"{self.fvd_frames} frames, {'generated ones only' if self.fvd == 'made' else whole}"
             pooled = ", all samples pooled" if self.fvd_pooled else ", mean over trajectories"
             distance = "FVD" if "fvd" in metrics else "KVD"
             parts.append(
@@ -168,7 +167,7 @@ class Protocol:
     def _clips_words(self) -> str:
         if self.choice == "published":
             return f"random starts by the authors' rule, seed {self.choice_seed}"
-        return f"made with seed {self.choice_seed}" if self.source == "moving-mnist" else "fixed list"
+        return f"drawn with seed {self.choice_seed}" if self.source == "moving-mnist" else "fixed list"
 
     @property
     def known(self) -> tuple[bool, ...]:

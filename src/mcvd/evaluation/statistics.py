@@ -86,7 +86,7 @@ def _calibration_numbers(table: Table, clips: int, samples: int, curves: dict[st
     curves["spread_skill"] = spread_skill(table, samples).tolist()
     scale = (1 + 1 / samples) ** 0.5
     value = scale * float((variance.mean() / error.mean()).sqrt())
-    of = f"{samples} samples, {counted(clips, 'clip')}, all made frames"
+    of = f"{samples} samples, {counted(clips, 'clip')}, all generated frames"
     if clips < 2:
         return {"crps": _mean_number(crps.mean(1), of), "spread_skill": Number(value, of=of)}
     counts = resampled_counts(clips)
@@ -122,12 +122,12 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
         )
     if clips * samples >= 4 * fake.shape[2]:  # then even its smallest subset has as many videos as features
         endless = frechet_infinity(moments, fake.flatten(0, 1))
-        out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many made videos; {clips} real ones")
+        out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many generated videos; {clips} real ones")
     return out
 
 
 def _against(clips: int, samples: int) -> str:
-    return f"{clips * samples} made videos against {clips} real ones"
+    return f"{clips * samples} generated videos against {clips} real ones"
 
 
 def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:

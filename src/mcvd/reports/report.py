@@ -98,7 +98,7 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
         base = copy_curve(copy, name, copy_label(protocol)) if copy is not None else None
         curves += [base] if base else []
         words = f"{title(name)} of every frame, {direction(name)}"
-        options = (protocol.past, f"frame of the clip (made: {_made(protocol)})", words)
+        options = (protocol.past, f"frame of the clip (generated: {_made(protocol)})", words)
         alone = line_chart(name, curves, *options, alone=True)
         inline = line_chart(name, curves, *options, alone=False)
         parts += [Text(words), Picture(f"curve-{name}.svg", alone.encode(), words, inline)]

@@ -1,1 +1,1 @@
-"""A page for a browser: a clip as a row of frames, those that are given, those that are to be made."""
+"""A page for a browser: a clip as a row of frames, those that are given, those to be generated."""
