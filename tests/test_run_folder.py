@@ -21,7 +21,7 @@ from mcvd.device import usable_device
 from mcvd.errors import McvdError
 from mcvd.lock import locked
 from mcvd.training.recipe import DataConfig, OptimizerConfig, Recipe
-from mcvd.training.trainer import train
+from mcvd.training.run import train
 
 RECIPE = Recipe(
     model=tiny.config(multipliers=(1,)),
@@ -41,7 +41,7 @@ class Clips:
 
 @pytest.fixture(autouse=True)
 def few_clips(monkeypatch):
-    monkeypatch.setattr("mcvd.training.trainer.TEST_CLIPS", 4)
+    monkeypatch.setattr("mcvd.training.run.TEST_CLIPS", 4)
     monkeypatch.setattr("mcvd.training.source.TEST_CLIPS", 4)
 
 

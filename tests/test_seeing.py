@@ -25,10 +25,10 @@ from mcvd.training.live import LiveTable
 from mcvd.training.log import RunLog
 from mcvd.training.meter import Meter
 from mcvd.training.recipe import OptimizerConfig, Recipe
+from mcvd.training.run import train
 from mcvd.training.samples import Sample, save_samples, side_by_side
 from mcvd.training.source import to_model_range
 from mcvd.training.trackers import JsonLines, TensorBoard, open_trackers
-from mcvd.training.trainer import train
 from mcvd.training.validation import validate
 
 CPU = torch.device("cpu")

@@ -20,11 +20,13 @@ import tiny
 from mcvd.config import from_dict, to_dict
 from mcvd.data.video import write_video
 from mcvd.errors import McvdError
+from mcvd.training import run as running
 from mcvd.training import trainer as training
 from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mcvd.training.ema import Ema
 from mcvd.training.recipe import RECIPES, DataConfig, OptimizerConfig, Recipe, read_recipe, recipe_names
-from mcvd.training.trainer import generator_at, learning_rate, train
+from mcvd.training.run import train
+from mcvd.training.trainer import generator_at, learning_rate
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup=0)
@@ -402,10 +404,10 @@ class Clock:
     def __init__(self, monkeypatch, first=40.0, step=1.0, save=3.0):
         self.now = 100.0
         self.costs = itertools.chain([first], itertools.repeat(step))
-        make, keep = training.Trainer.train_step, training.save_checkpoint
-        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+        make, keep = training.Trainer.train_step, running.save_checkpoint
+        monkeypatch.setattr(running.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(training.Trainer, "train_step", lambda run: (make(run), self.spend(next(self.costs)))[0])
-        monkeypatch.setattr(training, "save_checkpoint", lambda *args: (keep(*args), self.spend(save)))
+        monkeypatch.setattr(running, "save_checkpoint", lambda *args: (keep(*args), self.spend(save)))
 
     def spend(self, seconds):
         self.now += seconds
@@ -543,7 +545,7 @@ def test_steps_are_saved_before_what_stops_validation_stops_the_run(tmp_path, mo
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "validate", no_memory)
+        patch.setattr(running, "validate", no_memory)
         with pytest.raises(torch.OutOfMemoryError):
             go(replace(RECIPE, sample_every=10), full)
     assert [path.name for path in checkpoints(full)] == ["checkpoint-000000010.pt"]

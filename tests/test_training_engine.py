@@ -19,13 +19,14 @@ import tiny
 from mcvd import networks
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
-from mcvd.training import precision, trainer
+from mcvd.training import precision, run, trainer
 from mcvd.training.checkpoint import checkpoints, save_checkpoint, save_model
 from mcvd.training.estimate import estimate
 from mcvd.training.log import RunLog
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe
-from mcvd.training.trainer import Trainer, train
+from mcvd.training.run import train
+from mcvd.training.trainer import Trainer
 
 pytestmark = pytest.mark.timeout(600)  # two processes that wait for each other take their time on a busy machine
 CPU = torch.device("cpu")
@@ -84,7 +85,7 @@ def assert_same(a, b):
 def quick(patch):
     """Sheets and validation take most of the time of a short run."""
     patch.setattr("mcvd.training.log.RunLog.picture", lambda *a: None)
-    patch.setattr("mcvd.training.trainer.TEST_CLIPS", 4)
+    patch.setattr("mcvd.training.run.TEST_CLIPS", 4)
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +208,7 @@ def test_a_run_can_turn_to_fp16_and_back(fp16, tmp_path):
 
 def test_many_steps_in_a_row_without_a_finite_gradient_stop_the_run(fp16, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "SKIPS", 4)
-    monkeypatch.setattr(trainer, "SKIPS", 4)
+    monkeypatch.setattr(run, "SKIPS", 4)
     made, calls = trainer.to_model_range, []
 
     def fails_after_step_3(*args):
@@ -235,7 +236,7 @@ def test_the_best_model_is_kept_also_over_a_restart(tmp_path, monkeypatch):
         validated.append(2 * len(validated) + 2)
         return {"validation": errors[validated[-1]]}
 
-    monkeypatch.setattr(trainer, "validate", validation)
+    monkeypatch.setattr(run, "validate", validation)
     made = recipe(SMALL, sample_every=2, save_every=4)
 
     def best():
@@ -253,7 +254,7 @@ def test_the_best_model_is_kept_also_over_a_restart(tmp_path, monkeypatch):
 
 def test_the_best_model_is_chosen_anew_for_other_clips(tmp_path, monkeypatch):
     errors = {2: 0.25, 4: 0.5, 6: 0.75, 8: 0.6}
-    monkeypatch.setattr(trainer, "validate", lambda model, clips: {"validation": errors.pop(min(errors))})
+    monkeypatch.setattr(run, "validate", lambda model, clips: {"validation": errors.pop(min(errors))})
     best, lines = [], []
 
     class Others(Clips):

@@ -22,7 +22,7 @@ from pathlib import Path
 import test_training_engine as tests
 import torch._dynamo  # these are imported when they are first used: once, as all the rest
 from torch.utils.tensorboard import SummaryWriter
-from mcvd.training.trainer import train
+from mcvd.training.run import train
 
 tests.torch.set_num_threads(1)
 tests.quick(tests.pytest.MonkeyPatch())

@@ -17,7 +17,8 @@ from mcvd.training.ema import Ema, power_exponent
 from mcvd.training.estimate import estimate
 from mcvd.training.initialise import initialise_from
 from mcvd.training.recipe import OptimizerConfig, Recipe, read_recipe
-from mcvd.training.trainer import Processes, Trainer, learning_rate, train
+from mcvd.training.run import train
+from mcvd.training.trainer import Processes, Trainer, learning_rate
 
 ZERO = NoiseSchedule(zero_terminal=True)
 

@@ -29,7 +29,7 @@ from mcvd.config import from_dict, override, parse_assignments, to_dict  # noqa:
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits  # noqa: E402
 from mcvd.model import VideoDiffusion  # noqa: E402
 from mcvd.training.recipe import Recipe, read_recipe  # noqa: E402
-from mcvd.training.trainer import train as run_training  # noqa: E402
+from mcvd.training.run import train as run_training  # noqa: E402
 
 PACKED = HERE / "digits-data"
 

@@ -61,7 +61,7 @@ class Command:
         """Runs the command."""
         from mcvd.config import override, parse_assignments
         from mcvd.training.recipe import read_recipe
-        from mcvd.training.trainer import train
+        from mcvd.training.run import train
 
         named = {"data.path": self.data and str(self.data), "steps": self.steps, "batch": self.batch, "seed": self.seed}
         named["tracker"] = self.tracker

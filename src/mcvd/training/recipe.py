@@ -39,6 +39,11 @@ class DataConfig:
     layout: Layout = "videos"
     """What the raw videos are: any videos (`videos`), or the download of a published data set, with its split."""
 
+    @property
+    def source(self) -> str:
+        """The folder, in full, or the kind of clips that need none: what a run notes of its data."""
+        return self.kind if self.path is None else str(Path(self.path).expanduser().resolve())
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
