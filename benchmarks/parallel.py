@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mcvd.layout import BlockLayout
 from mcvd.model import ModelConfig
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.processes import Processes
 from mcvd.training.recipe import OptimizerConfig, Recipe, read_recipe
 from mcvd.training.trainer import Trainer

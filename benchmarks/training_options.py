@@ -27,7 +27,7 @@ from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.evaluation.image import psnr
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.ema import Ema
 from mcvd.training.recipe import OptimizerConfig, Recipe
 from mcvd.training.trainer import Processes, Trainer

@@ -29,7 +29,7 @@ from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.recipe import Recipe
 
 QUICK = ["--steps", "2", "--solver", "dpm++", "--device", "cpu"]

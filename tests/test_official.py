@@ -17,7 +17,8 @@ from mcvd.interop import official
 from mcvd.interop.official_config import model_config, read_config
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.networks.unet import UNet, UNetConfig
+from mcvd.networks.config import UNetConfig
+from mcvd.networks.unet import UNet
 from oracle_cases import tensors
 
 # --- the published configurations, from docs/reference.md ----------------------------------------------------------

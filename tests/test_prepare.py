@@ -40,7 +40,7 @@ from mcvd.errors import McvdError
 from mcvd.evaluation.video_sets import find_videos
 from mcvd.layout import BlockLayout
 from mcvd.model import ModelConfig
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.recipe import DataConfig, Recipe, read_recipe, recipe_names
 from mcvd.training.source import clip_source
 

@@ -9,8 +9,10 @@ from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout
 from mcvd.networks.attention import Attention
 from mcvd.networks.blocks import Spatin
+from mcvd.networks.config import UNetConfig
+from mcvd.networks.frames import ChannelFrames
 from mcvd.networks.frames3d import AxisFrames, MergeFrames, PseudoConv3d, SpaceTimeAttention, Spatin3d
-from mcvd.networks.unet import ChannelFrames, UNet, UNetConfig
+from mcvd.networks.unet import UNet
 
 SMALL = {"size": (16, 16), "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,), "head_channels": 8}
 KINDS = [(conditioning, frames) for conditioning in ("concat", "spatin") for frames in ("channels", "3d", "pseudo3d")]

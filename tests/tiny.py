@@ -5,7 +5,7 @@ import torch
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 
 NETWORK = {
     "size": (16, 16),

@@ -28,7 +28,7 @@ from mcvd.benchmark.run import Options, benchmark  # noqa: E402
 from mcvd.benchmark.table import table  # noqa: E402
 from mcvd.layout import BlockLayout  # noqa: E402
 from mcvd.model import ModelConfig  # noqa: E402
-from mcvd.networks.unet import UNetConfig  # noqa: E402
+from mcvd.networks.config import UNetConfig  # noqa: E402
 
 PEERS = HERE.parent / "peers"
 LEAST_MINUTES = 0.7  # no piece is started with less time left

@@ -24,9 +24,10 @@ from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
 from mcvd.layout import BlockLayout, Masking, hide, split
+from mcvd.networks.config import UNetConfig
 from mcvd.networks.engine import calls_by, network_call
 from mcvd.networks.precision import autocast
-from mcvd.networks.unet import UNet, UNetConfig
+from mcvd.networks.unet import UNet
 from mcvd.planner import plan
 from mcvd.rollout import Progress, rollout
 from mcvd.saving import CONFIG, WEIGHTS, load_weights, read_model, upload, write_model

@@ -18,7 +18,7 @@ from mcvd.interop.official import to_official
 from mcvd.layout import BlockLayout
 from mcvd.model import Draw, ModelConfig, VideoDiffusion
 from mcvd.networks.blocks import scaled_uniform_
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.estimate import estimate
 from mcvd.training.recipe import Recipe
 from mcvd.training.recorded import WARM

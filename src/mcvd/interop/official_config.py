@@ -9,7 +9,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.text import first_line
 
 # keys that a released config.yml may lack, with the value that the published code then assumes; keys that it must have,

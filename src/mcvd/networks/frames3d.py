@@ -6,17 +6,13 @@ future frames along N on the way down, and keeps only the current frames on the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcvd.networks.attention import Attention
 from mcvd.networks.blocks import FrameOps, Spatin, initialise
-
-if TYPE_CHECKING:
-    from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 
 
 class PseudoConv3d(nn.Module):

@@ -9,114 +9,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
-from mcvd.layout import BlockLayout
-from mcvd.networks.attention import Attention
-from mcvd.networks.blocks import (
-    NEAR_ZERO,
-    Condition,
-    FrameOps,
-    ResidualBlock,
-    Spatin,
-    group_count,
-    initialise,
-)
-from mcvd.networks.convolution import Conv2d
-from mcvd.networks.frames3d import AxisFrames
+from mcvd.networks.blocks import NEAR_ZERO, Condition, ResidualBlock, Spatin, group_count, initialise
+from mcvd.networks.config import UNetConfig
+from mcvd.networks.frames import frame_ops
 from mcvd.networks.memory import free_memory
 from mcvd.networks.norm import norm_silu
-
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Everything that the shape of a network depends on."""
-
-    size: tuple[int, int] = (64, 64)
-    """Height and width in pixels; each a multiple of patch * 2 ** (levels - 1)."""
-    channels: int = 1
-    """Colours of a frame: 1 grey, 3 RGB."""
-    layout: BlockLayout = field(default_factory=lambda: BlockLayout(5, 5, 5))
-    """Past, current and future frames of a block."""
-    patch: int = 1
-    """Side, in pixels, of the squares that the first level sees as one pixel with patch ** 2 times the channels (the
-    paper: 1). With 2, the network works on a quarter of the pixels (as in arXiv 2410.19324)."""
-    width: int = 64
-    """Channels of the first level."""
-    multipliers: tuple[int, ...] = (1, 2, 3, 4)
-    """Width of each level, in units of `width`; every level halves the resolution."""
-    blocks: int = 2
-    """Residual blocks per level."""
-    attention: tuple[int, ...] = (8, 16, 32)
-    """Resolutions (shorter side of a level, in pixels) with self-attention."""
-    head_channels: int = 64
-    """Channels per attention head; -1: one head."""
-    dropout: float = 0.1
-    conditioning: str = "concat"
-    """How the network sees the condition: `concat` (as channels) or `spatin` (as modulation of every norm)."""
-    spatin_width: int = 128
-    """Hidden channels of SPATIN's modulation."""
-    mask_embedding: bool = False
-    """Tell the network by an embedding whether the past was hidden."""
-    time_embedding: bool = True
-    """Tell the network the noise level; False exists for published checkpoints only."""
-    frames: str = "channels"
-    """Where the frames of a block are: in the `channels` (the paper), or along their own axis, with 3-D convolutions
-    (`3d`) or convolutions over space, then time (`pseudo3d`); attention is then over space, then time."""
-
-    def __post_init__(self) -> None:
-        if self.conditioning not in ("concat", "spatin"):
-            raise McvdError(f"conditioning is {self.conditioning!r}; it is 'concat' or 'spatin'")
-        if self.conditioning == "spatin" and not self.layout.condition_frames:
-            raise McvdError("a SPATIN network needs past or future frames; this layout has none: use concat")
-        if self.frames not in ("channels", "3d", "pseudo3d"):
-            raise McvdError(f"frames is {self.frames!r}; it is 'channels', '3d' or 'pseudo3d'")
-        if not 0.0 <= self.dropout < 1.0:
-            raise McvdError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.mask_embedding and not self.time_embedding:
-            raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
-        frames = 1 if self.frames == "channels" else self.layout.current  # these share the SPATIN width
-        for name, value, least in (
-            ("size", min(self.size), 1),
-            ("channels", self.channels, 1),
-            ("patch", self.patch, 1),
-            ("width", self.width, 4),
-            ("multipliers", min(self.multipliers, default=0), 1),
-            ("blocks", self.blocks, 1),
-            ("spatin_width", self.spatin_width, frames if self.conditioning == "spatin" else 1),
-        ):
-            if value < least:
-                raise McvdError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.head_channels < 1 and self.head_channels != -1:
-            raise McvdError(f"head_channels is {self.head_channels}; it must be at least 1, or -1 for one head")
-        if self.patch > 1 and self.frames != "channels":
-            raise McvdError(f"patch is {self.patch}; with frames {self.frames!r} it must be 1")
-        step = self.patch * 2 ** (len(self.multipliers) - 1)
-        if any(side % step for side in self.size):
-            height, width = self.size
-            patches = f" of patches of {self.patch} pixels" if self.patch > 1 else ""
-            raise McvdError(
-                f"size {height}x{width} is not a multiple of {step}, as {len(self.multipliers)} levels{patches} need"
-            )
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        """Height and width of the first level."""
-        height, width = self.size
-        return height // self.patch, width // self.patch
-
-    def heads(self, channels: int) -> int:
-        """Attention heads of a layer with this many channels."""
-        if self.head_channels == -1 or channels < self.head_channels:
-            return 1
-        if channels % self.head_channels:
-            raise McvdError(f"head_channels {self.head_channels} does not divide a level of {channels} channels")
-        return channels // self.head_channels
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
@@ -130,58 +33,6 @@ def time_embedding(t: Tensor, dim: int) -> Tensor:
 def embedding_layers(sinusoids: int, width: int, last: float = 1.0) -> nn.Sequential:
     """Sinusoids ``(B, sinusoids)`` -> embedding ``(B, width)``; last: initial scale of the last layer."""
     return nn.Sequential(initialise(nn.Linear(sinusoids, width)), nn.SiLU(), initialise(nn.Linear(width, width), last))
-
-
-class ChannelFrames:
-    """Frames are channels, as in the paper: features ``(B, C, H, W)``, current frames before the condition's; see
-    `FrameOps`.
-
-    The pixels of a patch are channels too, after the colours: those of one frame stay together.
-    """
-
-    frames = 1
-
-    def __init__(self, config: UNetConfig):
-        self.config = config
-
-    def maps(self, frames: int) -> int:
-        return frames * self.config.channels * self.config.patch**2
-
-    def fold(self, frames: Tensor) -> Tensor:
-        maps, patch = frames.flatten(1, 2), self.config.patch
-        return F.pixel_unshuffle(maps, patch) if patch > 1 else maps
-
-    def unfold(self, maps: Tensor) -> Tensor:
-        maps = F.pixel_shuffle(maps, self.config.patch) if self.config.patch > 1 else maps
-        return maps.unflatten(1, (-1, self.config.channels))
-
-    def conv(self, c_in: int, c_out: int, kernel: int) -> nn.Module:
-        return Conv2d(c_in, c_out, kernel)
-
-    def attention(self, channels: int, heads: int) -> nn.Module:
-        return Attention(channels, heads)
-
-    def spatin(self, channels: int, level: int) -> Spatin | None:
-        c = self.config
-        if c.conditioning == "concat":
-            return None
-        return Spatin(channels, self.maps(c.layout.condition_frames), c.spatin_width, 2**level, self)
-
-    def merge(self) -> nn.Module:
-        return nn.Identity()
-
-    def share(self, conv_in: nn.Module, condition: Tensor) -> Tensor:
-        # a convolution is linear in its input channels
-        return F.conv2d(condition, conv_in.weight[:, -condition.shape[1] :], padding=1)  # type: ignore[index]
-
-    def first(self, conv_in: nn.Module, x: Tensor, share: Tensor | None) -> Tensor:
-        h = F.conv2d(x, conv_in.weight[:, : x.shape[1]], conv_in.bias, padding=1)  # type: ignore[index,arg-type]
-        return h if share is None else h + share
-
-
-def frame_ops(config: UNetConfig) -> FrameOps:
-    """The layers for `config.frames`."""
-    return ChannelFrames(config) if config.frames == "channels" else AxisFrames(config)
 
 
 class Level(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcvd.config import to_dict
 from mcvd.errors import McvdError
 from mcvd.model import VideoDiffusion
-from mcvd.networks.unet import UNetConfig
+from mcvd.networks.config import UNetConfig
 from mcvd.training.log import changes
 from mcvd.training.recipe import Recipe
 
