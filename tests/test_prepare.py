@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from mcvd.cli.main import main
+from mcvd.cli.work import targets
 from mcvd.config import override, to_dict
 from mcvd.data import hub
 from mcvd.data.prepare import PRESETS, Settings, bair, info, parts, prepare, prepared_data, run
@@ -35,7 +36,7 @@ from mcvd.data.prepare.items import find_items
 from mcvd.data.prepare.workers import make_parts
 from mcvd.data.settings import settings_for
 from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
-from mcvd.data.video import read_video, write_video
+from mcvd.data.video import contact_sheet, read_video, write_video
 from mcvd.errors import McvdError
 from mcvd.evaluation.video_sets import find_videos
 from mcvd.layout import BlockLayout
@@ -623,6 +624,19 @@ def test_pictures_named_as_a_video_beside_them_are_previews(tmp_path: Path, in_t
     assert ignored == {".jpg": 3, ".png": 3}
     write_video(folder / "still", clip(5))
     assert len(find_items(folder)[0]) == 4
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".npz", ".gif", ""])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_contact_sheets_beside_generated_videos_are_no_frames(tmp_path: Path, suffix: str, samples: int) -> None:
+    for name in ("a", "b-7"):
+        files, sheet = targets(str(tmp_path / f"{name}{suffix}"), "", samples, [], 10.0)
+        for file in files:
+            write_video(file, clip(6))
+        contact_sheet([("sample", clip(6))], path=sheet)
+    items, ignored = find_items(tmp_path)
+    assert len(items) == 2 * samples
+    assert ignored == {".png": 2}
 
 
 def test_tar_files_beside_videos_are_what_these_came_in(mixed: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mcvd.data.arrays import ARRAY_ERRORS, array_frames
 from mcvd.data.frames import luma
-from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
+from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos, sample_of
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
 from mcvd.text import printable
@@ -86,7 +86,7 @@ def pair(real: Sequence[Video], made: Sequence[Video], samples: int) -> tuple[li
     """
     names = [video.name for video in real]
     ways = [[video.name for video in made]] if samples == 1 else []
-    ways += [[re.sub(r"-\d+$", "", video.name) for video in made]]
+    ways += [[sample_of(video.name) for video in made]]
     for owners in ways:
         groups: dict[str, list[int]] = {name: [] for name in names}
         for index, owner in enumerate(owners):

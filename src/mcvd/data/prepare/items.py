@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
 import zipfile
 from collections import Counter
@@ -113,10 +114,11 @@ def _file_sha256(file: str, mtime_ns: int) -> str:
 def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     """Every video at or below a path, sorted by name, and how many files of other suffixes there are.
 
-    A folder with images in it is one video, an animated image is one, an npz is one per array. Folders below that mcvd
-    itself made are left out and counted too, or a run would be trained on its own samples; so are linked folders, which
-    may lead in circles. A link to a file that is gone counts as that file. Tar files are read only if nothing else is
-    of use: beside other videos, they are what these were unpacked from.
+    A folder with images in it is one video, an animated image is one, an npz is one per array. An image named NAME
+    beside a video NAME, or videos NAME-1, NAME-2 ..., is their preview and only counted. Folders below that mcvd itself
+    made are left out and counted too, or a run would be trained on its own samples; so are linked folders, which may
+    lead in circles. A link to a file that is gone counts as that file. Tar files are read only if nothing else is of
+    use: beside other videos, they are what these were unpacked from.
     """
     places = [root] if root.is_file() else sorted(root.rglob("*"))
     files = [place for place in places if place.is_file() or (place.is_symlink() and not place.is_dir())]
@@ -167,6 +169,8 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
             others[suffix or "(none)"] += 1
         if len(items) > found:
             videos.add(_sample(file.name))
+    videos |= images.keys()
+    videos |= {sample_of(name) for name in videos}  # `mcvd predict` writes NAME-1.mp4, NAME-2.mp4 and a sheet NAME.png
     for folder, pictures in images.items():
         previews = [_sample(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
         others.update(PurePosixPath(file.name).suffix.lower() for file, preview in zip(pictures, previews) if preview)
@@ -183,6 +187,11 @@ def _sample(name: str) -> str:
     """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
     path = PurePosixPath(name)
     return str(path.with_name(path.name.partition(".")[0]))
+
+
+def sample_of(name: str) -> str:
+    """NAME of NAME-1, NAME-2 ...; any other name as it is."""
+    return re.sub(r"-\d+$", "", name)
 
 
 def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str = "") -> Item:
