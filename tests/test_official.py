@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from mcvd.cli.import_model import default_name
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
+from mcvd.files import model_name
 from mcvd.interop import official
 from mcvd.interop.official_config import model_config, read_config
 from mcvd.layout import BlockLayout, Masking
@@ -515,7 +515,7 @@ def test_imports_of_two_experiments_have_two_names(logs, tmp_path, monkeypatch, 
     assert f"wrote models/two (0.1 M parameters, {size / 1e6:.1f} MB)" in capsys.readouterr().out
 
 
-def test_default_names_of_imports(tmp_path, monkeypatch):
+def test_names_of_published_checkpoints(tmp_path, monkeypatch):
     (tmp_path / "kth" / "logs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "kth")
     for path, name in (
@@ -527,7 +527,7 @@ def test_default_names_of_imports(tmp_path, monkeypatch):
         ("logs/best.pt", "best"),
         ("/checkpoint.pt", "checkpoint"),
     ):
-        assert default_name(Path(path)) == name
+        assert model_name(Path(path)) == name
 
 
 def test_saved_as_bfloat16_loads_as_float32(tmp_path):

@@ -13,12 +13,15 @@ import torch
 
 import mcvd
 import tiny
+from mcvd.cli.evaluate import Command as Evaluate
 from mcvd.cli.main import main
 from mcvd.data.prepare import Settings, info, prepare
 from mcvd.data.prepare.items import find_items
 from mcvd.data.video import write_video
 from mcvd.device import usable_device
 from mcvd.errors import McvdError
+from mcvd.evaluation.presets import find_protocol
+from mcvd.files import model_name
 from mcvd.lock import locked
 from mcvd.training.recipe import DataConfig, OptimizerConfig, Recipe
 from mcvd.training.run import train
@@ -271,3 +274,15 @@ def test_words_that_cannot_be_are_one_plain_line(words, says, capsys):
     assert says in said
     assert said.count("\n") == 1
     assert "[bold]" not in said
+
+
+def test_models_of_a_run_are_called_by_its_name(tmp_path, monkeypatch):
+    for folder in ("mine/model", "mine/best", "mine/samples", "other/model"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "mine" / "recipe.yaml").touch()
+    monkeypatch.chdir(tmp_path / "mine")
+    names = {"..": tmp_path.name, ".": "mine", "model": "mine", "best/": "mine-best", "../other/model": "model"}
+    assert {path: model_name(path) for path in names} == names
+    best = Evaluate(model="../mine/best", protocol="videos-5to10")
+    folder = best._folder(find_protocol("videos-5to10"), "ddim")
+    assert folder == Path("runs/evaluate/mine-best-videos-5to10-ddim")

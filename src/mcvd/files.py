@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def stem(path: Path | str) -> str:
     """The name of a file without its suffix, or the whole name of a folder, where a dot does not begin a suffix."""
     path = expanded(path)
     return path.resolve().name if path.is_dir() else path.stem
+
+
+def model_name(model: Path | str) -> str:
+    """What a model is called, as `mcvd.load` takes it: its `stem`, after the name of its training where all trainings
+    use the same names: RUN and RUN-best for RUN/model and RUN/best, EXPERIMENT_STEP for
+    EXPERIMENT/logs/checkpoint_STEP.pt (a checkpoint given without its folder has its own name)."""
+    path, name = expanded(model), stem(model)
+    if path.is_dir():
+        run = path.resolve().parent
+        return {"model": run.name, "best": f"{run.name}-best"}.get(name, name) if is_run(run) else name
+    step = re.fullmatch(r"checkpoint(_.*)?", name)
+    folder = path.parent.resolve()
+    while folder.name == "logs":
+        folder = folder.parent
+    return name if step is None or not folder.name or path.parent == Path() else folder.name + (step[1] or "")
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ class Command:
         from mcvd.evaluation.evaluate import Sampling, evaluate
         from mcvd.evaluation.presets import find_protocol
         from mcvd.evaluation.run import Worker
-        from mcvd.files import stem
+        from mcvd.files import model_name
         from mcvd.interop.load import load
 
         preset = find_protocol(self.protocol, self.set)  # a misspelt one is an error before a model is downloaded
@@ -116,7 +116,7 @@ class Command:
                 model,
                 protocol,
                 output,
-                name=stem(self.model) or self.model,
+                name=model_name(self.model) or self.model,
                 data=self.data,
                 sampling=Sampling(
                     self.solver,
@@ -136,10 +136,10 @@ class Command:
         show(result, output)
 
     def _folder(self, protocol: Protocol, solver: str) -> Path:
-        from mcvd.files import stem
+        from mcvd.files import model_name
         from mcvd.text import printable
 
-        parts = [printable(stem(self.model)), protocol.name, f"{solver}{self.steps or ''}"]
+        parts = [printable(model_name(self.model)), protocol.name, f"{solver}{self.steps or ''}"]
         parts += [f"g{self.guidance:g}"] if self.guidance != 1 else []
         parts += ["reference"] if self.reference else []
         parts += [self.precision] if self.precision != "fp32" else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,25 +31,12 @@ class Command:
         """Runs the command."""
         import torch
 
+        from mcvd.files import model_name
         from mcvd.interop.official import import_checkpoint
         from mcvd.saving import CONFIG, WEIGHTS
 
-        folder = (self.output or Path("models") / default_name(self.checkpoint)).expanduser()
+        folder = (self.output or Path("models") / model_name(self.checkpoint)).expanduser()
         model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
         size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS)) / 1e6
         parameters = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"wrote {folder} ({parameters:.1f} M parameters, {size:.1f} MB); look at it with: mcvd info {folder}")
-
-
-def default_name(checkpoint: Path) -> str:
-    """EXPERIMENT_<step> for EXPERIMENT/logs/checkpoint_<step>.pt: all experiments use the same file names.
-
-    A file given without its folder, or named differently, gives its own name.
-    """
-    folder = checkpoint.parent.resolve()
-    while folder.name == "logs":
-        folder = folder.parent
-    step = re.fullmatch(r"checkpoint(_.*)?", checkpoint.stem)
-    if step is None or not folder.name or checkpoint.parent == Path():
-        return checkpoint.stem
-    return folder.name + (step[1] or "")
