@@ -139,6 +139,11 @@ def test_a_split_that_cannot_be_is_refused_before_anything_is_decoded(tmp_path: 
     for wrong, said in (({"split_by": "("}, "not a regular expression"), ({"test_share": 1.5}, "less than 1 together")):
         with pytest.raises(McvdError, match=said):
             Settings(**wrong)  # type: ignore[arg-type]
+    for name in ("person1.mkv", "b.mkv"):
+        write_video(tmp_path / "videos" / name, clip(6))
+    with pytest.raises(McvdError, match="finds nothing in b.mkv"):
+        prepare(tmp_path / "videos", tmp_path / "data", replace(SMALL, split_by=r"person(\d)"), workers=1)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("wrong", [{"fit": "pad"}, {"resample": "cubic"}, {"layout": "KTH"}, {"size": 64}])

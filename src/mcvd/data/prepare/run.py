@@ -90,6 +90,7 @@ def prepare(
         if progress is not None:
             progress(len(items) - len(todo), len(items))
         if todo:
+            _drawn([item for item in todo if not item.problem], settings)  # an error now, not after hours of decoding
             entries = work.decode(todo, _processes(workers, len(todo)))
             for done, entry in enumerate(entries, len(items) - len(todo) + 1):
                 kept[entry.source] = entry
@@ -263,13 +264,7 @@ def _manifest(
 ) -> Manifest:
     """Assigns every usable video to a split. Those with a published split keep it."""
     ordered = sorted(items, key=lambda item: natural(item.name))
-    free = [item.name for item in ordered if not item.split and not entries[item.name].skipped]
-    drawn = dict(
-        zip(
-            free,
-            assign_splits(free, settings.split_by, test_share=settings.test_share, val_share=settings.val_share),
-        )
-    )
+    drawn = _drawn([item for item in ordered if not entries[item.name].skipped], settings)
     out = []
     for item in ordered:
         entry = entries[item.name]
@@ -277,6 +272,13 @@ def _manifest(
         out.append(replace(entry, split=split, group=group))
     plain = json.loads(json.dumps(to_dict(settings)))
     return Manifest(plain, str(root), __version__, tuple(out), dict(sorted(ignored.items())))
+
+
+def _drawn(items: Sequence[Item], settings: Settings) -> dict[str, tuple[str, str]]:
+    """(split, group), by name, of the videos that have no published split."""
+    names = [item.name for item in items if not item.split]
+    drawn = assign_splits(names, settings.split_by, test_share=settings.test_share, val_share=settings.val_share)
+    return dict(zip(names, drawn))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
