@@ -1,11 +1,13 @@
 """What a run shows: validation by task and noise level, sheets and GIFs, trackers, rates, the live table."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
 import sys
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,12 +16,14 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tiny
+from mcvd.cli.train import _say
 from mcvd.data.sheet import GIVEN, MADE
 from mcvd.draw import generator_at
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.model import VideoDiffusion
 from mcvd.training import meter as metering
+from mcvd.training.checkpoint import last_checkpoint
 from mcvd.training.estimate import estimate
 from mcvd.training.live import LiveTable
 from mcvd.training.log import RunLog
@@ -282,6 +286,38 @@ def test_the_live_table_shows_the_newest_values_and_lines_stay_above_it():
     assert "[a] line" in text
     assert all(head in text for head in ("loss", "it/s", "samples/s", "memory", "MFU", "left"))
     assert "learning_rate" not in text
+
+
+def test_a_run_is_saved_though_its_terminal_has_gone(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            if "1/2" in text or self.closed_by_user:
+                self.closed_by_user = True
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+        closed_by_user = False
+
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("mcvd.training.log.RunLog.picture", lambda *a: None)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    go(RECIPE, tmp_path / "run", live=True)
+    assert terminal.closed_by_user
+    assert sys.stdout is terminal  # rich has given it back
+    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-000000002.pt")
+
+
+def test_lines_that_cannot_be_printed_do_not_end_a_run(monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.print", full)
+    monkeypatch.setattr("mcvd.cli.main.drop_output", dropped := Mock())
+    _say("step 1/2")
+    dropped.assert_called_once_with()
 
 
 def test_a_run_with_a_table_says_no_lines_for_its_steps_but_logs_the_same(tmp_path, capsys, monkeypatch):

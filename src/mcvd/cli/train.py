@@ -135,10 +135,11 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
 
 
 def _say(line: str) -> None:
-    """Prints a line. A run goes on if its reader is gone: `mcvd train ... | tee log` loses tee at Ctrl-C."""
+    """Prints a line. A run goes on if nobody can read it: `mcvd train ... | tee log` loses tee at Ctrl-C, a terminal is
+    closed, a disk full."""
     from mcvd.cli.main import drop_output
 
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except OSError:
         drop_output()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -20,11 +21,15 @@ COLUMNS = {  # of the table, by name of the value
 
 
 class LiveTable:
-    """One line of the newest values; messages are printed above it."""
+    """One line of the newest values; messages are printed above it.
+
+    If the terminal has gone, nothing is shown any more: the run goes on, or has yet to be saved.
+    """
 
     def __init__(self, steps: int, console: Console | None = None):
         self.steps, self.shown = steps, dict.fromkeys(COLUMNS, "")
         self.step, self.left = 0, "?"
+        self.gone = False
         self.live = Live(self._table(), console=console, refresh_per_second=2)
         self.live.start()
 
@@ -34,15 +39,25 @@ class LiveTable:
         for name, (_, style) in COLUMNS.items():
             if name in values:
                 self.shown[name] = style.format(values[name])
-        self.live.update(self._table(), refresh=True)
+        self._show(lambda: self.live.update(self._table(), refresh=True))
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
-        self.live.console.print(text, markup=False, highlight=False)
+        self._show(lambda: self.live.console.print(text, markup=False, highlight=False))
 
     def close(self) -> None:
         """Stops updating; the table stays in the terminal."""
-        self.live.stop()
+        self._show(self.live.stop)
+
+    def _show(self, show: Callable[[], None]) -> None:
+        if self.gone:
+            return
+        try:
+            show()
+        except OSError:
+            self.gone = True
+            with contextlib.suppress(OSError):
+                self.live.stop()  # which gives stdout back
 
     def _table(self) -> Table:
         table = Table("step", *[head for head, _ in COLUMNS.values()], "left")
