@@ -14,13 +14,13 @@ import torch
 import evaluations
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
-from mcvd.evaluation.result import Number
+from mcvd.evaluation import statistics
+from mcvd.evaluation.result import Number, Source
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.statistics import FVD_RESAMPLES
+from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_means
 from mcvd.evaluation.wording import best_of, printed
-from mcvd.reports import paired
 from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
-from mcvd.reports.paired import bootstrap
+from mcvd.reports.paired import _percentiles
 
 
 @pytest.fixture
@@ -101,9 +101,30 @@ def test_few_clips_are_too_few(tmp_path: Path) -> None:
     assert {row.verdict for row in compare([one, two]).paired} == {"too few clips"}
 
 
+def test_clips_of_one_video_are_not_independent(a: Path, tmp_path: Path) -> None:
+    """24 clips of 12 videos, of which 9 are alike and 3 otherwise: significant only if clips are drawn one by one. `b`
+    was scored from files, which do not say where the clips come from."""
+    protocol, errors = dataclasses.replace(evaluations.PROTOCOL, clips=24), evaluations.errors(24)
+    by = torch.tensor([1.0] * 18 + [-1.0] * 6).view(24, 1, 1)
+    one = evaluations.write_folder(tmp_path / "one", errors, protocol, name="one", videos=0)
+    two = evaluations.write_folder(tmp_path / "two", errors * 10 ** (by / 10), protocol, name="two", videos=0)
+    edit(two, sources=[Source(f"{clip}.npz") for clip in range(24)])
+    assert next(iter(compare([one, two]).paired)).verdict == "significant"
+    edit(one, sources=[Source(f"{clip // 2}.mp4") for clip in range(24)])
+    row = next(row for row in compare([one, two]).paired if row.metric == "psnr")
+    assert (row.clips, row.videos, row.verdict) == (24, 12, "not significant")
+    assert "| 24 of 12 videos | not significant |" in to_markdown(compare([one, two]))
+    edit(one, sources=[Source(f"{clip // 3}.mp4") for clip in range(24)])
+    assert {row.verdict for row in compare([one, two]).paired} == {"too few videos"}
+    edit(one, sources=[Source("0.mp4")] * 24)
+    comparison = compare([one, two])
+    assert not comparison.paired
+    assert any("only one video" in note for note in comparison.notes)
+
+
 def test_bootstrap_covers_the_mean_as_the_normal_interval_does() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(1)).double()
-    low, high = bootstrap(values)
+    low, high = _percentiles(resampled_means(values, range(400)))
     half = 1.96 * values.std().item() / 20
     assert low == pytest.approx(values.mean().item() - half, abs=0.012)
     assert high == pytest.approx(values.mean().item() + half, abs=0.012)
@@ -139,7 +160,7 @@ def test_fvd_is_resampled_once_per_system_not_per_pair(
         table.save(folder / "rows.safetensors")
         edit(folder, numbers={"fvd": Number(1.0)})
     calls: list[object] = []
-    monkeypatch.setattr(paired, "resampled_frechet", lambda *given: float(calls.append(given) is None))
+    monkeypatch.setattr(statistics, "resampled_frechet", lambda *given: float(calls.append(given) is None))
     assert sum(row.metric == "fvd" for row in compare([a, b, third]).paired) == 3
     assert len(calls) == 3 * FVD_RESAMPLES
 

@@ -28,9 +28,16 @@ from mcvd.evaluation.image import psnr
 from mcvd.evaluation.measure import Instruments, measure
 from mcvd.evaluation.presets import PRESETS, find_protocol
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.result import Result
+from mcvd.evaluation.result import Result, Source
 from mcvd.evaluation.run import Worker
-from mcvd.evaluation.statistics import kvd_number, numbers, resampled_counts, resampled_frechet
+from mcvd.evaluation.statistics import (
+    half_width,
+    kvd_number,
+    numbers,
+    resampled_counts,
+    resampled_frechet,
+    videos_of,
+)
 from mcvd.evaluation.table import Table
 from mcvd.reports.report import write_report
 from mcvd.text import counted
@@ -579,7 +586,7 @@ def test_resampled_frechet_is_the_frechet_distance_of_the_drawn_clips():
     for clips in (6, 30):  # fewer clips than features, and more
         real = torch.randn(clips, 8, generator=generator)
         fake = torch.randn(clips, 3, 8, generator=generator) + 0.5
-        counts = resampled_counts(clips, 2)[1]
+        counts = resampled_counts(range(clips), 2)[1]
         drawn = torch.arange(clips).repeat_interleave(counts.long())
         expected = frechet_distance(Moments(real[drawn]), Moments(fake[drawn].flatten(0, 1)))
         assert resampled_frechet(real, fake, counts) == pytest.approx(expected, rel=1e-6)
@@ -611,10 +618,47 @@ def test_intervals_hold_the_value_and_shrink_with_clips():
     assert all(many < few for many, few in zip(width(160), width(15)))
 
 
+def test_intervals_hold_what_they_promise_where_clips_share_videos():
+    """Ten clips each of 26 videos that differ more than their clips: drawn one by one, only 4 in 10 would cover."""
+    generator, covered, of_clips, half = torch.Generator().manual_seed(0), 0, 0, []
+    sources = [Source(f"{clip % 26}.mp4", clip // 26) for clip in range(260)]
+    videos = videos_of(range(260), sources)
+    for _ in range(200):
+        level = 3 * torch.randn(1, 26, dtype=torch.float64, generator=generator)
+        values = (level + torch.randn(10, 26, dtype=torch.float64, generator=generator)).flatten()
+        found = statistics._mean_number(values, videos, "")
+        one_by_one = statistics._mean_number(values, range(260), "")
+        covered, of_clips = covered + (found.low < 0 < found.high), of_clips + (one_by_one.low < 0 < one_by_one.high)
+        half.append(float(half_width(values, videos)))
+    assert found.interval == "bootstrap over videos, 1000 resamples"
+    assert 0.88 <= covered / 200 <= 0.98
+    assert 0.35 <= of_clips / 200 <= 0.5
+    assert sum(half) / 200 == pytest.approx(1.96 * (9 / 26 + 1 / 260) ** 0.5, rel=0.05)
+    each = values.view(10, 26)[0]  # of clips that are all from other videos, the usual standard error
+    assert float(half_width(each, range(26))) == pytest.approx(1.96 * float(each.std()) / 26**0.5, rel=1e-4)
+
+
+def test_which_videos_clips_are_from():
+    sources = [Source("b.mp4"), Source("a.mp4"), Source("b.mp4", 7)]
+    assert videos_of([0, 1, 2], sources) == [0, 1, 0]
+    assert videos_of([1, 2], sources) == [0, 1]
+    assert videos_of([0, 1, 2], []) == videos_of([0, 1, 3], sources) == [0, 1, 2]  # not known: each from its own
+
+
+def test_clips_of_one_video_have_no_intervals(model, tmp_path):
+    np.save(tmp_path / "one.npy", tiny.video(40, 16, 16, 1).numpy())
+    result, _ = go(model, tmp_path / "out", replace(PROTOCOL, split="all"), clips=None, data=tmp_path / "one.npy")
+    assert result.videos == 1
+    assert {"psnr", "fvd", "kvd", "crps", "spread_skill"} <= result.numbers.keys()
+    for name, number in result.numbers.items():
+        assert (number.low is None) == (name != "fvd_trajectory")
+    assert "curve-psnr.svg" in write_report(tmp_path / "out")[1].read_text()
+
+
 def test_kvd_from_sums_is_kvd():
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(5, 8, generator=generator), torch.randn(5, 3, 8, generator=generator)
-    generated, predicted = (kvd_number(real, fake, conditional).value for conditional in (False, True))
+    generated, predicted = (kvd_number(real, fake, conditional, range(5)).value for conditional in (False, True))
     assert generated == pytest.approx(kernel_distance(real, fake.flatten(0, 1)), rel=1e-9)
     assert predicted == pytest.approx(by_definition(real.double(), fake.double()), rel=1e-9)
 
@@ -622,7 +666,7 @@ def test_kvd_from_sums_is_kvd():
 @pytest.mark.parametrize("conditional", [False, True])
 def test_kvd_of_two_clips_has_no_interval(conditional):
     """Every resample of both clips is the set itself: an interval of no width would claim certainty."""
-    found = kvd_number(torch.randn(2, 8), torch.randn(2, 3, 8), conditional)
+    found = kvd_number(torch.randn(2, 8), torch.randn(2, 3, 8), conditional, range(2))
     assert (found.low, found.high, found.interval) == (None, None, "")
 
 
@@ -633,10 +677,10 @@ def test_kvd_of_a_perfect_model_is_0_on_average_although_videos_share_given_fram
     for _ in range(400):
         given = torch.randn(12, 1, 8, generator=generator)
         videos = given + 0.3 * torch.randn(12, 1 + samples, 8, generator=generator)
-        found.append(kvd_number(videos[:, 0], videos[:, 1:], conditional=True).value)
+        found.append(kvd_number(videos[:, 0], videos[:, 1:], True, range(12)).value)
     values = torch.tensor(found)
     assert abs(float(values.mean())) < 3 * float(values.std()) / len(values) ** 0.5
-    copies = kvd_number(videos[:, 0], videos[:, :1].expand(-1, samples, -1), conditional=True)
+    copies = kvd_number(videos[:, 0], videos[:, :1].expand(-1, samples, -1), True, range(12))
     assert (copies.value, copies.low, copies.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
@@ -646,9 +690,9 @@ def test_kvd_of_a_resample_is_not_better_than_kvd(conditional):
     generator = torch.Generator().manual_seed(0)
     real = torch.randn(60, 1, 8, generator=generator)
     fake = real + 0.3 + 0.1 * torch.randn(60, 2, 8, generator=generator)
-    found = kvd_number(real[:, 0], fake, conditional)
+    found = kvd_number(real[:, 0], fake, conditional, range(60))
     sums = statistics._kernel_sums(real[:, 0].double(), fake.double())
-    resampled = statistics._kernel_distance(*sums, resampled_counts(60), 2, conditional)
+    resampled = statistics._kernel_distance(*sums, resampled_counts(range(60)), 2, conditional)
     assert found.low < found.value < found.high
     assert float(resampled.mean()) == pytest.approx(found.value, abs=4 * float(resampled.std()) / len(resampled) ** 0.5)
 

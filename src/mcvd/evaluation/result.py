@@ -43,7 +43,7 @@ class Number:
     high: float | None = None
     """Upper end of the interval."""
     interval: str = ""
-    """What the interval is: `bootstrap over clips, 1000 resamples` or `1.96 standard errors over 10 trajectories`."""
+    """What the interval is: `bootstrap over videos, 1000 resamples` or `1.96 standard errors over 10 trajectories`."""
     of: str = ""
     """What was measured, in words: `best of 10 samples, mean over 256 clips`."""
 

@@ -175,7 +175,7 @@ def _finish(job: Job, folder: Folder, worker: Worker, device: torch.device | str
         table = folder.table()
     report("computing numbers and intervals")
     _cache_features(job, table)
-    values, curves = numbers(table, job.protocol, job.metrics)
+    values, curves = numbers(table, job.protocol, job.metrics, job.sources)
     result = Result(
         job.protocol,
         job.system,

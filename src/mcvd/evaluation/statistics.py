@@ -1,6 +1,8 @@
-"""From rows to numbers with intervals: bootstrap over clips, and the published interval over trajectories.
+"""From rows to numbers with intervals: bootstrap over videos, and the published interval over trajectories.
 
-The bootstrap draws clips, each with all its samples: the clips are the random draws of a test set.
+The bootstrap draws videos, each with all its clips and all their samples (Davison and Hinkley 1997, section 3.8): clips
+of one video resemble each other, so drawn one by one they would promise more than they hold. Clips whose videos are not
+known count as one video each.
 """
 
 from __future__ import annotations
@@ -15,62 +17,92 @@ from mcvd.evaluation.calibration import spread_skill
 from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity, kernel
 from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.result import Number
-from mcvd.evaluation.table import Table, summarize
+from mcvd.evaluation.result import Number, Source
+from mcvd.evaluation.table import Z95, Table, summarize
 from mcvd.text import counted
 
 RESAMPLES, FVD_RESAMPLES = 1000, 200
 
 
-def resampled_counts(clips: int, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """How often each clip is drawn in each resample, ``(resamples, clips)`` float64."""
-    draw = torch.randint(clips, (resamples, clips), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return torch.zeros_like(draw, dtype=torch.float64).scatter_add_(1, draw, torch.ones_like(draw, dtype=torch.float64))
+def videos_of(clips: Sequence[int], sources: Sequence[Source]) -> list[int]:
+    """Which video each of these clips is from, counted from 0 as they come; each from its own if that is not known."""
+    if any(clip >= len(sources) for clip in clips):
+        return list(range(len(clips)))
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(sources[clip].video, len(numbers)) for clip in clips]
+
+
+def resampled_counts(videos: Sequence[int], resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """How often each clip occurs in each resample, ``(resamples, clips)`` float64. videos: see `videos_of`."""
+    count = max(videos) + 1
+    draw = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed), device="cpu")
+    ones = torch.ones_like(draw, dtype=torch.float64)
+    return torch.zeros_like(ones).scatter_add_(1, draw, ones)[:, torch.tensor(videos, device="cpu")]
+
+
+def half_width(values: Tensor, videos: Sequence[int]) -> Tensor:
+    """Half of the 95 % interval of the mean over clips, ``(clips, ...) -> (...)``: 1.96 standard errors, allowing for
+    clips of one video that deviate together (Liang and Zeger 1986). videos: of two or more, see `videos_of`."""
+    deviations = values - values.mean(0)
+    count = max(videos) + 1
+    together = torch.zeros(count, *values.shape[1:], dtype=values.dtype, device="cpu")
+    together.index_add_(0, torch.tensor(videos, device="cpu"), deviations)
+    return Z95 * (count / (count - 1) * together.square().sum(0)).sqrt() / len(values)
 
 
 def numbers(
-    table: Table, protocol: Protocol, metrics: Sequence[str]
+    table: Table, protocol: Protocol, metrics: Sequence[str], sources: Sequence[Source] = ()
 ) -> tuple[dict[str, Number], dict[str, list[float]]]:
-    """All numbers of a table and the curves over generated frames, by metric."""
+    """All numbers of a table and the curves over generated frames, by metric. sources: where each clip comes from."""
     out: dict[str, Number] = {}
     curves: dict[str, list[float]] = {}
-    clips, samples = len({clip for clip, _ in table}), protocol.samples
+    videos, samples = videos_of(sorted({clip for clip, _ in table}), sources), protocol.samples
     for metric in ("psnr", "ssim", "lpips"):
         if metric in metrics:
-            out[metric], curves[metric] = _frame_metric(table, metric, protocol.best, clips, samples)
+            out[metric], curves[metric] = _frame_metric(table, metric, protocol.best, videos, samples)
     if "calibration" in metrics:
-        out |= _calibration_numbers(table, clips, samples, curves)
+        out |= _calibration_numbers(table, videos, samples, curves)
     if OF_FEATURES & set(metrics):
         real, fake = table.rows("real", sample=0), table.grid("features")
         if "fvd" in metrics:
-            out |= _fvd_numbers(real, fake)
-        if "kvd" in metrics and clips > 1:
-            out["kvd"] = kvd_number(real, fake, conditional=protocol.task != "generate")
+            out |= _fvd_numbers(real, fake, videos)
+        if "kvd" in metrics and len(videos) > 1:
+            out["kvd"] = kvd_number(real, fake, protocol.task != "generate", videos)
     return out, curves
 
 
 # ---------------------------------------------------------------------------------------------------- of frames
 
 
-def _frame_metric(table: Table, metric: str, best: bool, clips: int, samples: int) -> tuple[Number, list[float]]:
+def _frame_metric(
+    table: Table, metric: str, best: bool, videos: Sequence[int], samples: int
+) -> tuple[Number, list[float]]:
+    clips = len(videos)
     frames = table.grid("mse" if metric == "psnr" else metric).double()
     curve = (frames[torch.arange(clips, device="cpu"), table.best_samples(metric)] if best else frames.mean(1)).mean(0)
     curve = -10 * curve.log10() if metric == "psnr" else curve
     how = "one sample" if samples == 1 else f"{'best' if best else 'mean'} of {samples} samples"
-    return _mean_number(table.per_clip(metric, best), f"{how}, mean over {counted(clips, 'clip')}"), curve.tolist()
+    of = f"{how}, mean over {counted(clips, 'clip')}"
+    return _mean_number(table.per_clip(metric, best), videos, of), curve.tolist()
 
 
-def _mean_number(values: Tensor, of: str) -> Number:
+def _mean_number(values: Tensor, videos: Sequence[int], of: str) -> Number:
     """The mean of one value per clip."""
-    if len(values) < 2 or not values.isfinite().all():  # the PSNR of a perfect video is infinite
+    if max(videos) < 1 or not values.isfinite().all():  # the PSNR of a perfect video is infinite
         return Number(float(values.mean()), of=of)
-    means = resampled_counts(len(values)) @ values.double() / len(values)
-    return _number(float(values.double().mean()), means, of)
+    return _number(float(values.double().mean()), resampled_means(values, videos), videos, of)
 
 
-def _number(value: float, resampled: Tensor, of: str, *, shift: bool = False) -> Number:
+def resampled_means(values: Tensor, videos: Sequence[int]) -> Tensor:
+    """The mean of one value per clip in each resample, ``(clips,) -> (resamples,)`` float64."""
+    counts = resampled_counts(videos)
+    return counts @ values.double() / counts.sum(1)
+
+
+def _number(value: float, resampled: Tensor, videos: Sequence[int], of: str, *, shift: bool = False) -> Number:
     """A value with the 2.5 and 97.5 percentiles of the resampled ones; `shift`: moved to have it as their mean."""
-    how = f"bootstrap over clips, {len(resampled)} resamples" + (", centred" if shift else "")
+    over = "clips" if max(videos) + 1 == len(videos) else "videos"
+    how = f"bootstrap over {over}, {len(resampled)} resamples" + (", centred" if shift else "")
     resampled = resampled[resampled.isfinite()]  # with few clips, some resamples hold one clip many times
     if not len(resampled):
         return Number(value, of=of)
@@ -79,25 +111,28 @@ def _number(value: float, resampled: Tensor, of: str, *, shift: bool = False) ->
     return Number(value, low, high, how, of)
 
 
-def _calibration_numbers(table: Table, clips: int, samples: int, curves: dict[str, list[float]]) -> dict[str, Number]:
+def _calibration_numbers(
+    table: Table, videos: Sequence[int], samples: int, curves: dict[str, list[float]]
+) -> dict[str, Number]:
     crps = table.rows("crps", sample=0)
     variance, error = (table.rows(name, sample=0).mean(1) for name in ("variance", "error"))
     curves["crps"] = crps.mean(0).tolist()
     curves["spread_skill"] = spread_skill(table, samples).tolist()
     scale = (1 + 1 / samples) ** 0.5
     value = scale * float((variance.mean() / error.mean()).sqrt())
-    of = f"{samples} samples, {counted(clips, 'clip')}, all generated frames"
-    if clips < 2:
-        return {"crps": _mean_number(crps.mean(1), of), "spread_skill": Number(value, of=of)}
-    counts = resampled_counts(clips)
-    ratio = scale * (counts @ variance / (counts @ error)).sqrt()
-    return {"crps": _mean_number(crps.mean(1), of), "spread_skill": _number(value, ratio, of)}
+    of = f"{samples} samples, {counted(len(videos), 'clip')}, all generated frames"
+    out = {"crps": _mean_number(crps.mean(1), videos, of), "spread_skill": Number(value, of=of)}
+    if max(videos) > 0:
+        counts = resampled_counts(videos)
+        ratio = scale * (counts @ variance / (counts @ error)).sqrt()
+        out["spread_skill"] = _number(value, ratio, videos, of)
+    return out
 
 
 # --------------------------------------------------------------------------------------------------- of features
 
 
-def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
+def _fvd_numbers(real: Tensor, fake: Tensor, videos: Sequence[int]) -> dict[str, Number]:
     """real ``(N, D)``, fake ``(N, S, D)``."""
     clips, samples = fake.shape[:2]
     if clips < 2:
@@ -107,9 +142,10 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
     of = _against(clips, samples)
     if not math.isfinite(value):  # non-finite features have no factors
         return {"fvd": Number(value, of=of)}
-    resampled = [resampled_frechet(real, fake, counts) for counts in resampled_counts(clips, FVD_RESAMPLES)]
-    # a resample has fewer distinct clips, so its distance is larger: keep the interval's width, not its bias
-    out = {"fvd": _number(value, torch.tensor(resampled, dtype=torch.float64, device="cpu"), of, shift=True)}
+    out = {"fvd": Number(value, of=of)}
+    if max(videos) > 0:
+        # a resample has fewer distinct clips, so its distance is larger: keep the interval's width, not its bias
+        out["fvd"] = _number(value, resampled_fvd(real, fake, videos), videos, of, shift=True)
     if samples > 1:
         each = [frechet_distance(moments, Moments(fake[:, s])) for s in range(samples)]
         summary = summarize(torch.tensor(each, dtype=torch.float64, device="cpu"))
@@ -128,6 +164,12 @@ def _fvd_numbers(real: Tensor, fake: Tensor) -> dict[str, Number]:
 
 def _against(clips: int, samples: int) -> str:
     return f"{clips * samples} generated videos against {clips} real ones"
+
+
+def resampled_fvd(real: Tensor, fake: Tensor, videos: Sequence[int]) -> Tensor:
+    """The Fréchet distance in each resample, ``(resamples,)`` float64; real ``(N, D)``, fake ``(N, S, D)``."""
+    values = [resampled_frechet(real, fake, counts) for counts in resampled_counts(videos, FVD_RESAMPLES)]
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
@@ -153,7 +195,7 @@ def resampled_frechet(real: Tensor, fake: Tensor, counts: Tensor) -> float:
     return max(0.0, float((mean1 - mean2).square().sum() + spread - 2 * overlap))
 
 
-def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
+def kvd_number(real: Tensor, fake: Tensor, conditional: bool, videos: Sequence[int]) -> Number:
     """KVD from sums of the kernel between clips; real ``(N, D)``, fake ``(N, S, D)``.
 
     conditional: the videos generated for a clip share its given frames, so they are alike however good the model is;
@@ -165,9 +207,9 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool) -> Number:
     sums = _kernel_sums(real.double(), fake.double())
     value = float(_kernel_distance(*sums, real.new_ones(1, clips, dtype=torch.float64), samples, conditional))
     of = f"{_against(clips, samples)}{', of other clips' if conditional else ''}"
-    if clips < 3:  # every resample that has a KVD is the set itself
+    if max(videos) < 2:  # every resample of two clips that has a KVD is the set itself
         return Number(value, of=of)
-    return _number(value, _kernel_distance(*sums, resampled_counts(clips), samples, conditional), of)
+    return _number(value, _kernel_distance(*sums, resampled_counts(videos), samples, conditional), videos, of)
 
 
 def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

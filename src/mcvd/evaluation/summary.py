@@ -39,10 +39,9 @@ def repeated(result: Result) -> str:
     """A note that clips repeat, because the data hold fewer than requested; empty if they do not."""
     if result.different is None or result.different >= result.clips:
         return ""
-    return (
-        f"only {result.different} of {counted(result.clips, 'clip')} are distinct, as the data hold no more: the"
-        " intervals are too narrow"
-    )
+    few = f"only {result.different} of {counted(result.clips, 'clip')} are distinct, as the data hold no more"
+    known = result.sources and len(set(result.sources)) <= result.different  # then intervals count a repeat as none
+    return few if known else f"{few}: the intervals are too narrow"
 
 
 def markdown(result: Result) -> str:

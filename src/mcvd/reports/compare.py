@@ -23,7 +23,7 @@ from mcvd.evaluation.summary import repeated
 from mcvd.evaluation.wording import best_of, heading, in_order, interval, order, printed
 from mcvd.reports.match import Difference, differences, measured
 from mcvd.reports.page import markdown_table
-from mcvd.reports.paired import Contestant, Paired, paired_differences
+from mcvd.reports.paired import Paired, contestants, paired_differences
 from mcvd.reports.published import Published, Quoted, benchmark_of, published
 from mcvd.text import counted, plain, printable
 
@@ -82,7 +82,7 @@ def compare(paths: Sequence[Path | str], *, mixed: bool = False, with_published:
         rows, said = _published_rows(evaluations[0], mixed)
         notes += said
     paired: list[Paired] = []
-    for a, b in itertools.combinations(map(Contestant, names, evaluations), 2):
+    for a, b in itertools.combinations(contestants(names, evaluations), 2):
         found, said = paired_differences(a, b)
         paired, notes = paired + found, notes + said
     return Comparison(names, evaluations, differing, tuple(paired), rows, tuple(notes))
@@ -190,13 +190,14 @@ def _paired_table(paired: Sequence[Paired]) -> str:
         sign = "+" if row.difference > 0 else ""
         ends = f"[{printed(row.metric, row.low)}, {printed(row.metric, row.high)}]"
         value = f"{sign}{printed(row.metric, row.difference)} {ends}"
-        rows.append([plain(f"{row.a} - {row.b}"), heading(row.metric), value, str(row.clips), row.verdict])
+        clips = str(row.clips) + (f" of {counted(row.videos, 'video')}" if row.videos < row.clips else "")
+        rows.append([plain(f"{row.a} - {row.b}"), heading(row.metric), value, clips, row.verdict])
     return markdown_table(["difference", "metric", "value", "clips", ""], rows)
 
 
 def _paired_note(paired: Sequence[Paired]) -> str:
     many = f" With {len(paired)} differences, 1 in 20 would look significant by chance." if len(paired) > 4 else ""
-    return f"Paired differences over the same clips; 95 % intervals by resampling the clips.{many}"
+    return f"Paired differences over the same clips; 95 % intervals by resampling the videos.{many}"
 
 
 def _values(comparison: Comparison, name: str) -> list[float | None]:

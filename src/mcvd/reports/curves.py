@@ -1,7 +1,8 @@
-"""A metric frame by frame: for the system, with its 95 % interval over clips, and for copying the given frames."""
+"""A metric frame by frame: for the system, with its 95 % interval, and for copying the given frames."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from mcvd.evaluation.image import SMALLEST, mse, ssim
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.published_frames import published_ssim, through_network_range
+from mcvd.evaluation.result import Source
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.table import Z95, Table
+from mcvd.evaluation.statistics import half_width, videos_of
+from mcvd.evaluation.table import Table
 from mcvd.text import counted
 
 SMALLEST_ERROR = 1e-10  # mean squared error of a frame, 100 dB: an identical frame would have infinite PSNR
@@ -20,7 +23,7 @@ COLUMN = {"psnr": "mse", "ssim": "ssim", "lpips": "lpips"}
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean over clips at every generated frame, and the ends of its 95 % interval (1.96 standard errors over clips)."""
+    """Mean over clips at every generated frame, and the ends of its 95 % interval (see `half_width`)."""
 
     label: str
     mean: list[float]
@@ -41,26 +44,27 @@ def decibels(error: Tensor) -> Tensor:
     return -10 * error.clamp_min(SMALLEST_ERROR).log10()
 
 
-def system_curves(table: Table, metric: str, best: bool) -> list[Curve]:
+def system_curves(table: Table, metric: str, best: bool, sources: Sequence[Source] = ()) -> list[Curve]:
     """The curve that the protocol asks for, with its interval, and, if that is the best sample's, also the mean over
-    samples: what a single video is like."""
+    samples: what a single video is like. sources: where each clip comes from."""
+    videos = videos_of(sorted({clip for clip, _ in table}), sources)
     values = frame_values(table, metric)
     mean, samples = values.mean(1), values.shape[1]
     if not best or samples == 1:
         label = f"mean over {samples} samples" if samples > 1 else "the sample"
-        return [_with_interval(label, mean)]
+        return [_with_interval(label, mean, videos)]
     chosen = values[torch.arange(len(values), device="cpu"), table.best_samples(metric)]
     return [
-        _with_interval(f"best of {samples} samples", chosen),
+        _with_interval(f"best of {samples} samples", chosen, videos),
         Curve("mean over samples", mean.mean(0).tolist(), role="mean"),
     ]
 
 
-def _with_interval(label: str, values: Tensor) -> Curve:
+def _with_interval(label: str, values: Tensor, videos: Sequence[int]) -> Curve:
     mean = values.mean(0)
-    if len(values) < 2:
+    if max(videos) < 1:
         return Curve(label, mean.tolist())
-    half = Z95 * values.std(0, unbiased=True) / len(values) ** 0.5
+    half = half_width(values, videos)
     return Curve(label, mean.tolist(), (mean - half).tolist(), (mean + half).tolist())
 
 

@@ -90,7 +90,7 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
     for name in COLUMN:
         curves: list[Curve] = []
         if evaluation.table is not None and COLUMN[name] in evaluation.table.columns:
-            curves = system_curves(evaluation.table, name, protocol.best)
+            curves = system_curves(evaluation.table, name, protocol.best, result.sources)
         elif name in result.frames:
             curves = [Curve(result.system.name, result.frames[name])]
         if not curves:
@@ -106,8 +106,8 @@ def _curves(evaluation: Evaluation, copy: Table | None) -> Section:
         return Section("Frame by frame", [Text("There is no ground truth, or no frame metric was measured.")])
     if evaluation.table is not None:
         note = (
-            "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors over clips. PSNR of"
-            " a frame is capped at 100 dB."
+            "Means over clips of each clip's value (for PSNR too); the band is 1.96 standard errors, with the"
+            " clips of one video taken together. PSNR of a frame is capped at 100 dB."
         )
     else:
         note = "Means over clips; PSNR is that of the mean error. Without rows.safetensors there is no band."
