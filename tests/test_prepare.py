@@ -35,7 +35,7 @@ from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.prepare.workers import make_parts
 from mcvd.data.settings import settings_for
-from mcvd.data.shards import MANIFEST, Shards, read_manifest, shard_path
+from mcvd.data.shards import MANIFEST, Entry, Shards, read_manifest, shard_path
 from mcvd.data.video import contact_sheet, read_video, write_video
 from mcvd.errors import McvdError
 from mcvd.evaluation.video_sets import find_videos
@@ -177,6 +177,94 @@ def test_a_worker_process_or_this_one_make_the_same(mixed: Path, tmp_path: Path)
         prepare(mixed, tmp_path / f"data{workers}", SMALL, workers=workers, shard_bytes=20 * 768)
     assert contents(tmp_path / "data1") == contents(tmp_path / "data2")
     assert len(list((tmp_path / "data1" / "shards").iterdir())) > 3
+
+
+def test_copies_are_on_one_side_or_told(tmp_path: Path) -> None:
+    """What training has seen is no test."""
+    for i in range(12):
+        for name in (f"free/{i}.npz", f"free/{i} (1).npz", f"sorted/{'train' if i < 8 else 'test'}/{i}.npz"):
+            write_video(tmp_path / name, clip(4, seed=i))
+    write_video(tmp_path / "sorted" / "test" / "again.npz", clip(4, seed=3))
+    with warnings.catch_warnings(action="error"):
+        manifest = prepare(tmp_path / "free", tmp_path / "data", SMALL, workers=1)
+    sides: dict[str, set[str]] = {}
+    for entry in manifest.videos:
+        sides.setdefault(entry.sha256, set()).add(entry.split)
+    assert sorted(map(len, sides.values())) == [1] * 12
+    assert set.union(*sides.values()) == {"train", "test"}
+    said = r"^1 of the videos held out of training are copies .* \(test/again.npz of train/3.npz\): "
+    with pytest.warns(UserWarning, match=said):
+        manifest = prepare(tmp_path / "sorted", tmp_path / "sorted_data", SMALL, workers=1)
+    assert {e.source: e.split for e in manifest.videos}["test/again.npz"] == "test"
+    with pytest.warns(UserWarning, match=said):  # as often as it is used
+        prepare(tmp_path / "sorted", tmp_path / "sorted_data", SMALL, workers=1)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "npy", "png"])
+def test_what_the_system_refuses_is_tried_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions and networks are mended without a trace in the file: its size and time stay the same."""
+    write_video(tmp_path / "raw" / "good.npz", clip(4))
+    wanted = tmp_path / "raw" / ("frames" if kind == "png" else f"a.{kind}")
+    if kind == "npy":
+        np.save(wanted, clip(4).permute(0, 2, 3, 1).numpy())
+    else:
+        write_video(wanted, clip(4), scale=1)
+    name, wanted = wanted.name, next(wanted.iterdir()) if kind == "png" else wanted
+    real_open = io.open
+
+    def refused(file, *rest, **options):
+        if str(file) == str(wanted):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return real_open(file, *rest, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", refused)
+        patched.setattr("builtins.open", refused)
+        manifest = prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1)
+    assert [entry.source for entry in manifest.skipped] == [name]
+    assert "Permission denied" in manifest.skipped[0].skipped
+    assert "damaged, or not a numpy file" not in manifest.skipped[0].skipped
+    assert len(prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1).videos) == 2
+
+
+@pytest.mark.parametrize("kind", ["npz", "tar"])
+def test_a_full_temporary_folder_blames_no_video(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    np.savez(raw / "many.npz", x=clip(6).numpy(), y=clip(7).numpy())
+    if kind == "tar":
+        with tarfile.open(tmp_path / "many.tar", "w") as archive:
+            archive.add(raw / "many.npz", "many.npz")
+        raw = tmp_path / "many.tar"
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real_open = Path.open
+
+    def opened(path, mode="r", buffering=-1, **options):
+        return Full(path, "w") if buffering == 0 and "w" in mode else real_open(path, mode, buffering, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", opened)
+        with pytest.raises(McvdError, match=r"cannot write .*No space left on device\); TMPDIR names another"):
+            prepare(raw, tmp_path / "data", SMALL, workers=1)
+    assert len(prepare(raw, tmp_path / "data", SMALL, workers=1).videos) == 2
+
+
+def test_packing_a_video_does_not_walk_through_those_that_wait(tmp_path: Path) -> None:
+    """100,000 tiny videos wait for one shard: their square takes half an hour."""
+
+    class Waiting(list):
+        def __iter__(self):
+            raise AssertionError("walked through")
+
+    work = run._Work(tmp_path, SMALL, None, run.SHARD_BYTES)
+    work.batch = Waiting()
+    for frames in (2, 5, 3):
+        work._pack(Entry("v", 1, 1, frames=frames))
+    assert [work.batch[i].offset for i in range(3)] == [0, 2, 7]
 
 
 def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

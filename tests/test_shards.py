@@ -258,6 +258,18 @@ def test_split_by_folder_file_and_existing_folders() -> None:
     assert shares.count("val") == pytest.approx(200, abs=45)
 
 
+def test_copies_of_a_video_are_drawn_together() -> None:
+    names = [f"v{i}.mp4" for i in range(40)]
+    alone = dict(zip(names, assign_splits(names)))
+    more = [f"v{i} (1).mp4" for i in range(40)]
+    drawn = dict(zip([*names, *more], assign_splits([*names, *more], contents=[str(i) for i in range(40)] * 2)))
+    assert all(drawn[name] == drawn[copy] for name, copy in zip(names, more))
+    assert all(drawn[name] == alone[name] for name in names if alone[name][0] == "test")  # copies move nothing out
+    assert assign_splits(names, contents=names) == assign_splits(names)
+    folders = ["train/a.mp4", "test/a.mp4"]  # where folders decide, they do
+    assert [split for split, _ in assign_splits(folders, contents=["a", "a"])] == ["train", "test"]
+
+
 @pytest.mark.parametrize(
     ("split_by", "message"),
     [

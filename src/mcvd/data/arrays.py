@@ -42,7 +42,9 @@ def array_in(path: Path) -> np.ndarray:
                 loaded = arrays[key]
     except ARRAY_ERRORS as error:
         # (numpy takes anything unknown for a pickle; its message would mislead)
-        raise McvdError(f"{path} is damaged, or not a numpy file of plain numbers") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        what = f"cannot be read ({reason})" if reason else "is damaged, or not a numpy file of plain numbers"
+        raise McvdError(f"{path} {what}") from error
     except MemoryError as error:  # before any number is read: the header of a damaged file may say anything
         raise McvdError(f"{path} claims to hold more numbers than fit into memory") from error
     return array_frames(loaded, str(path))

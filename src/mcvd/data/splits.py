@@ -34,13 +34,19 @@ def folder_split(name: str) -> str | None:
 
 
 def assign_splits(
-    names: Sequence[str], split_by: str = "auto", *, test_share: float = 0.1, val_share: float = 0.0
+    names: Sequence[str],
+    split_by: str = "auto",
+    *,
+    test_share: float = 0.1,
+    val_share: float = 0.0,
+    contents: Sequence[str] | None = None,
 ) -> list[tuple[str, str]]:
     """(split, group) of every video; `names` are paths below the root, `file.npz#key` for arrays.
 
     split_by: "file": every video on its own; "folder": those of one folder (or npz file) together; a regular
     expression with a group, e.g. ``person(\\d+)``: those with the same match together. "auto": by train/, val/ and
     test/ folders if there are train and another, else "file".
+    contents: a hash of each video: copies of one video are in one group, except where folders decide.
     Shares are approximate, of groups; of two or more, at least one is held out for test and one kept for training.
     Raises McvdError for an invalid expression, or one that does not match a name.
     """
@@ -53,6 +59,13 @@ def assign_splits(
     group_of = _grouping(split_by)
     groups = [group_of(name) for name in names]
     drawn = {group: _draw(group) for group in groups}
+    if contents is not None:
+        of_content: dict[str, str] = {}
+        for content, group in zip(contents, groups):
+            # the lowest draw, so that a copy added later moves nothing out of test
+            of_content[content] = min(of_content.get(content, group), group, key=lambda group: drawn[group])
+        groups = [of_content[content] for content in contents]
+        drawn = {group: drawn[group] for group in groups}
     splits = {
         group: "test" if draw < test_share else "val" if draw < test_share + val_share else "train"
         for group, draw in drawn.items()

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.frames import Fitter, SourceFrame
 from mcvd.data.hdf5 import video_frames
 from mcvd.data.prepare.bair import record_frames
-from mcvd.data.prepare.items import Item
+from mcvd.data.prepare.items import Item, copy_out
 from mcvd.data.settings import Settings
 from mcvd.data.stills import decoded_stills
 from mcvd.data.video import decoded_frames, video_info
-from mcvd.errors import McvdError
+from mcvd.errors import McvdError, Unwritable
 
 
 class Decoder:
@@ -92,8 +93,10 @@ class Decoder:
             member = Path(folder) / "array.npy"
             try:
                 with zipfile.ZipFile(file) as archive, archive.open(f"{self.item.key}.npy") as source:
-                    member.write_bytes(source.read())
+                    copy_out(iter(partial(source.read, 1 << 20), b""), member)
                 yield from decoded_frames(member)
+            except Unwritable:
+                raise
             except ARRAY_ERRORS as error:
                 raise McvdError(f"{self.item.name} is damaged ({error})") from error
             except McvdError as error:

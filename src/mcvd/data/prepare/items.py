@@ -24,7 +24,7 @@ from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
 from mcvd.data.prepare.tar import File, members, pieces
 from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
-from mcvd.errors import McvdError
+from mcvd.errors import McvdError, Unwritable
 from mcvd.files import own_folders
 
 _CONTAINERS = """
@@ -73,9 +73,7 @@ class Item:
         with tempfile.TemporaryDirectory() as folder:
             copies = [Path(folder, PurePosixPath(file).name) for file in self.files]
             for copy, span in zip(copies, self.spans):
-                with copy.open("wb") as out:
-                    for piece in pieces(self.archive, span):
-                        out.write(piece)
+                copy_out(pieces(self.archive, span), copy)
             try:
                 yield replace(self, files=tuple(map(str, copies)), archive="", spans=())
             except McvdError as error:
@@ -103,6 +101,19 @@ class Item:
             else:
                 digest.update(_file_sha256(file, Path(file).stat().st_mtime_ns).encode())
         return digest.hexdigest()
+
+
+def copy_out(content: Iterable[bytes], to: Path) -> None:
+    """Writes a part of a file to a temporary one. Raises Unwritable if there is no room for it."""
+    with to.open("wb", buffering=0) as out:
+        for piece in content:
+            rest = memoryview(piece)
+            try:
+                while rest:
+                    rest = rest[out.write(rest) :]
+            except OSError as error:
+                reason = f"cannot write {to} ({error.strerror or error})"
+                raise Unwritable(f"{reason}; TMPDIR names another folder for temporary files") from error
 
 
 @lru_cache(maxsize=16)  # a file with hundreds of videos in it is hashed once

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from av.error import FFmpegError
 
 from mcvd.data.prepare.decode import Decoder
 from mcvd.data.prepare.items import Item
@@ -57,7 +58,8 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
             partial.unlink(missing_ok=True)  # a full disk needs the space
         raise
     except McvdError as error:
-        entry = Entry(item.name, *stamp, skipped=str(error), note=UNOPENED if item.problem else "")
+        again = RETRY if _refused(error) else ""
+        entry = Entry(item.name, *stamp, skipped=f"{again}{error}", note=UNOPENED if item.problem else "")
     except Exception as error:
         entry = Entry(item.name, *stamp, skipped=f"{RETRY}{type(error).__name__}: {error}")
     try:
@@ -69,6 +71,15 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
         raise unwritable(raw, error) from error
     save_entry(entry, parts)
     return entry
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether the system refused a file (no permission, a disk or network that fails), whatever is in it."""
+    while error is not None:
+        if isinstance(error, OSError) and not isinstance(error, FFmpegError) and error.errno is not None:
+            return True
+        error = error.__cause__
+    return False
 
 
 def save_entry(entry: Entry, parts: Path) -> None:

@@ -16,7 +16,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +101,7 @@ def prepare(
         if not manifest.videos:
             shutil.rmtree(work.work, ignore_errors=True)
             raise McvdError(f"no usable video in {root}; {len(items)} left out, e.g. {manifest.skipped[0].skipped}")
+        _say_copies(manifest)
         if manifest != old:
             _write_manifest(folder, manifest)
         shutil.rmtree(work.work, ignore_errors=True)
@@ -111,6 +112,19 @@ def prepare(
 def _say_busy(folder: Path) -> None:
     """Says that another process prepares here; this one waits, and then finds the work done."""
     warnings.warn(f"another process is preparing {folder}; waiting for it", stacklevel=6)
+
+
+def _say_copies(manifest: Manifest) -> None:
+    """Names videos held out of training of which training has a copy, where folders or a published split say so."""
+    trained = {entry.sha256: entry.source for entry in manifest.videos if entry.split == "train"}
+    held = [entry for entry in manifest.videos if entry.split in ("val", "test") and entry.sha256 in trained]
+    if held:
+        some = ", ".join(f"{entry.source} of {trained[entry.sha256]}" for entry in held[:3])
+        warnings.warn(
+            f"{len(held)} of the videos held out of training are copies of videos for training ({some}"
+            f"{', ...' if len(held) > 3 else ''}): a model has seen what it is measured on; delete them on one side",
+            stacklevel=3,
+        )
 
 
 class _Work:
@@ -171,7 +185,7 @@ class _Work:
     def _pack(self, entry: Entry) -> None:
         if entry.skipped:
             return
-        waiting = sum(other.frames for other in self.batch)
+        waiting = self.batch[-1].offset + self.batch[-1].frames if self.batch else 0
         if self.batch and (waiting + entry.frames) * self.frame_bytes > self.shard_bytes:
             self._close_shard()
             waiting = 0
@@ -264,7 +278,8 @@ def _manifest(
 ) -> Manifest:
     """Assigns every usable video to a split. Those with a published split keep it."""
     ordered = sorted(items, key=lambda item: natural(item.name))
-    drawn = _drawn([item for item in ordered if not entries[item.name].skipped], settings)
+    usable = [item for item in ordered if not entries[item.name].skipped]
+    drawn = _drawn(usable, settings, {name: entry.sha256 for name, entry in entries.items()})
     out = []
     for item in ordered:
         entry = entries[item.name]
@@ -274,11 +289,14 @@ def _manifest(
     return Manifest(plain, str(root), __version__, tuple(out), dict(sorted(ignored.items())))
 
 
-def _drawn(items: Sequence[Item], settings: Settings) -> dict[str, tuple[str, str]]:
-    """(split, group), by name, of the videos that have no published split."""
+def _drawn(
+    items: Sequence[Item], settings: Settings, contents: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, str]]:
+    """(split, group), by name, of the videos that have no published split. contents: a hash of each video, by name."""
     names = [item.name for item in items if not item.split]
-    drawn = assign_splits(names, settings.split_by, test_share=settings.test_share, val_share=settings.val_share)
-    return dict(zip(names, drawn))
+    shares = {"test_share": settings.test_share, "val_share": settings.val_share}
+    hashes = None if contents is None else [contents[name] for name in names]
+    return dict(zip(names, assign_splits(names, settings.split_by, contents=hashes, **shares)))
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
