@@ -254,7 +254,7 @@ def test_a_full_temporary_folder_blames_no_video(kind: str, tmp_path: Path, monk
 
 
 def test_packing_a_video_does_not_walk_through_those_that_wait(tmp_path: Path) -> None:
-    """100,000 tiny videos wait for one shard: their square takes half an hour."""
+    """Of tiny videos, 100,000 wait for one shard."""
 
     class Waiting(list):
         def __iter__(self):
@@ -364,6 +364,15 @@ def test_links_that_lead_nowhere_or_to_folders_are_named(mixed: Path, tmp_path: 
     manifest = prepare(tmp_path / "linked", tmp_path / "data", SMALL)
     assert [entry.source for entry in manifest.skipped] == ["gone.mp4"]
     assert manifest.ignored == {"linked folder (more)": 1}
+
+
+def test_folders_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "raw" / "a.npz", clip(5))
+    (tmp_path / "raw" / "closed").mkdir()  # empty, as such a folder seems to be
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "closed" and allowed(place, mode))
+    manifest = prepare(tmp_path / "raw", tmp_path / "data", SMALL)
+    assert manifest.ignored == {"folder that may not be read (closed)": 1}
 
 
 def test_workers_import_nothing_from_the_current_folder(

@@ -107,7 +107,7 @@ def paired_differences(a: Contestant, b: Contestant) -> tuple[list[Paired], list
         return [], [f"no paired difference of {pair}: they were measured differently"]
     if a.clips != b.clips:
         return [], [f"no paired difference of {pair}: their rows are of different clips"]
-    found, notes, videos = [], [], max(a.videos) + 1
+    found, notes, videos = [], [], len(set(a.videos))
     for name in in_order(a.per_clip.keys() & b.per_clip.keys(), a.result.protocol):
         change = a.per_clip[name] - b.per_clip[name]
         if videos < 2 or not bool(change.isfinite().all()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import tempfile
 import zipfile
@@ -127,9 +128,9 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
 
     A folder with images in it is one video, an animated image is one, an npz is one per array. An image named NAME
     beside a video NAME, or videos NAME-1, NAME-2 ..., is their preview and only counted. Folders below that mcvd itself
-    made are left out and counted too, or a run would be trained on its own samples; so are linked folders, which may
-    lead in circles. A link to a file that is gone counts as that file. Tar files are read only if nothing else is of
-    use: beside other videos, they are what these were unpacked from.
+    made are left out and counted too, or a run would be trained on its own samples; so are folders that may not be
+    read, and linked folders, which may lead in circles. A link to a file that is gone counts as that file. Tar files
+    are read only if nothing else is of use: beside other videos, they are what these were unpacked from.
     """
     places = [root] if root.is_file() else sorted(root.rglob("*"))
     files = [place for place in places if place.is_file() or (place.is_symlink() and not place.is_dir())]
@@ -138,6 +139,9 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     found = [File(file.relative_to(base).as_posix(), str(file)) for file in files if own.isdisjoint(file.parents)]
     ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
     ignored.update(f"linked folder ({link.relative_to(base).as_posix()})" for link in linked_folders(places))
+    folders = [folder for folder in set(places).difference(files) if folder.is_dir() and not folder.is_symlink()]
+    closed = [folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)]  # which rglob passes over
+    ignored.update(f"folder that may not be read ({folder.relative_to(base).as_posix()})" for folder in sorted(closed))
     items, others = _sort(found)
     if not items and others.pop(".tar", 0):
         for file in found:
