@@ -867,8 +867,8 @@ def test_the_checksum_is_castagnolis() -> None:
 
 
 def test_bair_as_folders_of_frames(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        write_video(tmp_path / "raw" / split / "traj_0" / "0", clip(30, 64, 64))
+    for seed, split in enumerate(("train", "test")):
+        write_video(tmp_path / "raw" / split / "traj_0" / "0", clip(30, 64, 64, seed))
     manifest = prepare(tmp_path / "raw", tmp_path / "data", PRESETS["bair"], workers=1)
     assert [(e.source, e.split) for e in manifest.videos] == [("test/traj_0/0", "test"), ("train/traj_0/0", "train")]
 
@@ -902,8 +902,8 @@ def test_cityscapes(tmp_path: Path) -> None:
 def test_ucf101(tmp_path: Path) -> None:
     raw = tmp_path / "UCF-101"
     names = [f"v_Archery_g{group:02d}_c01.avi" for group in (1, 2, 8, 9)]
-    for name in names:
-        write_video(raw / "Archery" / name, clip(6, 60, 80), scale=1)
+    for seed, name in enumerate(names):
+        write_video(raw / "Archery" / name, clip(6, 60, 80, seed), scale=1)
     lists = raw / "ucfTrainTestlist"
     lists.mkdir()
     (lists / "trainlist03.txt").write_text("".join(f"Archery/{name} 3\n" for name in names[:2]))
@@ -1053,11 +1053,12 @@ def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     def download(repo_id, *, repo_type, local_dir):
         asked.append((repo_id, repo_type))
         local_dir.mkdir(parents=True, exist_ok=True)
-        write_video(tmp_path / "a.npz", clip(5))
+        for seed, name in enumerate("ab"):
+            write_video(tmp_path / f"{name}.npz", clip(5, seed=seed))
         with zipfile.ZipFile(local_dir / "train.zip", "w") as archive:
             archive.write(tmp_path / "a.npz", "train/a.npz")
         with tarfile.open(local_dir / "test.tar.gz", "w:gz") as tar:
-            tar.add(tmp_path / "a.npz", "test/b.npz")
+            tar.add(tmp_path / "b.npz", "test/b.npz")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     folder = hub.fetch_mirror("bair", tmp_path / "bair")
