@@ -511,6 +511,35 @@ def test_a_bar_appears_only_for_what_lasts(monkeypatch):
         bar(40, 100)
 
 
+def test_work_goes_on_when_its_terminal_is_closed(tmp_path):
+    """A shell that was left after `disown` leaves its programs running."""
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from mcvd.cli import progress
+progress.PATIENCE = -1
+with progress.ProgressBar("sampling", "steps") as bar:
+    bar(1, 3)
+    input()
+    bar(2, 3)
+    bar(3, 3)
+Path(sys.argv[1]).touch()
+"""
+    mine, terminal = os.openpty()
+    src = Path(__file__).resolve().parent.parent / "src"
+    command = [sys.executable, "-c", code, str(tmp_path / "done"), str(src)]
+    work = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=terminal, env=os.environ | {"TERM": "xterm"})
+    os.close(terminal)
+    shown = b""
+    while b"1 of 3" not in shown:
+        shown += os.read(mine, 4096)
+    os.close(mine)
+    work.communicate(b"\n")
+    assert work.returncode == 0
+    assert (tmp_path / "done").exists()
+
+
 def run(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     src = str(Path(__file__).resolve().parent.parent / "src")
     path = os.pathsep.join([src, os.environ.get("PYTHONPATH", "")])

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from mcvd import __version__
 from mcvd.errors import McvdError
@@ -128,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{reason} ({hint}--debug shows where)", 1)
 
 
-def drop_output() -> None:
-    """Discards what is printed from now on, because its reader is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def drop_output(stream: TextIO | None = None) -> None:
+    """Discards what is printed from now on, because its reader is gone. stream: stdout, unless another is given."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 def _dispatch(words: list[str]) -> int:

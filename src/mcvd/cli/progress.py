@@ -1,9 +1,14 @@
-"""A progress bar on stderr for whatever lasts longer than a second, and lines if stderr is not a terminal."""
+"""A progress bar on stderr for whatever lasts longer than a second, and lines if stderr is not a terminal.
+
+If nobody can read it any more (a terminal that was closed, a full disk), the work goes on without.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +25,10 @@ class ProgressBar:
         self.bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
+        with _while_it_is_read():
+            self._tell(done, total)
+
+    def _tell(self, done: int, total: int) -> None:
         now = time.monotonic()
         elapsed = now - self.began
         left = elapsed / max(done, 1) * (total - done)
@@ -49,4 +58,15 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with _while_it_is_read():
+                self.bar.stop()
+
+
+@contextlib.contextmanager
+def _while_it_is_read() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        from mcvd.cli.main import drop_output
+
+        drop_output(sys.stderr)
