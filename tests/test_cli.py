@@ -270,6 +270,22 @@ def test_train_runs_and_resumes(clip, capsys):
     assert "steps        3" in capsys.readouterr().out
 
 
+def test_train_says_when_no_level_has_the_attention_asked_for(clip, capsys):
+    note = "note: no level has attention: model.network.attention is 8, levels have 64, 32, 16 pixels per side"
+    assert main(["train", "videos-small", "--dry-run", "--set", "model.network.size=[64,64]"]) == 0
+    assert note in capsys.readouterr().out
+    assert main(["train", "videos-small", "--dry-run"]) == 0
+    assert "note: no level" not in capsys.readouterr().out
+
+
+def test_a_run_is_continued_with_its_recipe(clip, capsys):
+    Path("run/samples").mkdir(parents=True)
+    Path("run/recipe.yaml").write_text(TINY_RECIPE)
+    assert "run is a run; to continue it, give its recipe: run/recipe.yaml --output run" in fails(
+        capsys, 1, "train", "run"
+    )
+
+
 def test_info_says_what_a_model_can_do(models, clip, capsys):
     assert main(["info", models["tiny"]]) == 0
     said = capsys.readouterr().out
@@ -358,6 +374,11 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
     [
         ("predict nope.mp4", 1, "nope.mp4 does not exist"),
         ("predict notes.mp4", 1, "cannot read notes.mp4 as a video"),
+        ("predict https://x.org/clip.mp4", 1, "https:/x.org/clip.mp4 is an address, not a file: download it first"),
+        ("train my.yaml --data s3://videos", 1, "s3:/videos is an address, not a file"),
+        ("info my.yaml", 1, "my.yaml is a file, not a model"),
+        ("report .", 1, "not the folder of an evaluation"),
+        ("train digits-small --data .", 1, "for your own videos take a recipe for videos, e.g. videos-small"),
         ("predict clip.npz --frames 0", 2, "--frames: 0 must be at least 1"),
         ("predict clip.npz --frames 100000000000", 1, "--frames is 100000000000; it must be at most 1000000"),
         ("fill clip.npz --known 0-1 --length 100000000000", 1, "--length is 100000000000; it must be at most"),
@@ -694,6 +715,15 @@ def test_freed_memory_is_kept_unless_the_environment_says_something(monkeypatch,
         (
             "train digits -- --steps 5",
             "Unrecognized options: --steps, 5; Perhaps you meant: --steps N (see mcvd train --help)",
+        ),
+        (
+            "train digits --set steps=5 batch=2",
+            "Unrecognized options: batch=2; every value needs a --set of its own, KEY=VALUE without spaces "
+            "(see mcvd train --help)",
+        ),
+        (
+            "fill a.mp4 --known 0-4, 15-19",
+            "Unrecognized options: 15-19; write lists without spaces (see mcvd fill --help)",
         ),
     ],
 )

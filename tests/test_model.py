@@ -426,7 +426,10 @@ def edit_config(change):
         (lambda folder: (folder / "config.json").write_text("[1]"), "does not belong to an mcvd model"),
         (edit_config(lambda data: data.pop("format")), "does not belong to an mcvd model"),
         (edit_config(lambda data: data.update(predictoin="v")), "unknown key predictoin; did you mean prediction?"),
-        (edit_config(lambda data: data["network"].update(width="8")), "network: width: expected int, found '8'"),
+        (
+            edit_config(lambda data: data["network"].update(width="8")),
+            "network: width: expected a whole number, found '8'",
+        ),
         (edit_config(lambda data: data["network"].update(blocks=2)), "it does not belong to this configuration"),
         (edit_config(lambda data: data["network"].update(width=16)), "has another shape of"),
     ],
@@ -573,3 +576,15 @@ def test_a_file_that_is_no_model_is_not_asked_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "in" / "plain.mp4").touch()
     with pytest.raises(McvdError, match=r"in/plain.mp4 is a file, not a model: .*bundled \(digits\)"):
         mcvd.load("in/plain.mp4", device="cpu")
+    with pytest.raises(McvdError, match=r"https://hub.example/me/m is an address, not a file: download it first"):
+        mcvd.load("https://hub.example/me/m", device="cpu")
+    for recipe in ("videos-small", "kth-concat"):
+        with pytest.raises(McvdError, match=rf"{recipe} is a recipe, not a model: mcvd train {recipe} makes one"):
+            mcvd.load(recipe, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_model_names_its_folder(tmp_path, name):
+    tiny.model().save(tmp_path / "m")
+    with pytest.raises(McvdError, match=rf"m/{name} is a file of a model; name its folder: .*/m$"):
+        mcvd.load(tmp_path / "m" / name, device="cpu")

@@ -390,8 +390,8 @@ def test_a_user_without_a_home_folder_is_told_how_to_have_a_cache(monkeypatch: p
 
 @pytest.mark.parametrize(
     ("size", "channels", "asked"),
-    [((64, 64), 3, "64x64 with 3"), ((32, 64), 1, "64x32 with 1"), ((28, 28), 1, "28x28 with 1")],
+    [((64, 64), 3, "64x64, RGB"), ((32, 64), 1, "64x32, grey"), ((28, 28), 1, "28x28, grey")],
 )
 def test_other_frames_are_named_with_their_channels(size, channels, asked):
-    with pytest.raises(McvdError, match=rf"32x32 and grey; the recipe asks for {asked} channel\(s\)"):
+    with pytest.raises(McvdError, match=rf"32x32 and grey; the recipe asks for {asked}$"):
         check_frames(size, channels, "the recipe")

@@ -205,7 +205,7 @@ def test_damaged_folders_are_named(folder: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(McvdError, match="with 16 frames"):
         write_report(folder)
     assert main(["report", str(tmp_path)]) == 1
-    assert "cannot read" in capsys.readouterr().err
+    assert "not the folder of an evaluation" in capsys.readouterr().err
     (folder / "videos" / "00002.npz").unlink()
     for name in ("weight", "value.mse"):  # rows of something else
         save_file({name: torch.zeros(12, 14)}, folder / "rows.safetensors")

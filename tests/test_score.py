@@ -292,6 +292,7 @@ def test_colours_are_brought_to_the_protocols(tmp_path):
         (arrays(6, frames=8), arrays(6, samples=2), "has 8 frames; a clip of protocol plain has 9"),
         (arrays(7), arrays(7, samples=2), "--set clips=7"),
         (arrays(6)[:, :, :12], arrays(6, samples=2), r"--set size=\[12,16\]"),
+        (arrays(6), arrays(6, samples=2).repeat(2, 3).repeat(2, 4), "mcvd enlarges small frames in mp4"),
         (arrays(6), arrays(6, samples=2)[None], "3 to 6 dimensions"),
         (arrays(6), arrays(6)[..., 0], r"made.npy holds an array \(6, 9, 16, 16\).*grey videos need an axis of 1"),
     ],

@@ -192,6 +192,16 @@ def test_folder_in_natural_order_of_mixed_images(tmp_path: Path) -> None:
     assert read_video(tmp_path, size=8).shape == (6, 3, 8, 8)
 
 
+def test_a_folder_of_clips_is_no_clip(tmp_path: Path) -> None:
+    """One frame of each would be a video that nobody made."""
+    write_video(tmp_path / "a.mkv", numbered(3))
+    with pytest.raises(McvdError, match=r"holds no image; name one of its videos, e\.g\. .*a\.mkv$"):
+        read_video(tmp_path)
+    write_video(tmp_path / "b.gif", numbered(3))
+    with pytest.raises(McvdError, match=r"b\.gif is a clip of 3 frames, and its folder is not one"):
+        read_video(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])
 def test_animated_images(tmp_path: Path, suffix: str) -> None:
     pictures = [Image.fromarray(frame) for frame in numbered(7).permute(0, 2, 3, 1).contiguous().numpy()]

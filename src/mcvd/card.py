@@ -20,7 +20,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
     frames = f"{layout.past} past, {layout.current} generated at once, {layout.future} future"
     return [
         ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
-        ("frames", f"{frames}; {config.fps:.4g} per second"),
+        ("frames", f"{frames}; videos are written at {config.fps:.4g} per second"),
         ("tasks", ", ".join(commands(model)) or "none"),
         ("parameters", f"{parameters / 1e6:.2f} million"),
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
@@ -30,7 +30,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
             "trained with",
             f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
         ),
-        *((name, str(value)) for name, value in model.notes.items()),
+        *((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in model.notes.items()),
     ]
 
 

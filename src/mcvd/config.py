@@ -126,6 +126,9 @@ def _nearest(path: str, known: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(k for k in known if '.' not in k)}"
 
 
+_NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
@@ -140,9 +143,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise McvdError(f"{where}: expected a list, found {value!r}")
+            raise McvdError(f"{where}: expected a list, e.g. [1, 2], found {value!r}")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise McvdError(f"{where}: expected {len(arguments)} values, found {len(value)}")
+            raise McvdError(f"{where}: expected {len(arguments)} values, e.g. [1, 2], found {len(value)}")
         return tuple(_convert(arguments[0], item, where) for item in value)
     if origin is dict:
         if not isinstance(value, dict):
@@ -158,5 +161,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         except (ValueError, OverflowError):
             raise McvdError(f"{where}: expected a number, found {value!r}") from None
     if hint in (int, float, str, bool) and (type(value) is not hint):
-        raise McvdError(f"{where}: expected {hint.__name__}, found {value!r}")
+        raise McvdError(f"{where}: expected {_NOUNS[hint]}, found {value!r}")
     return value

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mcvd.errors import McvdError
+
 OWN = {"recipe.yaml": ("log.jsonl", "samples", "model"), "manifest.jsonl": ("shards",), "identity.json": ("videos",)}
 """How to recognise folders of a training run, of prepared data and of an evaluation: a file, and one of these beside
 it."""
@@ -28,7 +30,12 @@ def is_run(folder: Path) -> bool:
 
 
 def expanded(path: Path | str) -> Path:
-    """The path with `~` or `~user` replaced by that home folder; as it is if there is none: names may begin with ~."""
+    """The path with `~` or `~user` replaced by that home folder; as it is if there is none: names may begin with ~.
+
+    Raises McvdError for an address such as https://..., which nothing here reads.
+    """
+    if re.match(r"(https?|ftp|s3|gs|hf|file):/", str(path)):
+        raise McvdError(f"{path} is an address, not a file: download it first (models of the hub are named owner/name)")
     return Path(os.path.expanduser(path))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mcvd.text import counted
+
 HEADER = ("", "time", "least", "frames/s", "of ceiling", "memory", "ratio", "of least", "of processor", "difference")
 
 
@@ -12,7 +14,7 @@ def table(document: dict[str, Any]) -> str:
     machine, ceilings = document["machine"], document["ceilings"]
     lines = [
         f"{machine['name']} ({machine['device']}), {machine['threads']} threads, torch {machine['torch']}; "
-        f"{document['protocol']['precision']}, {document['protocol']['rounds']} rounds, interleaved"
+        f"{document['protocol']['precision']}, {counted(document['protocol']['rounds'], 'round')}, interleaved"
     ]
     for name, ceiling in ceilings.items():
         lines.append(f"{name:<12} {_engineering(ceiling['rate'])}{ceiling['unit']}  ({ceiling['what']})")

@@ -32,7 +32,11 @@ class Command:
         clip = is_named_as_clip(path) or (path.exists() and not is_run(path))  # `load` says that it has no model yet
         if folder is None and clip and path.suffix not in (".pt", ".pth"):
             must_be_one_clip(path)
-            return clip_rows(path)
+            try:
+                return clip_rows(path)
+            except McvdError:
+                if path.is_dir() or is_named_as_clip(path):
+                    raise  # of any other file, `load` says what it is
         from mcvd.card import model_rows
         from mcvd.interop.load import load
 
@@ -52,10 +56,9 @@ def model_folder(name: str) -> Path | None:
 def is_named_as_clip(path: Path) -> bool:
     """Whether the suffix is one of videos, images or arrays."""
     from mcvd.data.arrays import ARRAY_SUFFIXES
-    from mcvd.data.prepare.items import VIDEOS
-    from mcvd.data.stills import IMAGE_SUFFIXES
+    from mcvd.data.stills import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
-    return path.suffix.lower() in (*VIDEOS, *IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
+    return path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, *ARRAY_SUFFIXES)
 
 
 def must_be_one_clip(path: Path) -> None:

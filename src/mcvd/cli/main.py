@@ -165,7 +165,12 @@ def _parse(command: type, name: str, words: list[str]) -> Any:
     except SystemExit as end:
         if end.code == 2:
             file = next((word for word in words if word.startswith("-") and os.path.exists(word)), None)
-            _fail(f"{_unboxed(box.getvalue())}{f'; write ./{file}' if file else ''} (see mcvd {name} --help)", 2)
+            said, hint = _unboxed(box.getvalue()), f"; write ./{file}" if file else ""
+            if said.startswith("Unrecognized") and "--set" in words:
+                hint += "; every value needs a --set of its own, KEY=VALUE without spaces"
+            elif any(word.endswith(",") for word in words):
+                hint += "; write lists without spaces"
+            _fail(f"{said}{hint} (see mcvd {name} --help)", 2)
         raise
 
 

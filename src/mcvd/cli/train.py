@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from mcvd.cli.options import Device, Flag, MaybeCount, MaybeMinutes, MaybeSeed
-from mcvd.text import colours
+from mcvd.text import colours, counted
 
 if TYPE_CHECKING:
     from mcvd.training.recipe import Recipe
@@ -70,6 +70,7 @@ class Command:
         recipe = override(recipe, {key: value for key, value in named.items() if value is not None}, "options")
         if self.dry_run:
             _print_estimate(recipe, self.device)
+            _say_if_none_attends(recipe)
             path = recipe.data.path
             if path is not None and not Path(path).expanduser().exists():  # the question may be about another machine
                 print(f"note: {path} does not exist on this machine, so training would stop here at once")
@@ -82,8 +83,9 @@ class Command:
             _say(
                 f"training {self.recipe} into {output}: {width}x{height} {colours(network.channels)}, "
                 f"{layout.past} past, {layout.current} current, {layout.future} future frames; "
-                f"{recipe.steps} steps of {recipe.batch} clips"
+                f"{counted(recipe.steps, 'step')} of {counted(recipe.batch, 'clip')}"
             )
+            _say_if_none_attends(recipe)
             if recipe.precision == "auto" and _cpu_has_bf16(self.device):
                 _say("note: this CPU has units for bf16; --set precision=bf16 makes steps faster")
         model = train(
@@ -98,6 +100,14 @@ class Command:
         )
         if first:
             _say(f"the model is in {model}; look at it with: mcvd generate --model {model}")
+
+
+def _say_if_none_attends(recipe: Recipe) -> None:
+    """A recipe of another size keeps its `attention`, which then may name no level of the network."""
+    network = recipe.model.network
+    if network.attention and not set(network.attention) & set(network.resolutions):
+        asked, there = (", ".join(map(str, sides)) for sides in (network.attention, network.resolutions))
+        _say(f"note: no level has attention: model.network.attention is {asked}, levels have {there} pixels per side")
 
 
 def _cpu_has_bf16(device: str | None) -> bool:

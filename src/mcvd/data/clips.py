@@ -19,6 +19,7 @@ from torch import Tensor
 from mcvd.data.stills import natural
 from mcvd.errors import McvdError
 from mcvd.given import whole
+from mcvd.text import colours
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Clips:
         size = size or stored[:2]
         if channels not in (None, stored[2]) or size[0] > stored[0] or size[1] > stored[1]:
             raise McvdError(
-                f"{where} holds frames of {stored[1]}x{stored[0]} with {stored[2]} channel(s); {size[1]}x{size[0]} "
-                f"with {channels or stored[2]} are needed: prepare the videos again, into another folder"
+                f"{where} holds frames of {stored[1]}x{stored[0]}, {colours(stored[2])}; {size[1]}x{size[0]}, "
+                f"{colours(channels or stored[2])}, are needed: prepare the videos again, into another folder"
             )
         self.frames, self.size, self.channels, self.stride = frames, size, stored[2], stride
         self.flip, self.fixed, self.seed = flip and fixed is None, fixed, seed

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
+from mcvd.text import colours
 
 CANVAS, DIGIT, MAX_SPEED = 64, 32, 4
 ROOM = CANVAS - DIGIT  # corners lie in 0 .. ROOM-1 (the published draw never uses ROOM itself)
@@ -158,7 +159,7 @@ def check_frames(size: tuple[int, int], channels: int, who: str) -> None:
     who: what asks for them, such as `the recipe`.
     """
     if size not in ((CANVAS, CANVAS), (CANVAS // 2, CANVAS // 2)) or channels != 1:
-        asked = f"{size[1]}x{size[0]} with {channels} channel(s)"
+        asked = f"{size[1]}x{size[0]}, {colours(channels)}"
         raise McvdError(f"Moving MNIST is 64x64 or 32x32 and grey; {who} asks for {asked}")
 
 

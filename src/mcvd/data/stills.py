@@ -14,6 +14,12 @@ from mcvd.data.frames import SourceFrame, on_black, short
 from mcvd.errors import McvdError
 
 IMAGE_SUFFIXES = {".png", ".apng", ".gif", ".webp", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".ppm"}
+MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".png", ".tif", ".tiff", ".avif"])
+_CONTAINERS = """
+    mp4 m4v mov avi mkv webm mpg mpeg mpe m2v wmv asf flv f4v ts mts m2ts vob 3gp 3g2 ogv ogg rm rmvb divx dv mxf nut
+    ivf y4m h264 hevc mjpeg
+"""
+VIDEO_SUFFIXES = frozenset("." + suffix for suffix in _CONTAINERS.split())
 _FORMATS = ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF"]  # no others under such a name: EPS is a program
 if "avif" in features.modules and features.check("avif"):  # from Pillow 11.3 on, depending on its build
     IMAGE_SUFFIXES.add(".avif")
@@ -110,10 +116,27 @@ def pages(image: Image.Image) -> int:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of a folder in natural order, hidden ones left out. Raises McvdError where there is none."""
-    images = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+    files = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: natural(path.name))
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not images:
-        raise McvdError(f"the folder {folder} holds no image ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return sorted(images, key=lambda path: natural(path.name))
+        video = next((path for path in files if path.suffix.lower() in VIDEO_SUFFIXES), None)
+        hint = f"; name one of its videos, e.g. {video}" if video else f" ({' '.join(sorted(IMAGE_SUFFIXES))})"
+        raise McvdError(f"the folder {folder} holds no image{hint}")
+    return images
+
+
+def frame_of_folder(path: Path) -> Iterator[SourceFrame]:
+    """The picture of an image file in a folder of them. Raises McvdError for an animation or a stack of pictures: it is
+    a clip of its own, of which all pictures but the first would be lost."""
+    if path.suffix.lower() in MAYBE_ANIMATED:
+        with open_image(path) as image:
+            count = pages(image)
+        if count > 1:
+            raise McvdError(
+                f"{path} is a clip of {count} frames, and its folder is not one: name the file itself, or a folder "
+                "of images that hold one picture each"
+            )
+    return decoded_stills(path, first_only=True)
 
 
 def open_image(path: Path) -> Image.Image:

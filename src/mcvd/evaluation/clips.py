@@ -17,6 +17,7 @@ from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Source
+from mcvd.files import expanded
 from mcvd.text import counted, printable
 
 PUBLISHED_DIGITS = 256
@@ -38,7 +39,7 @@ def real_clips(protocol: Protocol, data: Path | str | None = None, report: Calla
     or the authors' HDF5 shards; for Moving MNIST a folder with the MNIST files (None: the cache).
     Raises McvdError if the data are missing or do not fit the protocol.
     """
-    path = None if data is None else Path(data).expanduser()
+    path = None if data is None else expanded(data)
     if protocol.source == "moving-mnist":
         return _moving_digits(protocol, path)
     if path is None:

@@ -24,7 +24,7 @@ from mcvd.evaluation.result import Result, System
 from mcvd.evaluation.run import Job, Progress, Report, Worker, nothing, run
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.planner import plan
-from mcvd.text import printable
+from mcvd.text import colours, printable
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
         edits = [] if model.size == protocol.size else [f"--set size=[{height},{width}]"]
         edits += [] if channels == protocol.channels else [f"--set channels={channels}"]
         raise McvdError(
-            f"{name} generates frames of {width}x{height} with {channels} channel(s), but protocol {protocol.name} "
-            f"compares {protocol.size[1]}x{protocol.size[0]} with {protocol.channels}: measure at the model's with "
-            f"{' '.join(edits)} (which makes it another protocol)"
+            f"{name} generates frames of {width}x{height}, {colours(channels)}, but protocol {protocol.name} "
+            f"compares {protocol.size[1]}x{protocol.size[0]}, {colours(protocol.channels)}: measure at the model's "
+            f"with {' '.join(edits)} (which makes it another protocol)"
         )
     try:
         plan(protocol.known, model.layout, model.config.masking)

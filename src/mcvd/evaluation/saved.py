@@ -30,6 +30,8 @@ class Evaluation:
         path = Path(path).expanduser()
         if (path / IDENTITY).is_file() and not (path / "result.json").is_file():
             raise McvdError(f"{path} holds an unfinished evaluation; run the same command again to continue it")
+        if path.is_dir() and not (path / "result.json").is_file():
+            raise McvdError(f"{path} is not the folder of an evaluation (mcvd evaluate, mcvd score): no result.json")
         return cls(path if path.is_dir() else path.parent, Result.load(path))
 
     @cached_property

@@ -161,7 +161,14 @@ def _made_clip(video: Video, real: Tensor, protocol: Protocol) -> Tensor:
 def _check_size(video: Video, frames: Tensor, protocol: Protocol) -> None:
     height, width = frames.shape[2:]
     if (height, width) != protocol.size:
+        times = height // protocol.size[0]
+        enlarged = times > 1 and (height, width) == (times * protocol.size[0], times * protocol.size[1])
+        hint = (
+            "; mcvd enlarges small frames in mp4, mov, webm, avi and gif: write mkv, npz or folders of frames instead"
+            if enlarged
+            else ""
+        )
         raise McvdError(
             f"{video.name} has frames of {width}x{height}, but protocol {protocol.name} compares "
-            f"{protocol.size[1]}x{protocol.size[0]}; --set size=[{height},{width}] measures at that size"
+            f"{protocol.size[1]}x{protocol.size[0]}{hint}; --set size=[{height},{width}] measures at that size"
         )

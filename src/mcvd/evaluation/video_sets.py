@@ -19,6 +19,7 @@ from mcvd.data.frames import luma
 from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos, sample_of
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.text import printable
 
 Role = Literal["real", "made"]
@@ -51,7 +52,7 @@ def find_videos(path: Path | str, role: Role) -> list[Video]:
     An array of 5 or 6 dimensions holds several videos, one after the other. Of an npz with both ``real`` and ``made``,
     as `mcvd evaluate` writes, only the array of this role is taken. Raises McvdError if there are no videos.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.exists():
         raise McvdError(f"{root} does not exist")
     items, _ = find_items(root)

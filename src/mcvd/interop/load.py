@@ -50,9 +50,13 @@ def _find(name: str | Path) -> VideoDiffusion:
         raise McvdError(f"{path} is not a model folder: it has no {CONFIG}{hint}")
     bundled = ", ".join(bundled_models()) or "none"
     if path.is_file():
+        if (path.parent / CONFIG).is_file():
+            raise McvdError(f"{path} is a file of a model; name its folder: {path.parent}")
         raise McvdError(
             f"{path} is a file, not a model: a model is a folder, bundled ({bundled}) or the authors' checkpoint_N.pt"
         )
+    if any(files("mcvd.recipes").joinpath(*place, f"{name}.yaml").is_file() for place in ((), ("paper",))):
+        raise McvdError(f"{name} is a recipe, not a model: mcvd train {name} makes one, in a run folder to name here")
     if str(name).count("/") == 1 and not path.is_absolute() and not str(name).startswith("."):
         return VideoDiffusion.from_folder(_download(str(name)))
     raise McvdError(

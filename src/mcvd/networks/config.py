@@ -85,6 +85,11 @@ class UNetConfig:
         height, width = self.size
         return height // self.patch, width // self.patch
 
+    @property
+    def resolutions(self) -> list[int]:
+        """Shorter side of every level, in pixels: what `attention` names."""
+        return [min(self.inner) // 2**level for level in range(len(self.multipliers))]
+
     def heads(self, channels: int) -> int:
         """Attention heads of a layer with this many channels."""
         if self.head_channels == -1 or channels < self.head_channels:

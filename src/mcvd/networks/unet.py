@@ -90,7 +90,7 @@ class UNet(nn.Module):
         seen = layout.current + (layout.condition_frames if self.concat else 0)
         self.conv_in = initialise(ops.conv(ops.maps(seen), c.width, 3))
         last = len(c.multipliers) - 1
-        attends = [min(c.inner) // 2**level in c.attention for level in range(last + 1)]
+        attends = [side in c.attention for side in c.resolutions]
         here, skips = c.width, [c.width]  # channels now, and of every feature map that the way up will read
 
         down = []

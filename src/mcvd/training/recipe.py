@@ -10,6 +10,7 @@ from typing import Literal
 from mcvd.config import from_dict, read_yaml
 from mcvd.data.settings import Layout
 from mcvd.errors import McvdError
+from mcvd.files import is_run
 from mcvd.model import ModelConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -151,6 +152,8 @@ def read_recipe(name: str | Path) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise McvdError(f"{path} does not exist")
+    elif is_run(path):
+        raise McvdError(f"{path} is a run; to continue it, give its recipe: {path / 'recipe.yaml'} --output {path}")
     else:
         path = _bundled(str(name))
     try:
@@ -158,7 +161,8 @@ def read_recipe(name: str | Path) -> Recipe:
     except OSError as error:
         raise McvdError(f"cannot read {path}: {error.strerror or error}") from None
     except yaml.YAMLError as error:
-        raise McvdError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).replace('in "<byte string>",', "at").split())
+        raise McvdError(f"{path} cannot be read as YAML: {said}") from None
     return from_dict(Recipe, data, str(path))
 
 
@@ -171,6 +175,6 @@ def _bundled(name: str) -> Path:
     found = {path.stem: path for path in RECIPES.rglob("*.yaml")}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
-        hint = f"did you mean {near[0]}" if near else f"bundled ones: {', '.join(recipe_names())}"
-        raise McvdError(f"no recipe {name}; {hint}, or give the path of a .yaml file")
+        hint = f"did you mean {near[0]}?" if near else f"bundled ones: {', '.join(recipe_names())}"
+        raise McvdError(f"no recipe {name}; {hint} (or give the path of a .yaml file)")
     return found[name]

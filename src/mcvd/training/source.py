@@ -13,6 +13,7 @@ from torch import Tensor
 from mcvd.data.moving_mnist import MovingMNIST, check_frames, find_mnist, load_digits
 from mcvd.data.settings import settings_for
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.training.recipe import Recipe
 
 TEST_CLIPS = 64  # fixed clips of the held-out videos
@@ -43,7 +44,13 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
     if recipe.data.kind == "moving-mnist":
         check_frames(network.size, network.channels, "the recipe")
         path = None if recipe.data.path is None else Path(recipe.data.path)
-        digits = load_digits(find_mnist(path), "train" if split == "train" else "test")
+        try:
+            folder = find_mnist(path)
+        except McvdError as error:
+            if path is None:
+                raise
+            raise McvdError(f"{error}; for your own videos take a recipe for videos, e.g. videos-small") from None
+        digits = load_digits(folder, "train" if split == "train" else "test")
         counts = recipe.data.digits
         return MovingMNIST(digits, frames, size=network.size[0], num_digits=counts, seed=recipe.seed, device=device)
     if recipe.data.path is None:
@@ -51,7 +58,7 @@ def clip_source(recipe: Recipe, split: str, device: torch.device, report: Report
     from mcvd.data.prepare import info, open_data, prepared_data  # needs PyAV; Moving MNIST does not
 
     path = prepared_data(
-        Path(recipe.data.path).expanduser(),
+        expanded(recipe.data.path),
         settings_for(
             recipe.data.layout,
             network.size,

@@ -21,7 +21,7 @@ from mcvd.data.splits import assign_splits
 from mcvd.data.video import video_info
 from mcvd.errors import McvdError
 from mcvd.files import expanded
-from mcvd.text import counted
+from mcvd.text import colours, counted
 
 _ORDER = {"train": 0, "val": 1, "test": 2}
 
@@ -77,7 +77,7 @@ class DataInfo:
         """Lines of text for people."""
         out = [f"{self.path}: {self.kind}"]
         if self.stored:
-            out[0] += f", frames {self.stored[1]}x{self.stored[0]} with {self.stored[2]} channel(s)"
+            out[0] += f", frames {self.stored[1]}x{self.stored[0]}, {colours(self.stored[2])}"
         for name in sorted(self.splits, key=lambda name: (_ORDER.get(name, 9), name)):
             part = self.splits[name]
             out.append(

@@ -24,16 +24,9 @@ from PIL import Image
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
 from mcvd.data.prepare.tar import File, members, pieces
-from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, natural, pages
+from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, MAYBE_ANIMATED, VIDEO_SUFFIXES, natural, pages
 from mcvd.errors import McvdError, Unwritable
 from mcvd.files import own_folders
-
-_CONTAINERS = """
-    mp4 m4v mov avi mkv webm mpg mpeg mpe m2v wmv asf flv f4v ts mts m2ts vob 3gp 3g2 ogv ogg rm rmvb divx dv mxf nut
-    ivf y4m h264 hevc mjpeg
-"""
-VIDEOS = frozenset("." + suffix for suffix in _CONTAINERS.split())
-MAYBE_ANIMATED = frozenset([".gif", ".webp", ".apng", ".png", ".tif", ".tiff", ".avif"])
 
 PACKED = (".zip", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".rar", ".7z")
 """Archives that are not read: reaching a file in the middle would mean unpacking all before it."""
@@ -170,7 +163,7 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
         if _hidden(file.name):
             continue
         suffix, found = PurePosixPath(file.name).suffix.lower(), len(items)
-        if suffix in VIDEOS or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
+        if suffix in VIDEO_SUFFIXES or (suffix in MAYBE_ANIMATED and _pages(file) > 1):
             items.append(_item("video", file.name, [file]))
         elif suffix in IMAGE_SUFFIXES:
             images.setdefault(str(PurePosixPath(file.name).parent), []).append(file)
