@@ -9,6 +9,7 @@ project, author, release = "mcvd", "the authors of mcvd", mcvd.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_heading_anchors = 3
 html_theme = "furo"
+html_domain_indices = False  # of modules: no page leads there
 html_title = f"mcvd {release}"
 default_role = "literal"  # `name` in a docstring is code
 autodoc_member_order = "bysource"

@@ -156,7 +156,7 @@ def test_larger_frames_are_cut_once_for_a_clip_at_random_and_in_the_middle_for_t
     assert set(fixed[..., 0].flatten().tolist()) == {2}
     with pytest.raises(McvdError, match="frames of 21x16, grey; 32x32, grey"):
         Shards(tmp_path / "data", 4, size=(32, 32))
-    with pytest.raises(McvdError, match="with 3 are needed"):
+    with pytest.raises(McvdError, match="21x16, RGB, are needed"):
         Shards(tmp_path / "data", 4, channels=3)
 
 
