@@ -40,11 +40,19 @@ IMAGE_ERRORS = (
 """What Pillow raises for a damaged file, or one of another kind."""
 
 
-def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame]:
-    """Frames of an image file; gif, webp, apng and tiff may hold many, composed as a viewer shows them."""
+def decoded_stills(path: Path, first_only: bool = False, alone: bool = False) -> Iterator[SourceFrame]:
+    """Frames of an image file; gif, webp, apng and tiff may hold many, composed as a viewer shows them.
+
+    alone: raises McvdError for an animation or a stack of pictures: in a folder of images, it is a clip of its own.
+    """
     done, time = 0, 0.0
     try:
         with open_image(path) as image:
+            if alone and path.suffix.lower() in MAYBE_ANIMATED and (count := pages(image)) > 1:
+                raise McvdError(
+                    f"{path} is a clip of {count} frames, and its folder is not one: name the file itself, or a folder "
+                    "of images that hold one picture each"
+                )
             for page in ImageSequence.Iterator(image):
                 page = ImageOps.exif_transpose(page)
                 grey = page.mode in ("1", "L") and image.format != "GIF"
@@ -65,7 +73,7 @@ def decoded_stills(path: Path, first_only: bool = False) -> Iterator[SourceFrame
                     lasts=None if lasts is None else lasts / 1000,
                 )
                 done, time = done + 1, time + (lasts or 0) / 1000
-                if first_only:
+                if first_only or alone:  # a photo of a phone may hold more: its previews
                     return
     except IMAGE_ERRORS as error:
         if not done:
@@ -123,20 +131,6 @@ def images_in(folder: Path) -> list[Path]:
         hint = f"; name one of its videos, e.g. {video}" if video else f" ({' '.join(sorted(IMAGE_SUFFIXES))})"
         raise McvdError(f"the folder {folder} holds no image{hint}")
     return images
-
-
-def frame_of_folder(path: Path) -> Iterator[SourceFrame]:
-    """The picture of an image file in a folder of them. Raises McvdError for an animation or a stack of pictures: it is
-    a clip of its own, of which all pictures but the first would be lost."""
-    if path.suffix.lower() in MAYBE_ANIMATED:
-        with open_image(path) as image:
-            count = pages(image)
-        if count > 1:
-            raise McvdError(
-                f"{path} is a clip of {count} frames, and its folder is not one: name the file itself, or a folder "
-                "of images that hold one picture each"
-            )
-    return decoded_stills(path, first_only=True)
 
 
 def open_image(path: Path) -> Image.Image:

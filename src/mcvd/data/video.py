@@ -27,16 +27,7 @@ from torch import Tensor
 from mcvd.data.arrays import ARRAY_SUFFIXES, array_in
 from mcvd.data.frames import Fit, Fitter, SourceFrame, short
 from mcvd.data.sheet import contact_sheet
-from mcvd.data.stills import (
-    IMAGE_SUFFIXES,
-    decoded_stills,
-    frame_of_folder,
-    images_in,
-    mean_rate,
-    open_image,
-    pages,
-    still_size,
-)
+from mcvd.data.stills import IMAGE_SUFFIXES, decoded_stills, images_in, mean_rate, open_image, pages, still_size
 from mcvd.data.video_write import write_video
 from mcvd.errors import McvdError
 from mcvd.files import expanded
@@ -189,7 +180,7 @@ def decoded_frames(path: Path) -> Iterator[SourceFrame]:
     _must_exist(path)
     if path.is_dir():
         for image in images_in(path):
-            yield from frame_of_folder(image)
+            yield from decoded_stills(image, alone=True)
     elif path.suffix.lower() in ARRAY_SUFFIXES:
         for frame in array_in(path):
             yield SourceFrame(frame)
