@@ -125,16 +125,22 @@ def find_items(root: Path) -> tuple[list[Item], Counter[str]]:
     read, and linked folders, which may lead in circles. A link to a file that is gone counts as that file. Tar files
     are read only if nothing else is of use: beside other videos, they are what these were unpacked from.
     """
-    places = [root] if root.is_file() else sorted(root.rglob("*"))
-    files = [place for place in places if place.is_file() or (place.is_symlink() and not place.is_dir())]
+    files: list[Path] = []
+    folders: list[Path] = []
+    for place in [root] if root.is_file() else sorted(root.rglob("*")):
+        if place.is_file() or (place.is_symlink() and not place.is_dir()):
+            files.append(place)
+        elif place.is_dir():
+            folders.append(place)
     base = root.parent if root.is_file() else root
     own = own_folders(root, files)
     found = [File(file.relative_to(base).as_posix(), str(file)) for file in files if own.isdisjoint(file.parents)]
     ignored = Counter(f"folder of mcvd's own ({folder.relative_to(base).as_posix()})" for folder in sorted(own))
-    ignored.update(f"linked folder ({link.relative_to(base).as_posix()})" for link in linked_folders(places))
-    folders = [folder for folder in set(places).difference(files) if folder.is_dir() and not folder.is_symlink()]
-    closed = [folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)]  # which rglob passes over
-    ignored.update(f"folder that may not be read ({folder.relative_to(base).as_posix()})" for folder in sorted(closed))
+    ignored.update(f"linked folder ({link.relative_to(base).as_posix()})" for link in linked_folders(folders))
+    closed = [  # which rglob passes over
+        folder for folder in folders if not (folder.is_symlink() or os.access(folder, os.R_OK | os.X_OK))
+    ]
+    ignored.update(f"folder that may not be read ({folder.relative_to(base).as_posix()})" for folder in closed)
     items, others = _sort(found)
     if not items and others.pop(".tar", 0):
         for file in found:
