@@ -786,4 +786,6 @@ def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):
     Path("vids/a.npz").write_bytes(Path("clip.npz").read_bytes())
     Path("vids/._a.npz").touch()  # what macOS leaves on other file systems
     assert "name one in it (vids/a.npz), or: mcvd data info vids" in fails(capsys, 1, "info", "vids")
+    Path("vids/a.png").write_bytes(b"the sheet that predict writes beside it")
+    assert "name one in it (vids/a.npz), or: mcvd data info vids" in fails(capsys, 1, "info", "vids")
     assert main(["info", str(write_video(Path("frames"), moving_strokes(3)))]) == 0

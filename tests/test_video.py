@@ -202,6 +202,20 @@ def test_a_folder_of_clips_is_no_clip(tmp_path: Path) -> None:
         read_video(tmp_path)
 
 
+@pytest.mark.parametrize("others", ["a.mkv", "a-1.mkv a-2.mkv", "a.npz", "a"])
+def test_previews_of_videos_are_no_frames(tmp_path: Path, others: str) -> None:
+    """As sampling leaves them: `mcvd predict output` would go on from a contact sheet."""
+    for name in others.split():
+        write_video(tmp_path / name, numbered(3))
+    Image.new("L", (16, 16)).save(tmp_path / "a.png")
+    for read in (read_video, video_info):
+        with pytest.raises(McvdError, match="holds no image"):
+            read(tmp_path)
+    Image.new("L", (16, 16), 35).save(tmp_path / "still.png")
+    assert numbers(read_video(tmp_path)) == [1]
+    assert video_info(tmp_path).frames == 1
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])
 def test_animated_images(tmp_path: Path, suffix: str) -> None:
     pictures = [Image.fromarray(frame) for frame in numbered(7).permute(0, 2, 3, 1).contiguous().numpy()]

@@ -63,15 +63,19 @@ def is_named_as_clip(path: Path) -> bool:
 
 def must_be_one_clip(path: Path) -> None:
     """Raises McvdError for a folder without images, naming a clip in it and the command that describes them all."""
-    from mcvd.data.stills import IMAGE_SUFFIXES
+    from mcvd.data.stills import IMAGE_SUFFIXES, images_in
 
-    inside = [file for file in sorted(path.iterdir()) if file.name[0] != "."] if path.is_dir() else []
-    if path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in inside):
-        clip = next((file for file in inside if is_named_as_clip(file)), None)
+    if not path.is_dir():
+        return
+    try:
+        images_in(path)
+    except McvdError:
+        inside = (file for file in sorted(path.iterdir()) if file.name[0] != "." and is_named_as_clip(file))
+        clip = next((file for file in inside if file.suffix.lower() not in IMAGE_SUFFIXES), None)
         raise McvdError(
             f"{path} is neither a model (it has no config.json) nor a clip (it has no image); "
             f"{f'name one in it ({clip}), or: ' if clip else ''}mcvd data info {path} says what videos it holds"
-        )
+        ) from None
 
 
 def clip_rows(path: Path) -> list[tuple[str, str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, features
@@ -114,6 +115,17 @@ def natural(text: str) -> list[tuple[int, str]]:
     return [*parts, (-2, text)]
 
 
+def sample_name(name: str) -> str:
+    """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0]))
+
+
+def sample_of(name: str) -> str:
+    """NAME of NAME-1, NAME-2 ..., as `mcvd predict` calls its samples; any other name as it is."""
+    return re.sub(r"-\d+$", "", name)
+
+
 def pages(image: Image.Image) -> int:
     """Pictures in an open image file; 1 if they cannot be counted: decoding it reports the error."""
     try:
@@ -123,11 +135,17 @@ def pages(image: Image.Image) -> int:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder in natural order, hidden ones left out. Raises McvdError where there is none."""
+    """The image files of a folder in natural order, without hidden ones and previews of videos beside them: NAME.png of
+    NAME.mp4, of a folder NAME, or of the samples NAME-1.mp4 ... Raises McvdError where there is none."""
     files = sorted((path for path in folder.iterdir() if path.name[0] != "."), key=lambda path: natural(path.name))
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
+    videos = [path for path in others if path.suffix.lower() in (*VIDEO_SUFFIXES, ".npz")]
+    names = {sample_name(path.name) for path in (*videos, *filter(Path.is_dir, others))}
+    names |= {sample_of(name) for name in names}
+    images = [path for path in images if not names or sample_name(path.name) not in names]
     if not images:
-        video = next((path for path in files if path.suffix.lower() in VIDEO_SUFFIXES), None)
+        video = next(iter(videos), None)
         hint = f"; name one of its videos, e.g. {video}" if video else f" ({' '.join(sorted(IMAGE_SUFFIXES))})"
         raise McvdError(f"the folder {folder} holds no image{hint}")
     return images

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mcvd.data.arrays import ARRAY_ERRORS, array_frames
 from mcvd.data.frames import luma
-from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos, sample_of
+from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
+from mcvd.data.stills import sample_of
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
 from mcvd.files import expanded

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import tempfile
 import zipfile
 from collections import Counter
@@ -24,7 +23,16 @@ from PIL import Image
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
 from mcvd.data.prepare.tar import File, members, pieces
-from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, MAYBE_ANIMATED, VIDEO_SUFFIXES, natural, pages
+from mcvd.data.stills import (
+    IMAGE_ERRORS,
+    IMAGE_SUFFIXES,
+    MAYBE_ANIMATED,
+    VIDEO_SUFFIXES,
+    natural,
+    pages,
+    sample_name,
+    sample_of,
+)
 from mcvd.errors import McvdError, Unwritable
 from mcvd.files import own_folders
 
@@ -182,11 +190,11 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
         else:
             others[suffix or "(none)"] += 1
         if len(items) > found:
-            videos.add(_sample(file.name))
+            videos.add(sample_name(file.name))
     videos |= images.keys()
-    videos |= {sample_of(name) for name in videos}  # `mcvd predict` writes NAME-1.mp4, NAME-2.mp4 and a sheet NAME.png
+    videos |= {sample_of(name) for name in videos}
     for folder, pictures in images.items():
-        previews = [_sample(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
+        previews = [sample_name(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
         others.update(PurePosixPath(file.name).suffix.lower() for file, preview in zip(pictures, previews) if preview)
         pictures = [file for file, preview in zip(pictures, previews) if not preview]
         if not pictures:
@@ -195,17 +203,6 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
         for name, sequence in _sequences(folder, pictures):
             items.append(_item("images", name, sequence))
     return items, others
-
-
-def _sample(name: str) -> str:
-    """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0]))
-
-
-def sample_of(name: str) -> str:
-    """NAME of NAME-1, NAME-2 ...; any other name as it is."""
-    return re.sub(r"-\d+$", "", name)
 
 
 def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str = "") -> Item:
@@ -219,7 +216,7 @@ def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[Fi
     of several pictures, as WebDataset names them (KEY.0.jpg, KEY.1.jpg, ...)."""
     samples: dict[str, list[File]] = {}
     for picture in pictures:
-        samples.setdefault(_sample(picture.name), []).append(picture)
+        samples.setdefault(sample_name(picture.name), []).append(picture)
     if pictures[0].archive and 1 < len(samples) < len(pictures):
         yield from samples.items()
     else:
