@@ -588,6 +588,34 @@ def test_nobody_need_read_what_is_printed(clip, models, closed, tmp_path):
     assert (tmp_path / "made-2.npz").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "to", "code", "said"),
+    [
+        (["info", "tiny"], "/dev/full", 1, "mcvd: error: what is printed cannot be written: No space left on device\n"),
+        (["info", "nope"], "/dev/full", 1, "mcvd: error: no model nope"),
+        (["generate", "--model", "tiny", *QUICK], "/dev/full", 1, "mcvd: error: OSError: [Errno 28] No space left"),
+        (["info", "tiny"], None, 1, ""),  # as in `| true`
+    ],
+)
+def test_what_cannot_be_printed_at_the_end_is_one_line(clip, models, words, to, code, said):
+    """Python keeps back what goes to a file or a pipe, and would fail with lines and a code of its own at exit."""
+    if to is None:
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(to, os.O_WRONLY)
+    src = str(Path(__file__).resolve().parent.parent / "src")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([src, os.environ.get("PYTHONPATH", "")])}
+    env.pop("PYTHONUNBUFFERED", None)
+    words = [models.get(word, word) for word in words]
+    command = [sys.executable, "-m", "mcvd", *words]
+    done = subprocess.run(command, env=env, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+
+
 def test_what_was_generated_is_kept_where_nobody_reads_what_is_printed(clip, models, monkeypatch):
     """As in `mcvd predict ... | head -2` with unbuffered output: the reader leaves while frames are generated."""
 

@@ -109,6 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.getcwd()
     except FileNotFoundError:  # torch would end the process, and blame one of its own files
         return _fail("the current folder no longer exists; change to another one", 1)
+    code = _run(words, debug)
+    try:
+        sys.stdout.flush()  # else Python does, at exit, and reports what fails with words and a code of its own
+    except OSError as error:
+        drop_output()
+        if not (code or isinstance(error, BrokenPipeError)):
+            return _fail(f"what is printed cannot be written: {error.strerror or error}", 1)
+        return code or 1
+    return code
+
+
+def _run(words: list[str], debug: bool) -> int:
+    """The command, with each way to fail as one line and an exit code."""
     try:
         with _notes(debug):
             return _dispatch(words)
