@@ -392,6 +392,7 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_made(clip, mode
         ("predict clip.npz --fit cut", 2, "'crop', 'stretch'"),
         ("predict clip.npz --out clip.npz", 1, "the clip itself"),
         ("predict clip.npz --out film.mpx", 1, "the suffix must be"),
+        ("predict clip.npz --out -", 1, "cannot write to standard output (-); name a file"),
         ("predict clip.npz --out notes.mp4/x.mp4", 1, "cannot write into"),
         ("predict clip.npz --device toaster", 1, "toaster"),
         ("predict clip.npz --solver dpm++ --reference", 1, "reference mode"),
@@ -806,6 +807,9 @@ def test_a_name_may_begin_like_the_home_folder_of_a_user_who_is_not_there(clip, 
     assert main(["predict", "~a.npz", "--model", models["tiny"], "--out", "~b.npz", *QUICK]) == 0
     assert Path("~b.npz").exists()
     assert "~c.npz does not exist" in fails(capsys, 1, "predict", "~c.npz", "--model", models["tiny"])
+    assert "~c.pt is missing" in fails(capsys, 1, "import", "~c.pt", "--output", "~model")
+    mcvd.load(models["tiny"]).save("~model")
+    assert main(["info", "~model"]) == 0
 
 
 def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):

@@ -526,6 +526,7 @@ def test_names_of_published_checkpoints(tmp_path, monkeypatch):
         ("checkpoint_5.pt", "checkpoint_5"),
         ("logs/best.pt", "best"),
         ("/checkpoint.pt", "checkpoint"),
+        ("owner/kth-1.5", "kth-1.5"),  # on a hub
     ):
         assert model_name(Path(path)) == name
 

@@ -53,6 +53,8 @@ def model_name(model: Path | str) -> str:
     if path.is_dir():
         run = path.resolve().parent
         return {"model": run.name, "best": f"{run.name}-best"}.get(name, name) if is_run(run) else name
+    if path.suffix not in (".pt", ".pth"):
+        return path.name  # on a hub, where owner/kth-1.5 is not another step of owner/kth-1
     step = re.fullmatch(r"checkpoint(_.*)?", name)
     folder = path.parent.resolve()
     while folder.name == "logs":

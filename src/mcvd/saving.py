@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.text import first_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -32,7 +33,7 @@ def write_model(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if not dtype.is_floating_point:
         raise McvdError(f"weights cannot be stored as {dtype}; choose a floating-point type")
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def read_model(folder: str | Path) -> tuple[dict[str, Any], dict[str, Any], dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise McvdError(f"{folder} is not a model folder: it has no {name}")

@@ -86,6 +86,8 @@ def check_target(path: Path | str, fps: float) -> None:
     """All of `write_video`'s checks that need no frames, to be made before long work: McvdError, or nothing."""
     path = expanded(path)
     suffix, known = path.suffix.lower(), [*CODECS, ".png", ".npz"]
+    if str(path) == "-":
+        raise McvdError("cannot write to standard output (-); name a file")
     if path.name.lower() in known:
         raise McvdError(f"cannot write {path}: that is only a suffix; name the file, e.g. clip{path.name}")
     if suffix and suffix not in known:

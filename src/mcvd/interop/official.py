@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mcvd.config import from_dict
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.interop.official_config import model_config, read_config
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.networks.attention import Attention
@@ -164,7 +165,7 @@ def load_checkpoint(path: str | Path, ema: bool = True) -> VideoDiffusion:
     Raises McvdError for a file that is not such a checkpoint, an option that cannot be reproduced, or weights that do
     not fit the configuration: nothing is ever loaded in part.
     """
-    return _load(Path(path).expanduser(), ema)[0]
+    return _load(expanded(path), ema)[0]
 
 
 def import_checkpoint(
@@ -176,7 +177,7 @@ def import_checkpoint(
     Raises McvdError as `load_checkpoint` does, and if the folder holds another model: only the same import may be
     repeated.
     """
-    path, folder = Path(path).expanduser(), Path(folder).expanduser()
+    path, folder = expanded(path), expanded(folder)
     model, notes = _load(path, ema)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
