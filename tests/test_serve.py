@@ -1,5 +1,6 @@
 """`mcvd serve`: the page's questions, asked of a server that runs."""
 
+import asyncio
 import contextlib
 import importlib.util
 import io
@@ -320,6 +321,19 @@ def test_too_much_at_once(server, tmp_path, monkeypatch):
     assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; only the first 2 are used")
     monkeypatch.setattr("mcvd.web.app.MOST_SENT", 2**20)
     assert "more than 1 MiB" in server.refused("clips?name=big.mp4", bytes(2**20 + 1))
+
+
+def test_who_leaves_in_the_middle_of_an_upload_is_no_failure_of_the_server(server):
+    parts = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    scope = {"type": "http", "method": "POST", "path": "/clips", "query_string": b"", "headers": [(b"host", b"box")]}
+
+    async def receive():
+        return next(parts)
+
+    async def send(message):
+        """To nobody."""
+
+    asyncio.run(application(server.model, "tiny")(scope, receive, send))
 
 
 def test_other_sites_are_refused(server):

@@ -16,7 +16,7 @@ from typing import cast
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -70,7 +70,8 @@ def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = (), **o
             Route("/orders/{key}/sheet.png", page.sheet),
         ],
         middleware=[Middleware(_OwnPage, hosts=frozenset(map(str.lower, hosts)))],
-        exception_handlers={McvdError: _said},
+        # whoever leaves in the middle of an upload reads no answer, but that is no failure of the server
+        exception_handlers={McvdError: _said, ClientDisconnect: _said},
         lifespan=lifespan,
     )
 
