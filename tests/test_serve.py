@@ -340,7 +340,7 @@ def test_other_sites_are_refused(server):
     for host in ("elsewhere.example", "elsewhere.example:8000", "127.0.0.1.elsewhere.example", "a.notlocal"):
         status, body = server.ask("", Host=host)
         assert status == 403
-        assert f"--host {host.removesuffix(':8000')}" in json.loads(body)["error"]
+        assert f"--host ADDRESS {host.removesuffix(':8000')}" in json.loads(body)["error"]
     for origin in ("http://elsewhere.example", "null", "http://[::1"):
         assert server.ask("orders", b'{"timeline": [null]}', Origin=origin)[0] == 403
 
@@ -350,6 +350,7 @@ def test_other_sites_are_refused(server):
 )
 def test_names_that_no_other_site_can_have_are_served(server, host):
     assert server.ask("model", Host=host)[0] == 200
+    assert server.ask("orders", b"{", Host=host, Origin=f"https://{host.lower()}")[0] == 400  # let in, and no order
 
 
 def test_the_oldest_clips_make_room():
@@ -404,6 +405,8 @@ def test_the_machine_goes_by_its_own_name(host, monkeypatch, capsys):
     assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 0
     assert seen == [[host, f"name of {host}"]]
     assert re.search(rf"digits on cpu: http://{host}:\d+ ", capsys.readouterr().out)
+    assert main(["serve", "--host", host, "public.example", "--port", "0", "--device", "cpu"]) == 0
+    assert seen[1] == [host, f"name of {host}", "public.example"]
 
 
 @pytest.mark.usefixtures("unserved")

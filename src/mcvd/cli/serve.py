@@ -27,9 +27,10 @@ class Command:
     """
 
     model: Annotated[str, arg(metavar="MODEL", help=MODEL_HELP)] = "digits"
-    host: Annotated[str, arg(metavar="ADDRESS")] = "127.0.0.1"
+    host: Annotated[tuple[str, ...], arg(metavar="ADDRESS [NAME ...]")] = ("127.0.0.1",)
     """Who can reach the page: 127.0.0.1 means this machine only; 0.0.0.0 anybody on its networks; a name of this
-    machine, whoever reaches that name. There is no password."""
+    machine, whoever reaches that name. There is no password. NAME: more names that browsers know it by, as behind a
+    reverse proxy."""
     port: Port = 8000
     """Port of the page's address; 0 picks a free one."""
     device: Device = None
@@ -60,19 +61,20 @@ class Command:
         autocast(self.precision, model.device)
         with calls_by(model.network, self.engine):
             pass
-        if not self.host:
+        address, *names = self.host or ("",)
+        if not address:
             raise McvdError("--host is empty, which would let everybody in; if that is meant, write 0.0.0.0")
-        shown = f"[{self.host}]" if ":" in self.host else self.host
+        shown = f"[{address}]" if ":" in address else address
         try:
-            family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-            listening = socket.create_server((self.host, self.port), family=family)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            listening = socket.create_server((address, self.port), family=family)
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while ")[0]
             other = "--port, or 0" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-            raise McvdError(f"cannot listen at {self.host}, port {self.port}: {reason}; try another {other}") from None
+            raise McvdError(f"cannot listen at {address}, port {self.port}: {reason}; try another {other}") from None
         port = listening.getsockname()[1]
-        names = [self.host, socket.getfqdn(self.host)]
-        app = application(model, self.model, names, precision=self.precision, engine=self.engine)
+        hosts = [address, socket.getfqdn(address), *names]
+        app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
         print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
         # answers under way have a second; what still computes then is not waited for
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")

@@ -235,7 +235,7 @@ class _OwnPage:
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         name = re.sub(r":\d*$", "", host)
         if name not in self.hosts and not _nobody_elses(name):
-            return f"{name} is no name of this machine; use its address, or start mcvd serve with --host {name}"
+            return f"{name} is no name of this machine; use its address, or start mcvd serve with --host ADDRESS {name}"
         if method not in ("GET", "HEAD") and origin is not None and origin.partition("//")[2] != host:
             return f"{origin} is another site"
         return ""
