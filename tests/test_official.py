@@ -184,12 +184,23 @@ def test_averaged_and_raw_weights(logs):
     states = torch.load(logs / "checkpoint.pt", weights_only=True)
     name = "unet.all_modules.2.weight"
     assert torch.equal(load(logs).network.conv_in.weight, states[4][name])
+    assert not load(logs).training  # dropout would change every frame
     assert torch.equal(load(logs, ema=False).network.conv_in.weight, states[0][f"module.{name}"])
     edit_states(logs, lambda states: states[:4])
     refused(logs, "averaged", "mcvd import --raw", "ema=False")
     load(logs, ema=False)
     edit_config(logs, lambda config: config["model"].update(ema=False))
     assert same(load(logs), load(logs, ema=False))
+
+
+@pytest.mark.oracle
+def test_gamma_noise_is_not_passed_over_in_silence(logs, capsys):
+    edit_config(logs, lambda config: config["model"].update(gamma=True))
+    with pytest.warns(UserWarning, match="checkpoint.pt was trained with Gamma noise"):
+        load(logs)
+    assert main(["import", str(logs / "checkpoint.pt"), "--output", str(logs / "model")]) == 0
+    said = "mcvd: note: checkpoint.pt was trained with Gamma noise; it is sampled with Gaussian noise here\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.oracle
@@ -278,6 +289,8 @@ def test_wrong_contents_are_refused_in_one_line(logs):
     check(lambda states: states[0].__delitem__("module.alphas"), "noise schedule")
     check(lambda states: states[0], "not a published checkpoint")
     check(lambda states: ["a", "b", "c", "d", "e"], "not a published checkpoint")
+    check(lambda states: states[:3], "not a published checkpoint")
+    check(lambda states: [*states[:4], "e"], "not a published checkpoint")
     edit_config(logs, lambda config: config["model"].update(num_res_blocks=2))
     refused(logs, "config.yml does not fit")
 
