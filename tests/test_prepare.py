@@ -117,6 +117,10 @@ def test_everything_of_use_is_stored_and_the_rest_is_named(mixed: Path, tmp_path
     assert (entry.source_size, entry.fps, entry.sha256) == ((24, 24), 10.0, hashlib.sha256(
         hashlib.sha256((mixed / "e.mkv").read_bytes()).hexdigest().encode()).hexdigest())  # fmt: skip
     assert any("broken.mp4" in line for line in info(tmp_path / "data").lines())
+    seen.clear()
+    (mixed / "a.mp4").write_bytes((mixed / "e.mkv").read_bytes())
+    prepare(mixed, tmp_path / "data", SMALL, workers=1, progress=lambda *at: seen.append(at))
+    assert seen[-1][0] == seen[-1][1] < 16  # what is left to do, or the time left would count what took none
 
 
 def test_a_video_that_may_be_cut_short_is_used_and_named(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ FIND: dict[str, Callable[[Path], tuple[list[Item], Counter[str]]]] = {
 }
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(videos done, videos in total)``."""
+"""Called as ``progress(videos done, videos to do)``, counting since this start."""
 
 
 def prepare(
@@ -88,14 +88,14 @@ def prepare(
             raise McvdError(f"{folder} was prepared from {old.root}, not {root}; choose another folder")
         kept, todo = work.sort_out(items)
         if progress is not None:
-            progress(len(items) - len(todo), len(items))
+            progress(0, len(todo))
         if todo:
             _drawn([item for item in todo if not item.problem], settings)  # an error now, not after hours of decoding
             entries = work.decode(todo, _processes(workers, len(todo)))
-            for done, entry in enumerate(entries, len(items) - len(todo) + 1):
+            for done, entry in enumerate(entries, 1):
                 kept[entry.source] = entry
                 if progress is not None:
-                    progress(done, len(items))
+                    progress(done, len(todo))
             kept.update(work.placed)  # with shard and offset
         manifest = _manifest(items, kept, settings, root, ignored)
         if not manifest.videos:
