@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from PIL import Image
 
 import tiny
 from mcvd.cli.main import main
-from mcvd.data.video import read_video, write_video
+from mcvd.data.video import contact_sheet, read_video, write_video
 from mcvd.errors import McvdError
+from mcvd.layout import Masking
 from mcvd.web import jobs
 from mcvd.web.app import application
 from mcvd.web.clips import COLUMNS, Clip, ClipStore, file_name
@@ -35,11 +37,11 @@ HOST = "127.0.0.1"
 class Server:
     """The page of a tiny model, and questions to it."""
 
-    def __init__(self):
-        self.model = tiny.model()
+    def __init__(self, model=None, **options):
+        self.model = model or tiny.model()
         listening = socket.create_server((HOST, 0))
         self.url = f"http://{HOST}:{listening.getsockname()[1]}/"
-        app = application(self.model, "tiny", ["Mine.example"])
+        app = application(self.model, "tiny", ["Mine.example"], **options)
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]}, daemon=True)
         self.thread.start()
@@ -175,12 +177,71 @@ def test_what_is_made_can_be_gone_on_from_and_taken_home(server, tmp_path):
         assert start in body[:16]
 
 
-def test_the_picture_of_all(server, sent):
+def test_a_model_of_another_kind_has_its_own_defaults(tmp_path, monkeypatch):
+    """In colour, of every second frame, for prediction alone, with few noise levels, a solver and a rate of its own."""
+    model = tiny.model(channels=3, masking=Masking(0.0, 0.5), steps=8)
+    model.config = replace(model.config, solver="ddim", fps=7.0)
+    model.notes["stride"] = 2
+    server = Server(model, precision="bf16", engine="openvino")
+    try:
+        about = server.json("model")
+        assert (about["tasks"], about["stride"], about["solver"]) == (["predict", "interpolate"], 2, "ddim")
+        assert about["solvers"]["ddpm"]["steps"] == 8
+        write_video(tmp_path / "a.npz", frames := tiny.video(8, 3, 16, 16))
+        clip = server.send(tmp_path / "a.npz")
+        assert (clip["frames"], clip["fps"]) == (4, 7.0)  # arrays have no rate
+        picture = Image.open(io.BytesIO(server.ask(f"clips/{clip['id']}/grid.png")[1]))
+        assert torch.equal(torch.tensor(np.array(picture)[:, :16]).movedim(2, 0), frames[0])
+        write_video(tmp_path / "b.mkv", frames, fps=20)
+
+        asked = {}
+
+        def fill(video, known, **options):
+            asked.update(options)
+            return video[None].repeat(2, 1, 1, 1, 1)
+
+        monkeypatch.setattr(model, "fill", fill)
+        now = server.finished(
+            server.order([*cells(server.send(tmp_path / "b.mkv"), [0, 1]), None], samples=2, guidance=1.5)
+        )
+        assert now["fps"] == 10.0  # the clip's, of every second frame
+        del asked["progress"]
+        assert asked == {
+            "samples": 2,
+            "solver": "ddim",
+            "steps": None,
+            "seed": 0,
+            "guidance": 1.5,
+            "precision": "bf16",
+            "engine": "openvino",
+        }
+    finally:
+        server.stop()
+
+
+def test_finished_orders_are_forgotten_from_the_oldest_on(server, monkeypatch):
+    monkeypatch.setattr(jobs, "MOST_REMEMBERED", 2)
+    keys = [server.order([None], steps=1) for _ in range(2)]
+    server.finished(keys[1])
+    keys += [server.order([None], steps=1) for _ in range(2)]
+    server.finished(keys[-1])
+    server.order([None], steps=1)
+    here = [found["id"] for found in server.json("orders")]
+    assert here[-3:-1] == keys[2:]
+    assert not set(keys[:2]) & set(here)
+
+
+def test_the_picture_of_all(server, sent, tmp_path):
     key = server.order([*cells(sent[0], range(2)), None], samples=2, steps=2)
-    server.finished(key)
+    made = server.finished(key)["clips"]
+    rows = [(f"sample {i}", server.frames(clip, tmp_path)) for i, clip in enumerate(made, 1)]
+    expected = contact_sheet(rows, [0, 0, 1])
     with urllib.request.urlopen(f"{server.url}orders/{key}/sheet.png") as answer:
-        assert answer.read().startswith(b"\x89PNG")
+        assert np.array_equal(Image.open(answer), expected)
         assert answer.headers["Content-Disposition"] is None  # shown, not saved
+    long = server.order([None] * 600)
+    assert "that order has no videos yet" in server.refused(f"orders/{long}/sheet.png")
+    server.ask(f"orders/{long}", method="DELETE")
 
 
 def test_a_page_that_is_opened_again_finds_what_was_made(server, sent):
@@ -321,6 +382,7 @@ def test_too_much_at_once(server, tmp_path, monkeypatch):
     assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; only the first 2 are used")
     monkeypatch.setattr("mcvd.web.app.MOST_SENT", 2**20)
     assert "more than 1 MiB" in server.refused("clips?name=big.mp4", bytes(2**20 + 1))
+    assert "cannot read big.mp4" in server.refused("clips?name=big.mp4", bytes(2**20))
 
 
 def test_who_leaves_in_the_middle_of_an_upload_is_no_failure_of_the_server(server):
@@ -343,6 +405,7 @@ def test_other_sites_are_refused(server):
         assert f"--host ADDRESS {host.removesuffix(':8000')}" in json.loads(body)["error"]
     for origin in ("http://elsewhere.example", "null", "http://[::1"):
         assert server.ask("orders", b'{"timeline": [null]}', Origin=origin)[0] == 403
+        assert server.ask("orders/x", method="DELETE", Origin=origin)[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -362,6 +425,8 @@ def test_the_oldest_clips_make_room():
     assert [store.get(key) is not None for key in keys] == [False, False, True, True, True]
     with pytest.raises(McvdError, match="no longer here"):
         store[keys[0]]
+    store = ClipStore(most=1)
+    assert store.get(store.put(clip("larger than all the room"))) is not None
 
 
 def test_names_of_files():
