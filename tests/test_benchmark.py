@@ -138,6 +138,7 @@ def test_the_document(tmp_path):
     text = table(document)
     assert "DIFFERS" in text
     assert "2 samples each, 10 DDPM steps (2 of them timed)" in text
+    assert "1 sample each, " in table({**document, "rows": [sampling | {"samples": 1}]})
 
 
 @pytest.mark.parametrize("conditioning", ["concat", "spatin"])

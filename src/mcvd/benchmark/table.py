@@ -40,9 +40,8 @@ def _title(row: dict[str, Any]) -> str:
     side = "x".join(map(str, reversed(row["size"])))
     parts = [row["case"], row.get("recipe", ""), f"{side}, batch {row['batch']}"]
     if "samples" in row:
-        parts.append(
-            f"{counted(row['samples'], 'sample')} each, {row['solver_steps']} DDPM steps ({row['timed_steps']} of them timed)"
-        )
+        steps = f"{row['solver_steps']} DDPM steps ({row['timed_steps']} of them timed)"
+        parts.append(f"{counted(row['samples'], 'sample')} each, {steps}")
     parts.append(f"{_engineering(row['flops'])}FLOP, {row['frame_cost']:.3g} x the first such row's time per frame")
     return ", ".join(filter(None, parts))
 
