@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -448,7 +449,7 @@ def test_a_port_that_is_taken(capsys):
 def unserved(monkeypatch):
     """The command ends where it would begin to serve."""
 
-    async def serve(server, listening):
+    async def serve(server, listening, scratch):
         listening.close()
 
     monkeypatch.setattr("mcvd.cli.serve._serve", serve)
@@ -465,7 +466,7 @@ def test_a_host_that_is_none_of_this_machine(capsys):
 @pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
 def test_the_machine_goes_by_its_own_name(host, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("mcvd.web.app.application", lambda model, name, hosts, **options: seen.append(hosts))
+    monkeypatch.setattr("mcvd.web.app.application", lambda model, name, hosts, *_, **options: seen.append(hosts))
     monkeypatch.setattr(socket, "getfqdn", lambda name: f"name of {name}")
     assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 0
     assert seen == [[host, f"name of {host}"]]
@@ -481,6 +482,13 @@ def test_an_engine_that_is_not_there_is_missed_at_once(monkeypatch, capsys):
     assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err
 
 
+def started(command, temporary):
+    """A server in a process of its own, with a folder of its own for temporary files."""
+    temporary.mkdir()
+    env = os.environ | {"TMPDIR": str(temporary)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
 def test_ctrl_c_waits_neither_for_a_file_that_is_read_nor_for_samples(tmp_path):
     tiny.model().save(tmp_path / "model")
     endless = (
@@ -490,9 +498,7 @@ def test_ctrl_c_waits_neither_for_a_file_that_is_read_nor_for_samples(tmp_path):
     )
     command = [sys.executable, "-c", endless, "serve", "--model", str(tmp_path / "model"), "--port", "0"]
     with contextlib.ExitStack() as stack:
-        served = stack.enter_context(
-            subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        served = stack.enter_context(started([*command, "--device", "cpu"], tmp_path / "temporary"))
         stack.callback(served.kill)
         port = int(re.search(r":(\d+) ", served.stdout.readline())[1])
         for path, body in (("orders", b'{"timeline": [null]}'), ("clips", b"frames")):
@@ -505,23 +511,24 @@ def test_ctrl_c_waits_neither_for_a_file_that_is_read_nor_for_samples(tmp_path):
         assert served.wait(60) == 0
         assert time.monotonic() - began < 10  # it is 1, on a machine that does nothing else
         assert (served.stdout.read(), served.stderr.read()) == ("", "")
+    assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_ctrl_c_ends_it_without_a_word_while_a_file_is_sent(tmp_path):
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_without_a_word_or_a_trace_while_a_file_is_sent(tmp_path, ends):
     tiny.model().save(tmp_path / "model")
     command = [sys.executable, "-m", "mcvd.cli.main", "serve", "--model", str(tmp_path / "model"), "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as served:
+    with started([*command, "--device", "cpu"], tmp_path / "temporary") as served:
         port = int(re.search(r":(\d+) ", served.stdout.readline())[1])
         with socket.create_connection((HOST, port)) as sending:
             sending.sendall(
                 b"POST /clips HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
             )
             assert b"100 Continue" in sending.recv(100)  # it waits for the body
-            served.send_signal(signal.SIGINT)
+            served.send_signal(ends)
             assert served.wait(30) == 0
         assert (served.stdout.read(), served.stderr.read()) == ("", "")
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):

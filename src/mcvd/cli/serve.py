@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -74,21 +76,25 @@ class Command:
             raise McvdError(f"cannot listen at {address}, port {self.port}: {reason}; try another {other}") from None
         port = listening.getsockname()[1]
         hosts = [address, socket.getfqdn(address), *names]
-        app = application(model, self.model, hosts, precision=self.precision, engine=self.engine)
+        scratch = TemporaryDirectory(ignore_cleanup_errors=True)
+        options = {"precision": self.precision, "engine": self.engine}
+        app = application(model, self.model, hosts, scratch.name, **options)
         print(f"{self.model} on {model.device}: http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
         # answers under way have a second; what still computes then is not waited for
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
-        asyncio.run(_serve(uvicorn.Server(config), listening))
+        asyncio.run(_serve(uvicorn.Server(config), listening, scratch))
 
 
-async def _serve(server: Server, listening: socket) -> None:
-    """Serves until it is interrupted, then ends the process.
+async def _serve(server: Server, listening: socket, scratch: TemporaryDirectory[str]) -> None:
+    """Serves until it is interrupted or terminated, then ends the process.
 
-    Threads that read a clip or sample cannot be stopped in the middle, and Python would wait for them. They write
-    nothing that outlives the process.
+    Threads that read a clip or sample cannot be stopped in the middle, and Python would wait for them. What they write
+    lies in `scratch`, which is removed.
     """
     # an upload that Ctrl-C cuts off is not a server error, so it needs no traceback
     logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it anew when it has stopped
     with contextlib.suppress(KeyboardInterrupt):
         await server.serve(sockets=[listening])
+    scratch.cleanup()
     os._exit(0)

@@ -43,13 +43,16 @@ _PAGE = {
 _POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"
 
 
-def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = (), **options: str) -> Starlette:
+def application(
+    model: VideoDiffusion, name: str, hosts: Sequence[str] = (), scratch: str | None = None, **options: str
+) -> Starlette:
     """The page of a model, as an ASGI application.
 
     name: display name of the model. hosts: names of this machine, besides its addresses and those that only a local
-    network has; requests for others are refused. options: `precision` and `engine` of `VideoDiffusion.fill`.
+    network has; requests for others are refused. scratch: folder for temporary files (None: the system's). options:
+    `precision` and `engine` of `VideoDiffusion.fill`.
     """
-    page = _Page(model, name, **options)
+    page = _Page(model, name, scratch, **options)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -79,8 +82,8 @@ def application(model: VideoDiffusion, name: str, hosts: Sequence[str] = (), **o
 class _Page:
     """The request handlers."""
 
-    def __init__(self, model: VideoDiffusion, name: str, **options: str) -> None:
-        self.model, self.name = model, name
+    def __init__(self, model: VideoDiffusion, name: str, scratch: str | None, **options: str) -> None:
+        self.model, self.name, self.scratch = model, name, scratch
         self.store = ClipStore()
         self.queue = JobQueue(model, self.store, **options)
 
@@ -116,7 +119,7 @@ class _Page:
         name = request.query_params.get("name", "clip")
         stride = _whole(request.query_params.get("stride", str(self.model.stride)), "every N-th frame")
         fit = cast(Fit, request.query_params.get("fit", "crop"))  # others are refused by the reader
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             path = Path(folder) / f"clip.{re.sub('[^a-z0-9]', '', Path(name).suffix.lower())[:8] or 'mp4'}"
             with path.open("wb") as file:
                 async for part in _parts(request, MOST_SENT, name):
@@ -132,7 +135,7 @@ class _Page:
         clip, suffix = self.store[request.path_params["key"]], request.path_params["suffix"]
         if suffix not in FORMATS:
             raise McvdError(f"no format {suffix}; there are {', '.join(FORMATS)}")
-        data = await asyncio.to_thread(clip.written, suffix)
+        data = await asyncio.to_thread(clip.written, suffix, self.scratch)
         return _kept(data, FORMATS[suffix], file_name(clip.name, suffix))
 
     async def orders(self, request: Request) -> Response:

@@ -59,9 +59,9 @@ class Clip:
         Image.fromarray((pixels[..., 0] if channels == 1 else pixels).contiguous().numpy()).save(file, "png")
         return file.getvalue()
 
-    def written(self, suffix: str) -> bytes:
-        """The clip as a file of this format."""
-        with tempfile.TemporaryDirectory() as folder:
+    def written(self, suffix: str, scratch: str | None = None) -> bytes:
+        """The clip as a file of this format. scratch: folder for it while it is written (None: the system's)."""
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
             return write_video(Path(folder) / f"clip.{suffix}", self.video, fps=self.fps).read_bytes()
 
 
