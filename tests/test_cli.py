@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,6 +179,35 @@ def test_where_output_goes(clip, models):
     assert video_info("deep/down/x.gif").frames == 2
     assert main([*generate, "--out", "fast.mp4", "--fps", "25"]) == 0
     assert video_info("fast.mp4").fps == pytest.approx(25)
+
+
+def test_the_rate_is_that_of_the_frames_that_are_read_or_the_models(clip, models):
+    write_video("film.mkv", moving_strokes(12), fps=20)
+    model = mcvd.load(models["tiny"])
+    model.config = replace(model.config, fps=7.0)
+    model.save("seven")
+    quick = ["--frames", "1", "--model", "seven", *QUICK, "--out", "made.mkv"]
+    for words, fps in (
+        (["predict", "film.mkv", "--stride", "2"], 10),
+        (["interpolate", "clip.npz", "film.mkv"], 20),  # arrays have none
+        (["predict", "clip.npz"], 7),
+        (["generate"], 7),
+        (["predict", "film.mkv", "--fps", "3"], 3),
+    ):
+        assert main([*words, *quick]) == 0
+        assert video_info("made.mkv").fps == pytest.approx(fps)
+
+
+def test_the_picture_of_a_filled_clip_begins_with_the_real_one(clip, models, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mcvd.cli.work.contact_sheet", lambda rows, edges, path: drawn.append((rows, edges)))
+    words = ["fill", "clip.npz", "--known", "0-1", "--length", "6", "--samples", "2", "--out", "made.npz"]
+    assert main([*words, "--model", models["tiny"], *QUICK]) == 0
+    [(rows, edges)] = drawn
+    assert [name for name, _ in rows] == ["real clip", "sample 1", "sample 2"]
+    assert torch.equal(rows[0][1], moving_strokes(6))
+    # its other frames have no edge: the model did not see them
+    assert edges.tolist() == [[0, 0, -1, -1, -1, -1], *[[0, 0, 1, 1, 1, 1]] * 2]
 
 
 def test_a_real_clip_in_colour(assets_dir, models, tmp_path, capsys):

@@ -140,6 +140,12 @@ def test_a_clip_that_is_sent_comes_back_as_frames(server, sent):
     assert torch.equal(pixels[:, :6].movedim(1, 0), frames[:, 0].long())
 
 
+def test_rows_of_the_picture_are_those_that_the_page_counts():
+    for frames, rows in ((COLUMNS, 1), (COLUMNS + 1, 2)):
+        clip = Clip("a", tiny.video(frames, 1, 16, 16), 10.0, "")
+        assert Image.open(io.BytesIO(clip.grid())).size == (COLUMNS * 16, rows * 16)
+
+
 def test_a_clip_of_another_kind_is_brought_to_the_model(server, tmp_path):
     path = tmp_path / "wide.mp4"
     write_video(path, tiny.video(40, 3, 48, 64), fps=20, scale=1)
@@ -381,6 +387,8 @@ def test_too_much_at_once(server, tmp_path, monkeypatch):
     monkeypatch.setattr("mcvd.web.clips.MOST_FRAMES", 2)
     clip = server.send(_gif(tmp_path))
     assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps; only the first 2 are used")
+    clip = server.send(_gif(tmp_path), "&stride=2")
+    assert (clip["frames"], clip["was"]) == (2, "16x16, 3 frames at 10 fps")
     monkeypatch.setattr("mcvd.web.app.MOST_SENT", 2**20)
     assert "more than 1 MiB" in server.refused("clips?name=big.mp4", bytes(2**20 + 1))
     assert "cannot read big.mp4" in server.refused("clips?name=big.mp4", bytes(2**20))
@@ -465,18 +473,26 @@ def test_a_host_that_is_none_of_this_machine(capsys):
 @pytest.mark.usefixtures("unserved")
 @pytest.mark.parametrize("host", ["127.0.0.2", "0.0.0.0"])
 def test_the_machine_goes_by_its_own_name(host, monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr("mcvd.web.app.application", lambda model, name, hosts, *_, **options: seen.append(hosts))
+    seen, said = [], {}
+
+    def page(model, name, hosts, scratch, **options):
+        seen.append(hosts)
+        said.update(options)
+
+    monkeypatch.setattr("mcvd.web.app.application", page)
     monkeypatch.setattr(socket, "getfqdn", lambda name: f"name of {name}")
     assert main(["serve", "--host", host, "--port", "0", "--device", "cpu"]) == 0
     assert seen == [[host, f"name of {host}"]]
     assert re.search(rf"digits on cpu: http://{host}:\d+ ", capsys.readouterr().out)
     assert main(["serve", "--host", host, "public.example", "--port", "0", "--device", "cpu"]) == 0
     assert seen[1] == [host, f"name of {host}", "public.example"]
+    assert said == {"precision": "fp32", "engine": "torch"}
 
 
 @pytest.mark.usefixtures("unserved")
-def test_an_engine_that_is_not_there_is_missed_at_once(monkeypatch, capsys):
+def test_what_this_machine_lacks_is_missed_at_once(monkeypatch, capsys):
+    assert main(["serve", "--precision", "fp16", "--port", "0", "--device", "cpu"]) == 1
+    assert "fp16" in capsys.readouterr().err
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["serve", "--engine", "openvino", "--port", "0", "--device", "cpu"]) == 1
     assert "pip install 'mcvd[openvino]'" in capsys.readouterr().err

@@ -158,7 +158,7 @@ class _Page:
 
     async def progress(self, request: Request) -> Response:
         job = self.queue[request.path_params["key"]]
-        return JSONResponse({**job.status(), "clips": self._here(job.clips) if job.state == "done" else []})
+        return JSONResponse({**job.status(), "clips": self._here(job.clips)})
 
     async def cancel(self, request: Request) -> Response:
         self.queue.cancel(request.path_params["key"])
