@@ -8,16 +8,18 @@ import math
 import statistics
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import tiny
-from mcvd.benchmark import memory, ours
+from mcvd.benchmark import memory, ours, run
 from mcvd.benchmark.calibrate import calibrate
 from mcvd.benchmark.cases import CASES, Setting, forward_flops, random_weights, setting_model
+from mcvd.benchmark.figures import figures, peaks
 from mcvd.benchmark.i3d import i3d_row
-from mcvd.benchmark.measure import Laps, interleave, summarise
+from mcvd.benchmark.measure import Laps, Sample, interleave, summarise
 from mcvd.benchmark.peer import load_peer
 from mcvd.benchmark.run import FORMAT, Options, benchmark
 from mcvd.benchmark.table import table
@@ -97,10 +99,43 @@ def test_the_interval_of_the_median():
     assert 2 * sum(math.comb(n, j) for j in range(cut + 1)) / 2**n <= 0.05
 
 
-def test_calibration_is_positive():
+def test_ceilings_are_work_per_second(monkeypatch):
+    """A multiply-add is 2 operations, a copy reads and writes; short work is repeated until it can be timed."""
+    called = []
+    monkeypatch.setattr("mcvd.benchmark.calibrate.timed", lambda run, _: (called.append(run()), Sample(1e-3, 0.0))[1])
     ceilings = calibrate(CPU, torch.float32, quick=True)
-    assert set(ceilings) == {"matmul", "convolution", "bandwidth"}
-    assert all(ceiling.rate > 0 and ceiling.work > 0 for ceiling in ceilings.values())
+    works = {"matmul": 2 * 64**3, "convolution": 2 * 9 * 8 * 8 * 8 * 8, "bandwidth": 2 * 4 * 2**12}
+    assert {name: ceiling.rate for name, ceiling in ceilings.items()} == {n: 20 * w / 1e-3 for n, w in works.items()}
+    assert {name: ceiling.work for name, ceiling in ceilings.items()} == {n: 20 * w for n, w in works.items()}
+
+
+def test_figures_are_those_of_their_round():
+    ceilings = {name: SimpleNamespace(work=work) for name, work in (("matmul", 60.0), ("convolution", 40.0))}
+    rounds = [{"/matmul": Sample(m, 0.0), "/convolution": Sample(c, 0.0)} for m, c in ((3.0, 1.0), (1.0, 1.0))]
+    assert peaks(ceilings, rounds) == [40.0, 60.0]  # the better of both
+    entry = figures([Sample(2.0, 3.0), Sample(4.0, 5.0)], [40.0, 60.0], flops=24, frames=6)
+    assert entry["seconds"] == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert entry["processor_seconds"]["median"] == 4.0
+    assert entry["frames_per_second"] == 2.0
+    assert (entry["mfu"]["low"], entry["mfu"]["high"]) == (24 / 4 / 60, 24 / 2 / 40)
+
+
+def test_ratios_are_a_peers_over_ours_and_costs_those_of_the_first_row():
+    out = torch.ones(2)
+    beside = run._beside([Sample(4.0, 9.0)] * 2, [Sample(2.0, 3.0), Sample(1.0, 3.0)], out, out + 0.5)
+    assert beside["ratio"] == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert beside["processor_ratio"]["median"] == 3.0
+    assert (beside["difference"], beside["largest_output"], beside["equal"]) == (0.5, 1.5, False)
+    assert run._least([{"a": Sample(2.0, 1.0)}, {"a": Sample(1.0, 3.0)}]) == {"a": Sample(1.0, 1.0)}
+    entry = {"mcvd": {"memory_bytes": 10}, "peer": {"memory_bytes": 40}, "unmeasured": {"memory_bytes": None}}
+    run._add_memory_ratios({"implementations": entry})
+    assert [entry[name].get("memory_ratio") for name in entry] == [None, 0.25, None]
+    rows = [
+        {"case": case, "recipe": recipe, "frames": 2, "implementations": {"mcvd": {"seconds": {"median": seconds}}}}
+        for case, recipe, seconds in (("network", "a", 4.0), ("network", "a", 2.0), ("network", "b", 8.0))
+    ]
+    run._add_growth(rows)
+    assert [row["frame_cost"] for row in rows] == [1.0, 0.5, 1.0]
 
 
 def test_the_document(tmp_path):
