@@ -684,15 +684,21 @@ def test_kvd_of_a_perfect_model_is_0_on_average_although_videos_share_given_fram
     assert (copies.value, copies.low, copies.high) == pytest.approx((0, 0, 0), abs=1e-9)
 
 
+@pytest.mark.parametrize("of_one_video", [1, 4])
 @pytest.mark.parametrize("conditional", [False, True])
-def test_kvd_of_a_resample_is_not_better_than_kvd(conditional):
-    """A made video is much like the real one of its clip: copies of a clip in a resample must not count across."""
+def test_kvd_of_resamples_is_kvd_on_average(conditional, of_one_video):
+    """A made video is much like the real one of its clip, and clips of one video are like each other: a video that a
+    resample holds twice must not count across."""
     generator = torch.Generator().manual_seed(0)
-    real = torch.randn(60, 1, 8, generator=generator)
-    fake = real + 0.3 + 0.1 * torch.randn(60, 2, 8, generator=generator)
-    found = kvd_number(real[:, 0], fake, conditional, range(60))
-    sums = statistics._kernel_sums(real[:, 0].double(), fake.double())
-    resampled = statistics._kernel_distance(*sums, resampled_counts(range(60)), 2, conditional)
+    videos = [clip // of_one_video for clip in range(60 * of_one_video)]
+    each = 0.3 * torch.randn(60, of_one_video, 1, 8, generator=generator)
+    real = (torch.randn(60, 1, 1, 8, generator=generator) + each).flatten(0, 1)
+    fake = real + 0.3 + 0.1 * torch.randn(len(videos), 2, 8, generator=generator)
+    found = kvd_number(real[:, 0], fake, conditional, videos)
+    sums, together = statistics._kernel_sums(real[:, 0].double(), fake.double()), torch.tensor(videos)[:, None]
+    resampled = statistics._kernel_distance(
+        *sums, resampled_counts(videos), together == together.T, samples=2, conditional=conditional
+    )
     assert found.low < found.value < found.high
     assert float(resampled.mean()) == pytest.approx(found.value, abs=4 * float(resampled.std()) / len(resampled) ** 0.5)
 

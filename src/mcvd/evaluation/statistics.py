@@ -201,15 +201,22 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool, videos: Sequence[i
     conditional: the videos generated for a clip share its given frames, so they are alike however good the model is;
     then no two videos of one clip are compared, neither a generated one with the real one nor two generated ones.
     Otherwise (generation) all videos are independent, and this is `frechet.kernel_distance`. Either way its mean over
-    test sets is 0 for a perfect model.
+    test sets is 0 for a perfect model if no two clips are from one video. (Real clips of one video are alike, which
+    raises it; in generation by the same amount for all systems on the same clips.)
     """
     clips, samples = fake.shape[:2]
     sums = _kernel_sums(real.double(), fake.double())
-    value = float(_kernel_distance(*sums, real.new_ones(1, clips, dtype=torch.float64), samples, conditional))
+    numbers = torch.tensor(videos, device="cpu")
+    together = numbers[:, None] == numbers
+
+    def distance(counts: Tensor) -> Tensor:
+        return _kernel_distance(*sums, counts, together, samples, conditional)
+
+    value = float(distance(real.new_ones(1, clips, dtype=torch.float64)))
     of = f"{_against(clips, samples)}{', of other clips' if conditional else ''}"
     if max(videos) < 2:  # every resample of two clips that has a KVD is the set itself
         return Number(value, of=of)
-    return _number(value, _kernel_distance(*sums, resampled_counts(videos), samples, conditional), videos, of)
+    return _number(value, distance(resampled_counts(videos)), videos, of)
 
 
 def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -223,21 +230,31 @@ def _kernel_sums(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _kernel_distance(
-    real: Tensor, across: Tensor, made: Tensor, itself: Tensor, counts: Tensor, samples: int, conditional: bool
+    real: Tensor,
+    across: Tensor,
+    made: Tensor,
+    itself: Tensor,
+    counts: Tensor,
+    together: Tensor,
+    samples: int,
+    conditional: bool,
 ) -> Tensor:
-    """The unbiased estimate for each row of counts ``(R, N)``. Pairs of a clip with a repeat of itself do not count,
-    nor pairs of a real with a made video of such a repeat: they would make every resample look better than the test
-    set. conditional: see `kvd_number`."""
-    total = counts.sum(1)
-    pairs = total.square() - counts.square().sum(1)
+    """The unbiased estimate for each row of counts ``(R, N)``. together: which clips are from one video, ``(N, N)``.
 
-    def off_diagonal(matrix: Tensor) -> Tensor:
-        return ((counts @ matrix) * counts).sum(1) - counts.square() @ matrix.diagonal()
+    Pairs of two repeats of one video do not count, neither of a clip with itself nor with another clip of that video:
+    they are closer than any two videos of a test set, so every resample would be off to one side. conditional: see
+    `kvd_number`.
+    """
 
-    between_real = off_diagonal(real) / pairs
+    def of_pairs(matrix: Tensor) -> Tensor:
+        of_one_video = (matrix * together).sum(1) - matrix.diagonal()
+        return ((counts @ (matrix * ~together)) * counts).sum(1) + counts @ of_one_video
+
+    total, pairs = counts.sum(1), of_pairs(torch.ones_like(real))
+    between_real = of_pairs(real) / pairs
     if conditional:
-        return between_real + off_diagonal(made) / (pairs * samples**2) - 2 * off_diagonal(across) / (pairs * samples)
+        return between_real + of_pairs(made) / (pairs * samples**2) - 2 * of_pairs(across) / (pairs * samples)
     inside = counts @ (made.diagonal() - itself)
-    between_made = (off_diagonal(made) + inside) / (pairs * samples**2 + total * samples * (samples - 1))
-    between_both = (off_diagonal(across) + counts @ across.diagonal()) / ((pairs + total) * samples)
+    between_made = (of_pairs(made) + inside) / (pairs * samples**2 + total * samples * (samples - 1))
+    between_both = (of_pairs(across) + counts @ across.diagonal()) / ((pairs + total) * samples)
     return between_real + between_made - 2 * between_both
