@@ -295,12 +295,20 @@ def test_cityscapes_pictures_are_not_resized_for_lpips() -> None:
     row = next(
         row for row in published("cityscapes-2to28") if row.method == "MCVD concat" and row.protocol.get("clips")
     )
-    protocol = Protocol(
-        "cityscapes-2to28", "Cityscapes", "predict", 2, 28, size=(128, 128), choice="published", lpips_size=None
-    )
+    protocol = Protocol("cityscapes-2to28", "Cityscapes", "predict", 2, 28, size=(128, 128), lpips_size=None)
     assert not row.match(protocol).differing
     resized = dataclasses.replace(protocol, lpips_size=128)
     assert "side of pictures for LPIPS: 128, not as they are" in str(row.match(resized))
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [("bair-2to28", True), ("cityscapes-2to28", True), ("bair-generate-30", True), ("bair-2to14", False)],
+)
+def test_clips_of_all_30_frames_of_a_video_are_those_of_the_authors(name: str, same: bool) -> None:
+    """Their loader draws the first frame where there is a choice: videos of BAIR and Cityscapes have just 30 frames."""
+    rows = [row for row in published(name) if row.method.startswith("MCVD") and "clips" in row.protocol]
+    assert {row.match(PRESETS[name]).differing for row in rows} == {not same}
 
 
 def test_report_compares_with_published_values(folder: Path) -> None:
