@@ -638,6 +638,48 @@ def test_intervals_hold_what_they_promise_where_clips_share_videos():
     assert float(half_width(each, range(26))) == pytest.approx(1.96 * float(each.std()) / 26**0.5, rel=1e-4)
 
 
+def test_intervals_are_of_95_percent():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(1)).double()
+    found = statistics._mean_number(values, range(400), "")
+    half = 1.96 * float(values.std()) / 20
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.012)
+
+
+def test_spread_over_skill_is_of_all_frames_and_so_is_its_interval():
+    generator = torch.Generator().manual_seed(0)
+    crps, variance, error = torch.rand(3, 40, 7, generator=generator, dtype=torch.float64)
+    table = Table()
+    table.add(range(40), crps=crps, variance=variance, error=error)
+    found, curves = numbers(table, replace(PROTOCOL, samples=3), ("calibration",))
+    number = found["spread_skill"]
+    assert number.value == pytest.approx(float(4 / 3 * variance.mean() / error.mean()) ** 0.5)
+    assert curves["spread_skill"] == pytest.approx((4 / 3 * variance.mean(0) / error.mean(0)).sqrt().tolist())
+    assert (found["crps"].value, curves["crps"]) == (pytest.approx(crps.mean()), pytest.approx(crps.mean(0).tolist()))
+    drawn = resampled_counts(range(40)).long()
+    ratios = [
+        float(4 / 3 * variance[c].mean() / error[c].mean()) ** 0.5
+        for c in map(torch.arange(40).repeat_interleave, drawn)
+    ]
+    assert (number.low, number.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_curves_are_of_the_samples_that_count(best):
+    """Each metric has its own best sample, chosen by the whole video; PSNR is that of the mean error."""
+    generator = torch.Generator().manual_seed(0)
+    columns = dict(zip(("mse", "ssim", "lpips"), torch.rand(3, 5, 4, 7, generator=generator, dtype=torch.float64)))
+    table = Table()
+    for sample in range(4):
+        table.add(range(5), sample, **{name: values[:, sample] for name, values in columns.items()})
+    _, curves = numbers(table, replace(PROTOCOL, samples=4, best=best), ("psnr", "ssim", "lpips"))
+    for name, values in zip(("psnr", "ssim", "lpips"), columns.values()):
+        whole = values.mean(2)
+        chosen = whole.argmax(1) if name == "ssim" else whole.argmin(1)
+        expected = (values[range(5), chosen] if best else values.mean(1)).mean(0)
+        expected = -10 * expected.log10() if name == "psnr" else expected
+        assert curves[name] == pytest.approx(expected.tolist())
+
+
 def test_which_videos_clips_are_from():
     sources = [Source("b.mp4"), Source("a.mp4"), Source("b.mp4", 7)]
     assert videos_of([0, 1, 2], sources) == [0, 1, 0]
