@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mcvd.errors import McvdError
 from mcvd.evaluation.calibration import calibration, crps, spread_skill
+from mcvd.evaluation.files import save_tensors
 from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity, kernel_distance
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.statistics import numbers
@@ -52,6 +53,12 @@ def test_frechet_of_fewer_videos_than_features_is_exact():
     assert turned == pytest.approx(inside, rel=1e-9)
 
 
+def test_frechet_is_never_negative():
+    """Rounding would make every other distance from itself so."""
+    sets = [Moments(normal(30, 12, seed=seed, shift=5.0)) for seed in range(20)]
+    assert all(0 <= frechet_distance(one, one) < 1e-9 for one in sets)
+
+
 def test_moments_merge_in_any_order_save_and_load(tmp_path):
     features = normal(40, 12, shift=1000.0)
     whole = Moments(features)
@@ -67,6 +74,9 @@ def test_moments_merge_in_any_order_save_and_load(tmp_path):
     assert frechet_distance(Moments.load(tmp_path / "real" / "moments.safetensors"), other) == expected
     with pytest.raises(McvdError, match="does not exist"):
         Moments.load(tmp_path / "nothing.safetensors")
+    save_tensors({"mean": whole.mean}, tmp_path / "other.safetensors")
+    with pytest.raises(McvdError, match="other.safetensors holds no statistics of features"):
+        Moments.load(tmp_path / "other.safetensors")
 
 
 def test_misuse_is_named():
@@ -76,8 +86,8 @@ def test_misuse_is_named():
         frechet_distance(Moments(normal(6, 4)), Moments(normal(6, 5)))
     with pytest.raises(McvdError, match="4 and 5 numbers"):
         Moments(normal(6, 4)).add(normal(6, 5))
-    with pytest.raises(McvdError, match="needs at least as many fakes, not 3"):
-        frechet_infinity(Moments(normal(6, 4)), normal(3, 4))
+    with pytest.raises(McvdError, match="over 4 features needs 16 fakes, not 15"):
+        frechet_infinity(Moments(normal(6, 4)), normal(15, 4))
     with pytest.raises(McvdError, match="there are 1 and 5"):
         kernel_distance(normal(1, 4), normal(5, 4))
 
@@ -148,6 +158,19 @@ def test_numbers_of_features_that_are_no_numbers_have_no_interval_and_no_traject
     found, _ = numbers(table, protocol, ("fvd", "kvd"))
     assert found.keys() == {"fvd", "kvd"}
     assert all(math.isnan(number.value) and number.low is None for number in found.values())
+
+
+@pytest.mark.parametrize("task", ["generate", "predict"])
+def test_kvd_compares_videos_of_one_clip_in_generation_alone(task):
+    protocol = Protocol("tiny", "noise", task, int(task == "predict"), 9, clips=6, samples=2, fvd="made")
+    table, real, made = Table(), normal(6, 3), normal(6, 2, 3, seed=1)
+    table.add(range(6), real=real)
+    for sample in range(2):
+        table.add(range(6), sample, features=made[:, sample])
+    found = numbers(table, protocol, ("kvd",))[0]["kvd"]
+    of_all = kernel_distance(real, made.flatten(0, 1))
+    assert (found.value == pytest.approx(of_all)) == (task == "generate")
+    assert found.of.endswith(", of other clips") == (task == "predict")
 
 
 def test_the_mean_over_trajectories_is_in_float64():

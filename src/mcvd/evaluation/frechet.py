@@ -11,6 +11,9 @@ from torch import Tensor
 from mcvd.errors import McvdError
 from mcvd.evaluation.files import load_tensors, save_tensors
 
+FAKES_PER_FEATURE = 4
+"""Fewest fakes, as a multiple of the features, for `frechet_infinity`: its smallest subset is a quarter of them."""
+
 
 class Moments:
     """Sufficient statistics of the Fréchet distance: count, mean and scatter (the sum of outer products of deviations).
@@ -108,12 +111,13 @@ def frechet_infinity(real: Moments, fake: Tensor, points: int = 15, seed: int = 
 
     The bias is close to linear in 1 / N once N exceeds the number of features, so a line in 1 / N is fitted to the
     distances of random subsets of ``points`` sizes, from a quarter of the fakes to all; its value at 0 is returned.
-    fake: features ``(N, D)``. Raises McvdError for N < D, where that line means nothing.
+    fake: features ``(N, D)``. Raises McvdError for N < 4 D: the distances of smaller subsets are on no line, and the
+    value would be far off, mostly below 0.
     """
-    if len(fake) < fake.shape[1]:
-        raise McvdError(f"an extrapolation over {fake.shape[1]} features needs at least as many fakes, not {len(fake)}")
+    if len(fake) < (fewest := FAKES_PER_FEATURE * fake.shape[1]):
+        raise McvdError(f"an extrapolation over {fake.shape[1]} features needs {fewest} fakes, not {len(fake)}")
     generator = torch.Generator().manual_seed(seed)
-    sizes = torch.linspace(max(2, len(fake) // 4), len(fake), points, device="cpu").round().long()
+    sizes = torch.linspace(len(fake) // FAKES_PER_FEATURE, len(fake), points, device="cpu").round().long()
     distances = []
     for size in sizes.tolist():
         subset = fake[torch.randperm(len(fake), generator=generator, device="cpu")[:size].to(fake.device)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mcvd.evaluation.calibration import spread_skill
-from mcvd.evaluation.frechet import Moments, frechet_distance, frechet_infinity, kernel
+from mcvd.evaluation.frechet import FAKES_PER_FEATURE, Moments, frechet_distance, frechet_infinity, kernel
 from mcvd.evaluation.presets import OF_FEATURES
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Number, Source
@@ -156,7 +156,7 @@ def _fvd_numbers(real: Tensor, fake: Tensor, videos: Sequence[int]) -> dict[str,
             f"1.96 standard errors over {samples} trajectories",
             f"mean of {samples} distances, each {_against(clips, 1)}",
         )
-    if clips * samples >= 4 * fake.shape[2]:  # then even its smallest subset has as many videos as features
+    if clips * samples >= FAKES_PER_FEATURE * fake.shape[2]:
         endless = frechet_infinity(moments, fake.flatten(0, 1))
         out["fvd_infinity"] = Number(endless, of=f"extrapolated to endlessly many generated videos; {clips} real ones")
     return out
