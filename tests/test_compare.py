@@ -18,6 +18,7 @@ from mcvd.evaluation import statistics
 from mcvd.evaluation.result import Number, Source
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_means
+from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import best_of, printed
 from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
 from mcvd.reports.paired import _percentiles
@@ -93,12 +94,13 @@ def test_mean_over_samples_is_paired_where_the_protocol_says_so(a: Path, b: Path
     assert row.difference == pytest.approx(2 / 3 * 10 * torch.tensor(2.0).log10().item())
 
 
-def test_few_clips_are_too_few(tmp_path: Path) -> None:
-    protocol = dataclasses.replace(evaluations.PROTOCOL, clips=4)
-    errors = evaluations.errors(4)
+@pytest.mark.parametrize(("clips", "verdict"), [(9, "too few clips"), (10, "significant")])
+def test_few_clips_are_too_few(tmp_path: Path, clips: int, verdict: str) -> None:
+    protocol = dataclasses.replace(evaluations.PROTOCOL, clips=clips)
+    errors = evaluations.errors(clips)
     one = evaluations.write_folder(tmp_path / "one", errors, protocol, videos=0)
     two = evaluations.write_folder(tmp_path / "two", evaluations.shift(errors, -1), protocol, videos=0)
-    assert {row.verdict for row in compare([one, two]).paired} == {"too few clips"}
+    assert {row.verdict for row in compare([one, two]).paired} == {verdict}
 
 
 def test_clips_of_one_video_are_not_independent(a: Path, tmp_path: Path) -> None:
@@ -116,6 +118,9 @@ def test_clips_of_one_video_are_not_independent(a: Path, tmp_path: Path) -> None
     assert "| 24 of 12 videos | not significant |" in to_markdown(compare([one, two]))
     edit(one, sources=[Source(f"{clip // 3}.mp4") for clip in range(24)])
     assert {row.verdict for row in compare([one, two]).paired} == {"too few videos"}
+    three = evaluations.write_folder(tmp_path / "three", errors, protocol, name="three", videos=0, data="e" * 64)
+    edit(three, sources=[Source("0.mp4")] * 24)  # of other clips: it says nothing about these
+    assert {row.videos for row in compare([one, two, three]).paired} == {8}
     edit(one, sources=[Source("0.mp4")] * 24)
     comparison = compare([one, two])
     assert not comparison.paired
@@ -146,6 +151,43 @@ def test_fvd_is_paired_over_the_same_clips(a: Path, b: Path) -> None:
     row = next(row for row in compare([a, b]).paired if row.metric == "fvd")
     assert (row.difference, row.clips, row.verdict) == (-9.0, 12, "significant")
     assert row.low < -9.0 < row.high < 0
+
+
+def test_the_interval_of_an_fvd_difference_is_about_the_difference(a: Path, b: Path) -> None:
+    """A resample holds fewer distinct clips, which raises FVD, the more so the more a system's videos vary."""
+    draw = torch.Generator().manual_seed(0)
+    real, made = torch.randn(12, 6, generator=draw), torch.randn(12, 3, 6, generator=draw)
+    resampled = []
+    for folder, features in ((a, made), (b, 3 * made)):
+        table = Evaluation.load(folder).table
+        table.add(range(12), 0, real=real)
+        for sample in range(3):
+            table.add(range(12), sample, features=features[:, sample])
+        table.save(folder / "rows.safetensors")
+        found = statistics.numbers(table, evaluations.PROTOCOL, ("fvd",))[0]
+        edit(folder, numbers=found)
+        resampled.append(statistics.resampled_fvd(real, features, range(12)))
+    row = next(row for row in compare([a, b]).paired if row.metric == "fvd")
+    changes = resampled[0] - resampled[1]
+    assert abs(float(changes.mean()) - row.difference) > 0.1 * float(changes.std())
+    low, high = _percentiles(changes - changes.mean())
+    assert (row.low, row.high) == pytest.approx((row.difference + low, row.difference + high))
+
+
+def test_crps_is_paired_and_rows_of_other_clips_are_not(a: Path, b: Path) -> None:
+    for folder, value in ((a, 0.2), (b, 0.3)):
+        table = Evaluation.load(folder).table
+        table.add(range(12), 0, crps=torch.full((12, 14), value))
+        table.save(folder / "rows.safetensors")
+    row = next(row for row in compare([a, b]).paired if row.metric == "crps")
+    assert (row.difference, row.low, row.high) == pytest.approx((-0.1, -0.1, -0.1))
+    later = Table()
+    for sample in range(3):
+        later.add(range(1, 13), sample, mse=torch.rand(12, 14))
+    later.save(b / "rows.safetensors")
+    comparison = compare([a, b])
+    assert not comparison.paired
+    assert "no paired difference of ours and theirs: their rows are of different clips" in comparison.notes
 
 
 def test_fvd_is_resampled_once_per_system_not_per_pair(
