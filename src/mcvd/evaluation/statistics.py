@@ -206,8 +206,8 @@ def kvd_number(real: Tensor, fake: Tensor, conditional: bool, videos: Sequence[i
     """
     clips, samples = fake.shape[:2]
     sums = _kernel_sums(real.double(), fake.double())
-    numbers = torch.tensor(videos, device="cpu")
-    together = numbers[:, None] == numbers
+    which = torch.tensor(videos, device="cpu")
+    together = which[:, None] == which
 
     def distance(counts: Tensor) -> Tensor:
         return _kernel_distance(*sums, counts, together, samples, conditional)
