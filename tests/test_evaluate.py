@@ -352,6 +352,15 @@ def test_real_features_are_computed_once(model, tmp_path, whole):
     same(result, whole[0])
 
 
+def test_real_features_in_the_cache_are_of_the_same_frames_by_the_same_network(model, tmp_path):
+    protocol = replace(PROTOCOL, frames=9, clips=2)
+    ways = [(protocol, STUBS), (replace(protocol, pixels="plain"), STUBS), (replace(protocol, fvd="made"), STUBS),
+            (protocol, replace(STUBS, hashes={"i3d": "other"}))]  # fmt: skip
+    for number, (protocol, instruments) in enumerate(ways, 1):
+        go(model, tmp_path / str(number), protocol, instruments=instruments, metrics=["fvd"])
+        assert len(list((tmp_path / "cache" / "features").iterdir())) == number
+
+
 @pytest.mark.parametrize("damage", ["cut", "short"])
 def test_damaged_features_in_the_cache_are_computed_again(model, tmp_path, whole, damage):
     go(model, tmp_path / "first")
