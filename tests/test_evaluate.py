@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from mcvd.evaluation.measure import Instruments, measure
 from mcvd.evaluation.presets import PRESETS, find_protocol
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, Source
-from mcvd.evaluation.run import Worker
+from mcvd.evaluation.run import Worker, _batches
 from mcvd.evaluation.statistics import (
     half_width,
     kvd_number,
@@ -260,6 +261,14 @@ def test_processes_share_the_work_and_find_the_same_number(model, tmp_path, whol
     assert rows == ["00002-00004"]
     first, _ = go(model, tmp_path / "run", worker=Worker(0, 2))
     same(first, whole[0])
+
+
+def test_batches_begin_where_they_always_do():
+    """Whatever is done already: what is batched together may not depend on where a start was interrupted."""
+    table = Table()
+    table.add([1, 5], 0, seconds=torch.ones(2))
+    job = SimpleNamespace(clips=10, batch=4)
+    assert _batches(job, table) == [(0, 1), (2, 4), (4, 5), (6, 8), (8, 10)]
 
 
 def test_torchrun_with_two_processes(model, tmp_path, whole):
