@@ -17,11 +17,10 @@ from mcvd.errors import McvdError
 from mcvd.evaluation import statistics
 from mcvd.evaluation.result import Number, Source
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.statistics import FVD_RESAMPLES, resampled_means
+from mcvd.evaluation.statistics import FVD_RESAMPLES, percentiles, resampled_means
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import best_of, printed
 from mcvd.reports.compare import compare, to_csv, to_json, to_markdown
-from mcvd.reports.paired import _percentiles
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_clips_of_one_video_are_not_independent(a: Path, tmp_path: Path) -> None
 
 def test_bootstrap_covers_the_mean_as_the_normal_interval_does() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(1)).double()
-    low, high = _percentiles(resampled_means(values, range(400)))
+    low, high = percentiles(resampled_means(values, range(400)))
     half = 1.96 * values.std().item() / 20
     assert low == pytest.approx(values.mean().item() - half, abs=0.012)
     assert high == pytest.approx(values.mean().item() + half, abs=0.012)
@@ -170,7 +169,7 @@ def test_the_interval_of_an_fvd_difference_is_about_the_difference(a: Path, b: P
     row = next(row for row in compare([a, b]).paired if row.metric == "fvd")
     changes = resampled[0] - resampled[1]
     assert abs(float(changes.mean()) - row.difference) > 0.1 * float(changes.std())
-    low, high = _percentiles(changes - changes.mean())
+    low, high = percentiles(changes - changes.mean())
     assert (row.low, row.high) == pytest.approx((row.difference + low, row.difference + high))
 
 

@@ -107,8 +107,13 @@ def _number(value: float, resampled: Tensor, videos: Sequence[int], of: str, *, 
     if not len(resampled):
         return Number(value, of=of)
     moved = resampled + (value - resampled.mean()) if shift else resampled
-    low, high = (float(moved.quantile(q)) for q in (0.025, 0.975))
-    return Number(value, low, high, how, of)
+    return Number(value, *percentiles(moved), how, of)
+
+
+def percentiles(resampled: Tensor) -> tuple[float, float]:
+    """The 95 % interval by resampled values ``(resamples,)`` (Efron 1979)."""
+    low, high = resampled.quantile(resampled.new_tensor([0.025, 0.975])).tolist()
+    return low, high
 
 
 def _calibration_numbers(

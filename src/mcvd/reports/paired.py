@@ -12,7 +12,7 @@ from torch import Tensor
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.result import Result, Source
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.statistics import resampled_fvd, resampled_means, videos_of
+from mcvd.evaluation.statistics import percentiles, resampled_fvd, resampled_means, videos_of
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import in_order
 from mcvd.reports.curves import COLUMN
@@ -113,14 +113,14 @@ def paired_differences(a: Contestant, b: Contestant) -> tuple[list[Paired], list
         if videos < 2 or not bool(change.isfinite().all()):
             notes.append(f"no paired difference of {pair} in {name}: only one video, or a clip reproduced exactly")
             continue
-        low, high = _percentiles(resampled_means(change, a.videos))
+        low, high = percentiles(resampled_means(change, a.videos))
         found.append(Paired(a.name, b.name, name, float(change.mean()), low, high, len(change), videos))
     both = "fvd" in a.result.numbers and "fvd" in b.result.numbers
     if both and videos > 1 and {"real", "features"} <= a.evaluation.table.columns:
         difference = a.result.numbers["fvd"].value - b.result.numbers["fvd"].value
         if math.isfinite(difference):
             changes = a.resampled_fvd - b.resampled_fvd
-            low, high = _percentiles(changes + (difference - changes.mean()))  # centred on the difference
+            low, high = percentiles(changes + (difference - changes.mean()))  # centred on the difference
             found.append(Paired(a.name, b.name, "fvd", difference, low, high, len(a.clips), videos))
         else:
             notes.append(f"no paired difference of {pair} in fvd: one of the two values is not finite")
@@ -137,9 +137,3 @@ def per_clip(table: Table, protocol: Protocol) -> dict[str, Tensor]:
     if "crps" in table.columns:
         values["crps"] = table.rows("crps", sample=0).double().flatten(1).mean(1)
     return values
-
-
-def _percentiles(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval by resampled values (Efron 1979)."""
-    low, high = values.quantile(values.new_tensor([0.025, 0.975])).tolist()
-    return low, high

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcvd.evaluation.protocol import Protocol
 from mcvd.evaluation.saved import Evaluation
-from mcvd.evaluation.summary import repeated
+from mcvd.evaluation.summary import shortfalls
 from mcvd.evaluation.table import Table
 from mcvd.evaluation.wording import direction, heading, in_order, interval, order, printed, title
 from mcvd.reports.curves import COLUMN, Curve, copy_curve, copy_label, copy_table, system_curves
@@ -55,16 +55,9 @@ def _numbers(evaluation: Evaluation, copy: Table | None) -> Section:
         row += [printed(name, copied.get(name))] if copied else []
         rows.append([*row, number.of, number.interval])
     parts: list[Text | Grid | Picture] = []
+    parts += [Text(f"{note[0].upper()}{note[1:]}.") for note in shortfalls(result)]
     if not result.complete:
-        parts.append(
-            Text(
-                f"Incomplete: {result.clips} of {counted(result.protocol.clips, 'clip')},"
-                f" {result.samples} of {counted(result.protocol.samples, 'sample')}. FVD, and PSNR, SSIM and LPIPS of"
-                " the best sample, depend on these counts."
-            )
-        )
-    if repeats := repeated(result):
-        parts.append(Text(f"{repeats[0].upper()}{repeats[1:]}."))
+        parts.append(Text("FVD, and PSNR, SSIM and LPIPS of the best sample, depend on these counts."))
     parts.append(Grid(header, rows))
     if copied and copy is not None:
         parts.append(
