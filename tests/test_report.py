@@ -24,10 +24,12 @@ from mcvd.errors import McvdError
 from mcvd.evaluation import summary
 from mcvd.evaluation.presets import PRESETS
 from mcvd.evaluation.protocol import Protocol
+from mcvd.evaluation.published_frames import published_ssim, through_network_range
 from mcvd.evaluation.result import Number
 from mcvd.evaluation.saved import Evaluation
+from mcvd.evaluation.table import Table
 from mcvd.reports.compare import compare, to_markdown
-from mcvd.reports.curves import Curve, copied, copy_table, system_curves
+from mcvd.reports.curves import Curve, copied, copy_table, frame_values, system_curves
 from mcvd.reports.match import measured
 from mcvd.reports.published import Quoted, benchmark_of, published
 from mcvd.reports.report import write_report
@@ -114,6 +116,23 @@ def test_copying_is_measured_on_the_real_clips(folder: Path) -> None:
     torch.testing.assert_close(table.rows("mse")[1], expected, atol=1e-6, rtol=0)
     html = write_report(folder)[0].read_text()
     assert f"frame 15, last given frame copied (4 clips): {(-10 * table.rows('mse').log10()).mean(0)[-1]:.2f}" in html
+
+
+def test_copying_digits_is_measured_as_digits_are(tmp_path: Path) -> None:
+    """SSIM of frames in black and white, real ones truncated after going through the network's range."""
+    protocol = dataclasses.replace(evaluations.PROTOCOL, binary=True)
+    evaluation = Evaluation.load(evaluations.write_folder(tmp_path / "run", evaluations.errors(), protocol))
+    real = through_network_range(evaluation.real(1))
+    expected = published_ssim(real[1].expand_as(real[2:]), real[2:], binary=True)
+    torch.testing.assert_close(copy_table(evaluation).rows("ssim")[1], expected)
+    shades = published_ssim(real[1].expand_as(real[2:]), real[2:])
+    assert (shades - expected).abs().max() > 0.01
+
+
+def test_frames_that_are_copied_exactly_have_100_db() -> None:
+    table = Table()
+    table.add([0], mse=torch.tensor([[0.0, 0.01]]))
+    assert frame_values(table, "psnr").flatten().tolist() == pytest.approx([100, 20])
 
 
 def test_what_is_copied_depends_on_the_task() -> None:
@@ -309,6 +328,8 @@ def test_clips_of_all_30_frames_of_a_video_are_those_of_the_authors(name: str, s
     """Their loader draws the first frame where there is a choice: videos of BAIR and Cityscapes have just 30 frames."""
     rows = [row for row in published(name) if row.method.startswith("MCVD") and "clips" in row.protocol]
     assert {row.match(PRESETS[name]).differing for row in rows} == {not same}
+    told = "the same as far as stated (not stated: FVD over samples)"  # nothing of SSIM and LPIPS, in generation
+    assert {str(row.match(PRESETS[name])) == told for row in rows} == {same}
 
 
 def test_report_compares_with_published_values(folder: Path) -> None:

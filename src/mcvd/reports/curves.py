@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcvd.evaluation.image import SMALLEST, mse, ssim
+from mcvd.evaluation.measure import Instruments, measure
+from mcvd.evaluation.presets import choose_metrics
 from mcvd.evaluation.protocol import Protocol
-from mcvd.evaluation.published_frames import published_ssim, through_network_range
 from mcvd.evaluation.result import Source
 from mcvd.evaluation.saved import Evaluation
 from mcvd.evaluation.statistics import half_width, videos_of
@@ -98,20 +98,14 @@ def copy_table(evaluation: Evaluation) -> Table | None:
     protocol, table = evaluation.result.protocol, Table()
     if protocol.task == "generate" or not evaluation.videos:
         return None
+    metrics = [name for name in ("psnr", "ssim") if name in choose_metrics(protocol)[0]]
     for clip in evaluation.videos:
         real = evaluation.real(clip)
         copy = copied(real, protocol)
         assert copy is not None  # None only for generation
-        pictures = [copy, real[protocol.made]]
-        if protocol.pixels == "published":
-            ours, truth = (through_network_range(frames) for frames in pictures)
-        else:
-            ours, truth = (frames.float() / 255 for frames in pictures)
-        columns = {"mse": mse(ours, truth)}
-        if min(real.shape[-2:]) >= SMALLEST:
-            same = published_ssim(ours, truth, protocol.binary) if protocol.pixels == "published" else ssim(ours, truth)
-            columns["ssim"] = same
-        table.add([clip], **{name: value[None] for name, value in columns.items()})
+        whole = real.clone()
+        whole[protocol.made] = copy
+        table.merge(measure(protocol, metrics, Instruments(), clip, real[None], whole[None, None]))
     return table
 
 
