@@ -101,6 +101,9 @@ def test_curves_are_means_over_clips_of_the_best_sample_and_of_all(folder: Path)
     assert mean.low is None
     (only,) = system_curves(table, "psnr", best=False)
     assert only.mean == mean.mean
+    one = Table()
+    one.add(range(12), mse=errors[:, 0])
+    assert [curve.label for curve in system_curves(one, "psnr", best=True)] == ["the sample"]
     # and they are in the page, under the pointer
     html = write_report(folder)[0].read_text()
     told = f"frame 2, best of 3 samples: {best.mean[0]:.2f} [{best.low[0]:.2f}, {best.high[0]:.2f}]"

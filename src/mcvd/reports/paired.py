@@ -101,7 +101,7 @@ def paired_differences(a: Contestant, b: Contestant) -> tuple[list[Paired], list
     pair = f"{a.name} and {b.name}"
     if a.evaluation.table is None or b.evaluation.table is None:
         return [], [f"no paired difference of {pair}: rows.safetensors is not in both folders"]
-    if not a.result.data or a.result.data != b.result.data:
+    if a.result.data != b.result.data:
         return [], [f"no paired difference of {pair}: they did not see the same clips"]
     if differences(a.result, b.result):
         return [], [f"no paired difference of {pair}: they were measured differently"]

@@ -165,7 +165,7 @@ def _protocol(evaluation: Evaluation) -> Section:
         rows.append([FIELDS.get(name, name), words])
     if result.videos:
         rows.append(["videos that the clips come from", str(result.videos)])
-    rows.append(["sha256 of the real clips", result.data or "not known"])
+    rows.append(["sha256 of the real clips", result.data])
     rows += [[f"sha256 of {name}", value] for name, value in sorted(result.networks.items())]
     return Section("Protocol", [Grid(["", ""], rows)])
 
