@@ -33,7 +33,7 @@ from mcvd.reports.curves import Curve, copied, copy_table, frame_values, system_
 from mcvd.reports.match import measured
 from mcvd.reports.published import Quoted, benchmark_of, published
 from mcvd.reports.report import write_report
-from mcvd.reports.shown import choose_clips
+from mcvd.reports.shown import _samples, choose_clips
 from mcvd.reports.svg import line_chart, nice_ticks
 
 FVD = {"fvd": Number(101.25, 95.04, 107.46, "1.96 standard errors over 10 trajectories", "pooled")}
@@ -179,6 +179,8 @@ def test_many_samples_show_the_best_among_them(tmp_path: Path) -> None:
     assert "5 of 9 samples" in html
     sheet = Image.open(io.BytesIO((folder / "report_files" / "clip-00000.png").read_bytes()))
     assert sheet.height > 6 * 64  # the real clip and five samples
+    assert _samples(9, 7) == [0, 1, 2, 3, 7]
+    assert _samples(9, 2) == _samples(9, None) == [0, 1, 2, 3, 4]
 
 
 def test_works_without_videos_rows_lpips_and_fvd(tmp_path: Path) -> None:

@@ -231,6 +231,16 @@ def test_generation_needs_no_pairs(tmp_path):
     assert "measuring the first 4 of 5 real and 4 of 4 generated videos" in lines
     assert any("real videos are longer than a clip" in line for line in lines)
     assert result.complete
+    assert (len(result.sources), result.videos) == (4, 4)  # those that were measured
+
+
+def test_of_longer_real_videos_the_first_frames_count(tmp_path):
+    real = arrays(6, frames=12)
+    np.save(tmp_path / "real.npy", real)
+    np.save(tmp_path / "made.npy", real[:, :9])
+    one = replace(PLAIN, samples=1)
+    result, _ = measured(tmp_path / "real.npy", tmp_path / "made.npy", tmp_path / "out", one, metrics=["ssim"])
+    assert result.numbers["ssim"].value == pytest.approx(1)
 
 
 def test_an_incomplete_set_says_so(tmp_path):
