@@ -1,5 +1,6 @@
 """`mcvd evaluate`: the same number however it was computed, and never under another name."""
 
+import copy
 import json
 import os
 import shutil
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 import tiny
 from mcvd.cli.main import main
 from mcvd.data.clips import published_starts
+from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.data.prepare import Settings, prepare
 from mcvd.errors import McvdError
 from mcvd.evaluation import statistics, summary
 from mcvd.evaluation.clips import content, real_clips
-from mcvd.evaluation.evaluate import Sampling, evaluate
+from mcvd.evaluation.evaluate import Sampling, _system, check_fit, evaluate
 from mcvd.evaluation.folder import Folder
 from mcvd.evaluation.frechet import Moments, frechet_distance, kernel_distance
 from mcvd.evaluation.image import psnr
@@ -476,6 +478,28 @@ def test_other_weights_and_other_data_are_refused(model, whole):
         go(model, whole[1], clips=type("Other", (), {"batch": lambda self, i: 255 - Clips().batch(i)})())
 
 
+def test_a_system_is_its_weights_its_configuration_and_its_steps(model):
+    def system(**options):
+        return _system(other, "tiny", Sampling("ddpm", **options))
+
+    other = copy.deepcopy(model)
+    plain = system()
+    assert system(reference=True).steps == min(100, model.config.schedule.steps)
+    assert system(steps=3).steps == 3
+    other.config = replace(other.config, schedule=replace(other.config.schedule, steps=500))
+    assert system(reference=True).steps == 100
+    assert system().weights != plain.weights  # other noise, other videos
+
+
+def test_what_the_model_cannot_do_is_told_at_the_start(model):
+    other = copy.deepcopy(model)
+    other.config = replace(other.config, masking=replace(other.config.masking, past=0.0, future=0.0))
+    generate = replace(PROTOCOL, task="generate", past=0, frames=9)
+    check_fit(model, generate, "tiny")
+    with pytest.raises(McvdError, match="^protocol tiny: "):
+        check_fit(other, generate, "tiny")
+
+
 def test_a_folder_with_other_files_is_refused(model, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(McvdError, match=r"holds other files \(.*\); choose another --output"):
@@ -509,6 +533,14 @@ def test_moving_digits_are_fixed_and_those_of_the_first_256_test_digits(assets_d
     large = real_clips(replace(protocol, choice="published"), assets_dir / "mnist").batch([1])
     means = torch.nn.functional.avg_pool2d(large[0].float(), 2)
     assert (small[0].float() - means).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_moving_digits_are_of_their_split_and_stride(assets_dir, split):
+    protocol = replace(PRESETS["smmnist-5to10"], frames=3, split=split, stride=2)
+    digits = load_digits(find_mnist(assets_dir / "mnist"), split, limit=256)
+    expected = MovingMNIST(digits, 15, size=64, seed=0).batch(range(8))[:, ::2]
+    assert torch.equal(real_clips(protocol, assets_dir / "mnist").batch(range(8)), expected)
 
 
 def test_published_starts_never_take_the_last_place():
