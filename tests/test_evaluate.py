@@ -160,6 +160,20 @@ def test_numbers_are_those_of_the_metrics_written_out(model, whole):
     assert np.array_equal(saved["made"][1, :2], saved["real"][:2])  # the given frames are in place
 
 
+@pytest.mark.parametrize(("size", "seen"), [(128, 128), (24, 24), (None, 16)])
+def test_lpips_is_of_frames_of_the_size_that_the_protocol_states(size, seen):
+    sizes = set()
+
+    def network(a, b):
+        sizes.update(a.shape[-2:])
+        sizes.update(b.shape[-2:])
+        return distance(a, b)
+
+    real = Clips().batch(range(1))
+    measure(replace(PROTOCOL, lpips_size=size), ("lpips",), Instruments(features, network, {}), 0, real, real[:, None])
+    assert sizes == {seen}
+
+
 def test_digits_are_rounded_to_black_and_white_for_ssim_alone(model):
     """As published: LPIPS is of the frames as they are."""
     real = Clips().batch(range(2))
