@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mcvd.rollout
 import tiny
 from mcvd.diffusion.gaussian import add_noise
 from mcvd.draw import Draw, generator_at
@@ -190,6 +191,15 @@ def test_hidden_frames_get_no_noise_and_the_network_is_told_its_level(monkeypatc
     assert [sigma for _, _, sigma in seen] == [[0.0], [0.25]]
     assert not any(future.any() for _, future, _ in seen)
     assert float(seen[1][0].abs().max()) > 1.05  # made frames lie in [-1, 1]: this is noise
+
+
+def test_noise_on_made_frames_has_the_standard_deviation_that_is_asked_for(monkeypatch):
+    model, pasts, make = tiny.model(context_noise=0.9), [], VideoDiffusion.denoiser
+    monkeypatch.setattr(mcvd.rollout, "sample", lambda denoise, table, x, *_, **__: torch.ones_like(x))
+    monkeypatch.setattr(model, "denoiser", lambda past, *rest: pasts.append(past) or make(model, past, *rest))
+    model.predict(tiny.video(2, 1, 16, 16), 6, samples=32, context_noise=0.6, **FAST)
+    assert pasts[1].std().item() == pytest.approx(0.6, rel=0.03)
+    assert pasts[1].mean().item() == pytest.approx(0.8, rel=0.03)  # sqrt(1 - 0.6^2) of what was made
 
 
 def test_noise_that_the_model_was_not_trained_with_is_refused():

@@ -51,6 +51,7 @@ def test_draw_at_the_ends():
     zeros = torch.zeros(2, 3)
     assert all(seen.all() for seen in Masking(0, 0).draw(3, uniforms=zeros))
     assert not any(seen.any() for seen in Masking(1, 1).draw(3, uniforms=zeros + 0.999999))
+    assert not any(seen.any() for seen in Masking(0.5, 0.5).draw(3, uniforms=zeros + 0.5))  # seen only above
     with pytest.raises(McvdError, match=r"\(2, 4\)"):
         Masking().draw(4, uniforms=zeros)
 

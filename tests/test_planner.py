@@ -164,6 +164,27 @@ def test_videos_shorter_than_a_block():
     assert plan([True] * 4, FIVE, Masking()) == ()
 
 
+@pytest.mark.parametrize(
+    ("layout", "masking", "known", "drawn"),
+    [
+        # a whole future rather than half a past
+        (BlockLayout(2, 3, 1), Masking(0.5, 0.5, frames=0.3), "#.#", ["~=+>"]),
+        # without a group to see, the given frame ties more than the generated one
+        (BlockLayout(3, 2, 0), FREE, "#..#", ["=+..", "xx+="]),
+        # with one, given frames are better seen than imposed: 0 and 1, not 3 and 4
+        (BlockLayout(2, 3, 1), FREE, ".#.##", ["~~+>...", "  ==+>."]),
+        # two frames at once rather than one after the other
+        (BlockLayout(2, 4, 2), FREE, ".#.#", ["+=+="]),
+        # a model that only sees futures begins at the end
+        (BlockLayout(0, 3, 2), FREE, ".....", [" ..+++", "~++>>."]),
+    ],
+)
+def test_of_two_windows_the_better_one(layout, masking, known, drawn):
+    flags = [sign == "#" for sign in known]
+    rows = draw_plan(plan(flags, layout, masking), flags).splitlines()[2:-1]
+    assert [row.removeprefix(f"block {i}  ") for i, row in enumerate(rows, 1)] == drawn
+
+
 def test_groups_hidden_together():
     both = Masking(0.5, 0.5, together=True)
     (block,) = plan(mask(15, (0, 5), (10, 15)), FIVE, both)

@@ -63,6 +63,17 @@ def test_later_blocks_read_what_earlier_ones_made(model, monkeypatch):
     close(conditions[1][0], out[0, 1:3] * 2 - 1)
 
 
+def test_later_blocks_read_the_colours_of_a_video(model, monkeypatch):
+    """The published code also feeds back what lies beyond."""
+    made = lambda denoise, table, x, *rest, **options: torch.full_like(x, 1.5)  # noqa: E731
+    monkeypatch.setattr(mcvd.rollout, "sample", made)
+    read, make = [], model.denoiser
+    monkeypatch.setattr(model, "denoiser", lambda past, *rest: read.append(float(past.max())) or make(past, *rest))
+    outs = [model.predict(tiny.video(2, 1, 16, 16), 6, reference=reference) for reference in (False, True)]
+    assert read[1::2] == [1.0, 1.5]
+    assert all(float(out.max()) == 1 for out in outs)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_imposed_frames_end_at_their_known_values(monkeypatch, solver):
     """Frames inside a block that are known already: the block's own states must end at them, whatever the network."""

@@ -381,6 +381,7 @@ def test_the_start_noise_is_left_alone():
 
 def test_spacings():
     assert spaced(THOUSAND, 4) == [999, 749, 499, 249]
+    assert spaced(THOUSAND, 3) == [999, 666, 333]
     assert spaced(THOUSAND, 1000) == spaced_as_published(THOUSAND, 1000) == list(range(999, -1, -1))
     for steps in range(1, 1001):
         times = spaced(THOUSAND, steps)

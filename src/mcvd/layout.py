@@ -119,7 +119,7 @@ class Masking:
             raise McvdError(f"uniforms must have shape (2, {batch}), not {tuple(uniforms.shape)}")
         past_seen = (uniforms[0] > self.past) | (self.past == 0.0)
         if self.together:
-            return past_seen, past_seen.clone()
+            return past_seen, past_seen
         return past_seen, (uniforms[1] > self.future) | (self.future == 0.0)
 
 

@@ -82,7 +82,7 @@ def rollout(
     out = []
     for chunk in chunks:
         clips = torch.tensor([clip - first_clip for clip, _ in chunk], device=video.device)
-        frames = (video[clips] * 2 - 1) * given.view(-1, 1, 1, 1)
+        frames = video[clips] * 2 - 1
         for block in blocks:
 
             def step(row: int, state: Tensor, before: int = done) -> None:
