@@ -166,7 +166,12 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD, 3, guidance=10**400), "guidance is 10000.*; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, guidance=1e39), "guidance is 1e[+]39; it must be a finite number"),
         (lambda m: m.predict(GOOD, 3, context_noise=None), "context_noise is None; it must be a finite number"),
-        (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"a float tensor with values in \[-1, 1\], not torch.uint8"),
+        (lambda m: m.loss(tiny.video(2, 6, 1, 16, 16)), r"float32 tensor with values in \[-1, 1\], not torch.uint8"),
+        (lambda m: m.loss(torch.zeros(2, 6, 1, 16, 16).double()), "not torch.float64"),
+        (lambda m: m.loss(torch.zeros(6, 1, 16, 16)), r"have shape \(B, 6, 1, 16, 16\), not \(6, 1, 16, 16\)"),
+        (lambda m: m.loss(torch.zeros(2, 6, 1, 16, 1)), r"have shape \(B, 6, 1, 16, 16\), not \(2, 6, 1, 16, 1\)"),
+        (lambda m: m.loss(torch.zeros(2, 6, 3, 16, 16)), r"have shape \(B, 6, 1, 16, 16\), not \(2, 6, 3, 16, 16\)"),
+        (lambda m: m.loss(torch.zeros(2, 6, 1, 16, 16), m.draw(1)), "the draw is of 1 clip, and there are 2"),
         (lambda m: m.predict(GOOD.permute(0, 2, 3, 1), 3), r"16 channels, the model 1; it is \(T, C, H, W\)"),
         (lambda m: m.predict(GOOD.numpy(), 3), "a video is a tensor, not ndarray; torch.as_tensor"),
         (lambda m: m.fill(GOOD, [0, 3]), "not frame numbers"),
@@ -241,6 +246,8 @@ def test_threads_leave_the_mode_of_the_model_as_it_was():
 def test_other_weights_than_float32_are_refused():
     with pytest.raises(McvdError, match=r"the weights are torch.float64; use model.float\(\)"):
         tiny.model().double().predict(GOOD, 3)
+    with pytest.raises(McvdError, match=r"the weights are torch.float16; use model.float\(\)"):
+        tiny.model().half().loss(torch.zeros(2, 6, 1, 16, 16))
 
 
 def test_gradients_of_what_is_given_are_not_followed(model):

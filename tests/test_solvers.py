@@ -108,6 +108,15 @@ def test_the_sampling_loop_gives_the_clean_video(solver, clip):
         torch.testing.assert_close(out, published_gain(100) * clean, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_lies_beyond_the_range_is_used_as_its_end(solver):
+    """With `clip`, a network that always answers 5 means 1, in every formula that the last state depends on."""
+    draw = torch.Generator().manual_seed(0)
+    noise = lambda: torch.randn(21, dtype=torch.float64, generator=draw)  # noqa: E731
+    out = sample(lambda x, t, a: torch.full_like(x, 5), solver_table(solver, THOUSAND, 10), noise(), noise)
+    torch.testing.assert_close(out, torch.ones_like(out), rtol=0, atol=1e-9)
+
+
 # --- diffusers ------------------------------------------------------------------------------------------------------
 
 SHAPE = (2, 3, 4, 4)

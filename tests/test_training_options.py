@@ -9,7 +9,7 @@ import tiny
 from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import min_snr_weight
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.diffusion.solvers import SOLVERS, gains, published_table, solver_table
+from mcvd.diffusion.solvers import SOLVERS, ddim, gains, published_table, solver_table, spaced
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
@@ -87,10 +87,17 @@ def test_solvers_are_sound_on_a_zero_terminal_schedule(solver, steps):
     assert float(gains(solver_table(solver, ZERO, steps), ZERO)[-1]) == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("schedule", [ZERO, NoiseSchedule("cosine")], ids=["zero-terminal", "cosine"])
 @pytest.mark.parametrize("steps", [100, 1000])
-def test_published_sampling_of_a_zero_terminal_schedule_has_its_levels(steps):
-    rows = published_table("ddpm", ZERO, steps, denoise=False).rows
-    assert [row.alpha_bar for row in rows] == [float(ZERO.alpha_bar[row.t]) for row in rows]
+def test_published_sampling_of_another_schedule_has_its_levels(steps, schedule):
+    rows = published_table("ddpm", schedule, steps, denoise=False).rows
+    assert [row.alpha_bar for row in rows] == [float(schedule.alpha_bar[row.t]) for row in rows]
+
+
+def test_ddim_with_all_noise_takes_a_zero_terminal_schedule():
+    # of the first step's state nothing is kept: eta = 1 leaves eps a weight of 0, up to rounding
+    for steps in range(1, 101):
+        assert ddim(ZERO, spaced(ZERO, steps), eta=1.0).rows[0].eps[0] == pytest.approx(0, abs=1e-7)
 
 
 def test_a_zero_terminal_schedule_needs_a_network_that_does_not_predict_eps():

@@ -188,12 +188,16 @@ class VideoDiffusion(nn.Module):
     def loss(self, video: Tensor, draw: Draw | None = None) -> Tensor:
         """The training loss of each clip, ``(B,)``; calling the model does the same.
 
-        video: ``(B, p + k + f, C, H, W)`` consecutive frames in [-1, 1].
+        video: ``(B, p + k + f, C, H, W)`` float32, consecutive frames in [-1, 1].
         draw: the random masks, time numbers and noise; None draws them from torch's global generator.
+
+        Raises McvdError for clips or a draw of another shape or type, and for weights that are not float32.
         """
-        draw = self.draw(len(video)) if draw is None else draw
-        draw = draw.to(video.device)
-        past, current, future = split(video, self.layout)
+        self._check_weights()
+        past, current, future = split(video, self.layout, (self.channels, *self.size))
+        draw = self.draw(len(video)) if draw is None else draw.to(video.device)
+        if len(draw.t) != len(video):
+            raise McvdError(f"the draw is of {counted(len(draw.t), 'clip')}, and there are {len(video)}")
         if draw.context_sigma is not None:
             kept = (1 - draw.context_sigma.square()).view(-1, 1, 1, 1, 1)
             past, future = self._with_noise(past, future, kept, draw.context_eps)
@@ -410,9 +414,12 @@ class VideoDiffusion(nn.Module):
 
     def _given(self, video: Tensor, known: Tensor | None = None) -> Tensor:
         """A caller's video, as `given_video` normalises it for this model."""
-        if (weights := next(self.parameters()).dtype) != torch.float32:
-            raise McvdError(f"the weights are {weights}; use model.float(), with precision= for half precision")
+        self._check_weights()
         return given_video(video, self.size, self.channels, known).to(self.device)
+
+    def _check_weights(self) -> None:
+        if (weights := next(self.parameters()).dtype) != torch.float32:
+            raise McvdError(f"the weights are {weights}; use model.float(), with precision= or autocast for less")
 
     # --- files --------------------------------------------------------------------------------------------------
 
