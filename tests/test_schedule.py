@@ -57,3 +57,7 @@ def test_impossible_schedules_are_refused():
         NoiseSchedule("sigmoid")
     with pytest.raises(McvdError, match="at least 1 step, not 0"):
         NoiseSchedule(steps=0)
+    with pytest.raises(McvdError, match=r"from 0.0001 to 1.5; both must lie between 0 and 1"):
+        NoiseSchedule(beta_last=1.5)
+    with pytest.raises(McvdError, match="a single one would be pure noise"):
+        NoiseSchedule(steps=1, zero_terminal=True)

@@ -63,11 +63,13 @@ def model_name(model: Path | str) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     """A temporary file beside `path` to write into, which replaces `path` at the end. If writing fails, `path` stays as
     it was and the temporary file is removed. Permissions are those of any new file. Raises OSError if writing fails.
+
+    temporary: its path, if no other process may be writing `path`; by default, every process has one of its own.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = temporary or path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -75,7 +77,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes its files readable only by their owner
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide why writing failed
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

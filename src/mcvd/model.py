@@ -233,7 +233,7 @@ class VideoDiffusion(nn.Module):
         condition = self.network.encode(past, future, past_seen, sigma)
         output = self.network(x_t, self._network_time(t), condition)
         target = gaussian.target(self.config.prediction, current, eps, alpha_bar)
-        return squared_error(output.float(), target)
+        return squared_error(output, target)
 
     # --- denoising ----------------------------------------------------------------------------------------------
 

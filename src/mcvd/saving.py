@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcvd.errors import McvdError
-from mcvd.files import expanded
+from mcvd.files import expanded, whole_file
 from mcvd.text import first_line
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -30,7 +28,6 @@ def write_model(
 
     Raises McvdError if `dtype` is not a floating-point type, OSError if writing fails.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = expanded(folder)
@@ -43,17 +40,9 @@ def write_model(
         (WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"})),
         (CONFIG, lambda path: path.write_text(text + "\n")),
     ):
-        partial = folder / f".{name}.partial"  # always the same name: what a killed process leaves is overwritten
-        try:
-            partial.touch()
-            mode = partial.stat().st_mode
+        # always the same name: what a killed process leaves is overwritten
+        with whole_file(folder / name, folder / f".{name}.partial") as partial:
             write(partial)
-            partial.chmod(mode)  # safetensors makes its files readable only by their owner
-            os.replace(partial, folder / name)
-        except (OSError, SafetensorError):
-            with contextlib.suppress(OSError):
-                partial.unlink()  # a full disk needs the space
-            raise
     return folder
 
 
