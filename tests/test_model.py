@@ -14,7 +14,7 @@ import yaml
 
 import mcvd
 import tiny
-from mcvd.card import model_card
+from mcvd.card import model_card, model_rows
 from mcvd.config import differences, from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
@@ -507,6 +507,23 @@ def test_what_is_noted_of_the_training_stays_with_a_model(tmp_path):
     for wrong in ("many", 0):  # anybody may have written it
         again.notes["stride"] = wrong
         assert again.stride == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "trained"),
+    [
+        ({}, "predict, predict --backward, interpolate, generate", "past hidden 50%.*, future hidden 50% of the time$"),
+        ({"masking": Masking(0.5, 0.5, together=True)}, "interpolate, generate", "both together"),
+        ({"masking": Masking(1.0, 0.5)}, "predict --backward, generate", "past hidden 100%"),
+        ({"masking": Masking(), "layout": BlockLayout(2, 3)}, "predict", "^past hidden 0% of the time$"),
+        ({"masking": Masking(), "layout": BlockLayout(0, 3)}, "generate", "^no past and no future$"),
+        ({"masking": Masking(0.5, 0.5, frames=0.1), "context_noise": 0.3}, "predict, .*", "10% of single.*up to 0.3"),
+    ],
+)
+def test_a_model_says_what_it_was_trained_for(options, tasks, trained):
+    rows = dict(model_rows(tiny.model(**options)))
+    assert re.fullmatch(tasks, rows["tasks"])
+    assert re.search(trained, rows["trained with"])
 
 
 def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):

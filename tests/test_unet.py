@@ -108,6 +108,7 @@ def test_bad_options():
         ({"frames": "4d"}, "pseudo3d"),
         ({"size": (15, 16)}, "15x16"),
         ({"head_channels": 5}, "head_channels 5"),
+        ({"patch": 2, "frames": "3d"}, "patch is 2; with frames '3d'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"mask_embedding": True, "time_embedding": False}, "time_embedding"),
     ):
@@ -148,6 +149,7 @@ def test_patches_are_channels_of_the_inner_network(conditioning):
 def test_attention_is_at_the_resolutions_inside_the_patches():
     plain, patched = make(attention=(8, 16)), make(attention=(8, 16), patch=2, size=(32, 32))
     assert [len(level.attention) for level in patched.down] == [len(level.attention) for level in plain.down] == [1, 1]
+    assert [len(level.attention) for level in make(attention=(16,), size=(16, 32)).down] == [1, 0]  # the shorter side
 
 
 def test_spatin_is_a_group_norm_with_maps_from_the_resized_condition():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvd.errors import McvdError
-from mcvd.planner import plan
 from mcvd.text import colours
 
 if TYPE_CHECKING:
-    from mcvd.model import VideoDiffusion
+    from mcvd.model import ModelConfig, VideoDiffusion
 
 
 def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
@@ -26,31 +24,28 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
         ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
         ("solver", f"{config.solver}, unless --solver names another"),
-        (
-            "trained with",
-            f"past hidden {config.masking.past:.0%}, future hidden {config.masking.future:.0%} of the time",
-        ),
+        ("trained with", _hidden(config)),
         *((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in model.notes.items()),
     ]
 
 
+def _hidden(config: ModelConfig) -> str:
+    """What training did to past and future frames."""
+    masking, layout = config.masking, config.network.layout
+    groups = ("past", layout.past, masking.past), ("future", layout.future, masking.future)
+    parts = [f"{name} hidden {share:.0%} of the time" for name, frames, share in groups if frames]
+    if masking.together:
+        parts.append("both together")
+    if masking.frames:
+        parts.append(f"{masking.frames:.0%} of single frames hidden")
+    if config.context_noise:
+        parts.append(f"noise up to {config.context_noise:g} on them")
+    return ", ".join(parts) or "no past and no future"
+
+
 def commands(model: VideoDiffusion) -> list[str]:
-    """The commands that the model was trained for: those whose known-mask can be planned."""
-    past, new, future = [True] * model.layout.past, [False] * model.layout.current, [True] * model.layout.future
-    masks = {
-        "predict": past and past + new,
-        "predict --backward": future and new + future,
-        "interpolate": past and future and past + new + future,
-        "generate": new,
-    }
-    able = []
-    for name, known in masks.items():
-        try:
-            if known and plan(known, model.layout, model.config.masking):
-                able.append(name)
-        except McvdError:
-            pass
-    return able
+    """The commands that the model was trained for."""
+    return ["predict --backward" if name == "backward" else name for name in model.config.masking.tasks(model.layout)]
 
 
 def model_card(model: VideoDiffusion, repo_id: str) -> str:

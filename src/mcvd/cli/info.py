@@ -14,7 +14,7 @@ from mcvd.files import expanded, is_run
 
 @dataclass(kw_only=True)
 class Command:
-    """Describes a model and the tasks it can do, or the length and size of a clip.
+    """Describes a model and the tasks it was trained for, or the length and size of a clip.
 
     Examples: mcvd info digits; mcvd info clip.mp4
     """
