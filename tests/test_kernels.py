@@ -311,6 +311,20 @@ def test_maps_that_do_not_fit_are_made_in_every_step(monkeypatch, frames, clips)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("frames", ["channels", "3d"])
+def test_maps_fit_into_a_quarter_of_the_free_memory(monkeypatch, frames):
+    network = tiny.model(conditioning="spatin", spatin_width=8, frames=frames).network
+    condition = network.encode(torch.zeros(3, 2, 1, 16, 16), torch.zeros(3, 1, 1, 16, 16))
+    size = sum(part.nbytes for maps in condition.maps for part in maps)
+    monkeypatch.setattr(unet, "free_memory", lambda device: 4 * size)
+    assert network.maps_fit(3)
+    with pytest.warns(UserWarning, match="maps of 4 trajectories"):
+        assert not network.maps_fit(4)
+    monkeypatch.setattr(unet, "free_memory", lambda device: 4 * size - 1)
+    with pytest.warns(UserWarning, match="maps of 3 trajectories"):
+        assert not network.maps_fit(3)
+
+
 def test_free_memory_is_what_the_system_and_the_container_leave(tmp_path):
     assert 0 < free_memory(torch.device("cpu")) < 2**50
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   7 kB\n")
