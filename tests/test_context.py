@@ -12,6 +12,7 @@ from mcvd.draw import Draw, generator_at
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.model import VideoDiffusion
+from mcvd.networks.unet import time_embedding
 from mcvd.planner import _Planner, plan
 
 CPU = torch.device("cpu")
@@ -163,6 +164,15 @@ def test_a_new_model_that_is_told_begins_as_one_that_is_not():
     ]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-4)
     assert outputs[0].abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_the_network_is_told_the_noise_in_units_that_sinusoids_tell_apart():
+    network = tiny.model(context_noise=0.5).network
+    given, past, future = [], frames(2, 2), frames(2, 1)
+    network.sigma.register_forward_pre_hook(lambda _, inputs: given.extend(inputs))
+    network(frames(2, 3), torch.tensor([7]), network.encode(past, future, None, torch.tensor([0.5, 0.001])))
+    assert torch.equal(given[0], time_embedding(torch.tensor([500, 1]), network.time_width))
 
 
 def test_noise_on_made_frames_changes_later_blocks_alone_and_follows_the_seed():

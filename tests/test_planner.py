@@ -199,6 +199,7 @@ def test_groups_hidden_together():
     (BlockLayout(1, 5), Masking(), mask(10), "always saw its 1 past frame in"),
     (FIVE, Masking(0.0, 0.5), mask(10, (5, 10)), "5 past frames .* frames 0 to 4: .* in a row before"),
     (FIVE, Masking(0.5, 0.0), mask(10, (0, 5)), "5 future frames .* frames 5 to 9: .* in a row after"),
+    (BlockLayout(5, 5), Masking(frames=0.3), mask(9), "some of its 5 past frames .* give at least 1 known frame in a"),
     (FIVE, Masking(), mask(16, (0, 5), (11, 16)), "5 past and 5 future frames .* frames 5 to 10: give gaps"),
     (FIVE, FREE, [], "no frames"),
 ])  # fmt: skip

@@ -193,32 +193,35 @@ def plan(
     planner = _Planner(known, layout, masking, advance or layout.current)
     blocks = planner.run()
     if not all(planner.have):
-        raise McvdError(_cannot(planner.have, layout, planner.combinations))
+        raise McvdError(_cannot(planner.have, layout, masking))
     return tuple(blocks)
 
 
-def _cannot(have: Sequence[bool], layout: BlockLayout, combinations: frozenset[tuple[bool, bool]]) -> str:
+def _cannot(have: Sequence[bool], layout: BlockLayout, masking: Masking) -> str:
     """Says what the model was trained for, what it cannot generate and what would work.
 
     A plan fails only where a needed group cannot be known. The greedy order is not to blame: frames that become known
     never take a window's groups away, so a frame that can be generated stays possible until it is.
     """
+    combinations = masking.combinations(layout)
     needs_past, needs_future = all(past for past, _ in combinations), all(future for _, future in combinations)
+    some = "some of " if masking.frames else ""  # then one known frame is enough
+    past, future = (1, 1) if some else (layout.past, layout.future)
     first = list(have).index(False)
     last = next((i for i in range(first, len(have)) if have[i]), len(have)) - 1
     missing = f"frame {first}" if first == last else f"frames {first} to {last}"
     if needs_past and needs_future:
         saw = f"{layout.past} past and {counted(layout.future, 'future frame')}"
-        remedy = f"give gaps of at most {counted(layout.current, 'frame')} with {counted(layout.past, 'known frame')}"
-        remedy += f" right before each and {layout.future} right after"
+        remedy = f"give gaps of at most {counted(layout.current, 'frame')} with {counted(past, 'known frame')}"
+        remedy += f" right before each and {future} right after"
     elif needs_past:
         saw = counted(layout.past, "past frame")
-        remedy = f"give at least {counted(layout.past, 'known frame')} in a row before that"
+        remedy = f"give at least {counted(past, 'known frame')} in a row before that"
     else:
         saw = counted(layout.future, "future frame")
-        remedy = f"give at least {counted(layout.future, 'known frame')} in a row after that"
+        remedy = f"give at least {counted(future, 'known frame')} in a row after that"
     return (
-        f"this model always saw its {saw} in training, so it cannot generate {missing}: {remedy}, "
+        f"this model always saw {some}its {saw} in training, so it cannot generate {missing}: {remedy}, "
         "or use a model trained with them hidden at random"
     )
 
