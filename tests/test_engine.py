@@ -14,7 +14,7 @@ from mcvd.device import tuned_convolutions
 from mcvd.evaluation.image import psnr
 from mcvd.networks import precision
 from mcvd.networks.blocks import Condition
-from mcvd.networks.engine import calls_by, network_call
+from mcvd.networks.engine import ENGINES, calls_by, network_call
 from mcvd.networks.openvino import openvino_calls
 
 CLIPS = tiny.video(1, 2, 1, 16, 16)
@@ -201,6 +201,13 @@ def test_the_network_is_itself_again_afterwards():
         assert network_call(network) is network
     assert network.calls is other
     assert network_call(network, 7)(1, 2, 3) == (7, 1, 2, 3)
+
+
+def test_the_two_conditions_of_guidance_have_slots_of_their_own(monkeypatch):
+    slots = []
+    monkeypatch.setitem(ENGINES, "torch", lambda network: lambda slot, *inputs: slots.append(slot) or network(*inputs))
+    tiny.model().predict(CLIPS, 3, guidance=2.0, **FAST)
+    assert slots == [0, 1] * 3
 
 
 @pytest.mark.parametrize("names", ["", "share", "frames rows", "share past_seen sigma"])

@@ -323,6 +323,8 @@ def test_maps_fit_into_a_quarter_of_the_free_memory(monkeypatch, frames):
     monkeypatch.setattr(unet, "free_memory", lambda device: 4 * size - 1)
     with pytest.warns(UserWarning, match="maps of 3 trajectories"):
         assert not network.maps_fit(3)
+    network.keeps_maps = False  # the backward pass recomputes the blocks, maps included
+    assert not network.encode(torch.zeros(3, 2, 1, 16, 16), torch.zeros(3, 1, 1, 16, 16)).maps
 
 
 def test_free_memory_is_what_the_system_and_the_container_leave(tmp_path):

@@ -241,8 +241,13 @@ def test_guidance_1_is_the_model_itself_and_others_are_not(model):
     assert (model.predict(past, 3, guidance=2.0, **FAST) - plain).abs().max() > 1e-3
 
 
-def test_guidance_0_is_the_model_without_its_condition(model):
-    """guidance interpolates between nothing seen (0) and the model (1), and goes on beyond."""
+@pytest.mark.parametrize("told", [{}, {"mask_embedding": True}, {"context_noise": 0.5}], ids=str)
+def test_guidance_0_is_the_model_without_its_condition(told):
+    """guidance interpolates between nothing seen (0) and the model (1), and goes on beyond.
+
+    told: what the network is told about what it sees, beside the frames.
+    """
+    model = tiny.model(**told)
     past = tiny.video(2, 1, 16, 16)
     x, t, a = torch.randn(1, 3, 1, 16, 16), 50, float(model.config.schedule.alpha_bar[50])
     frames = (past.float() / 127.5 - 1)[None]
@@ -251,7 +256,8 @@ def test_guidance_0_is_the_model_without_its_condition(model):
 
         def x0(guidance, seen=True):
             known = frames if seen else torch.zeros_like(frames)
-            return model.denoiser(known, future, torch.tensor([seen]), rows, guidance)(x, t, a)
+            sigma = 0.3 if seen else 0.0
+            return model.denoiser(known, future, torch.tensor([seen]), rows, guidance, sigma=sigma)(x, t, a)
 
         nothing, plain, doubled = x0(1.0, seen=False), x0(1.0), x0(2.0)
         close(x0(0.0), nothing)
