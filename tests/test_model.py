@@ -575,6 +575,9 @@ def test_a_model_says_how_it_is_sampled(tmp_path):
     assert not torch.equal(model.predict(GOOD, 3), model.predict(GOOD, 3, solver="ddpm"))
     published = model.predict(GOOD, 3, reference=True)
     assert torch.equal(published, model.predict(GOOD, 3, solver="ddpm", reference=True))
+    calls = []  # the published 100 steps and one more, or all steps that there are
+    tiny.model(steps=7).predict(GOOD, 3, reference=True, progress=lambda done, total: calls.append(total))
+    assert calls == [8] * 8
     model.save(tmp_path / "model")
     assert mcvd.load(tmp_path / "model").config.solver == "sde-dpm++"
     with pytest.raises(McvdError, match="one of ddpm"):

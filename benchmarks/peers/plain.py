@@ -175,7 +175,7 @@ def build(config: ModelConfig, state_dict: dict[str, Tensor]) -> dict[str, Calla
         each = len(x) // len(past)
         call = network(past.repeat_interleave(each, 0), future.repeat_interleave(each, 0))
 
-        def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
+        def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             label = torch.full((len(x),), steps - 1 - int(t), device=x.device)
             return x0_from_eps(x, call(x, label), torch.tensor(alpha_bar, device=x.device))
 

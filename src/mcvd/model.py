@@ -278,12 +278,12 @@ class VideoDiffusion(nn.Module):
         prediction = self.config.prediction
         calls = [network_call(self.network, slot) for slot in range(len(conditions))]
 
-        def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
+        def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             time = self._network_time(torch.full((1,), t, device=x.device))
             here = conditions
             if self.config.noisy_condition:
                 # the level that the network is told: in the published last call, it differs from that of x
-                level = x.new_full((), float(self.config.schedule.alpha_bar[int(t)]))
+                level = x.new_full((), float(self.config.schedule.alpha_bar[t]))
                 fresh = condition_noise and condition_noise()
                 noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for v in views]
                 here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]

@@ -160,7 +160,7 @@ def _run_block(
         places = torch.tensor(imposed, device=frames.device)  # once: with a list, every step would wait for the GPU
         network = denoise
 
-        def denoise(x: Tensor, t: float, alpha_bar: float) -> Tensor:
+        def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             return network(x, t, alpha_bar).index_copy_(1, places, truth)
 
     shape = (len(block.current), *frames.shape[2:])

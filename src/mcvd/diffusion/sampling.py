@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mcvd.diffusion.solvers import Table
 
-Denoiser = Callable[[Tensor, float, float], Tensor]
+Denoiser = Callable[[Tensor, int, float], Tensor]
 """(x_t, t, alpha_bar) -> x0_hat, shaped like x_t, not clipped."""
 
 
