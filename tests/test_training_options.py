@@ -75,6 +75,14 @@ def test_min_snr_changes_the_loss_of_a_step():
     assert float(trainer(weighting="min-snr").train_step()[0]) != pytest.approx(float(trainer().train_step()[0]))
 
 
+def test_min_snr_would_not_train_the_pure_noise_that_a_zero_terminal_schedule_starts_from():
+    assert float(min_snr_weight(ZERO.alpha_bar[-1:], "v")) == 0
+    model = dataclasses.replace(tiny.config(), schedule=ZERO, prediction="v")
+    Recipe(model=model)
+    with pytest.raises(McvdError, match="never be trained; use weighting uniform"):
+        Recipe(model=model, weighting="min-snr")
+
+
 def test_a_zero_terminal_schedule_ends_in_pure_noise_and_keeps_its_first_level():
     assert float(ZERO.alpha_bar[-1]) == 0.0
     assert float(ZERO.alpha_bar[0]) == pytest.approx(float(NoiseSchedule().alpha_bar[0]), abs=1e-12)

@@ -138,6 +138,11 @@ class Recipe:
             raise McvdError(f"ema_power is {self.ema_power}; it must be above 0 and at most 0.288, the plain mean")
         if self.ema_power is not None and self.ema_warmup:
             raise McvdError("ema_power forgets the start by itself: it needs ema_warmup false")
+        if self.weighting == "min-snr" and self.model.schedule.zero_terminal:
+            raise McvdError(
+                "weighting min-snr gives pure noise, from which sampling starts with a zero-terminal schedule, the "
+                "weight 0: it would never be trained; use weighting uniform"
+            )
         if self.data.stride < 1:
             raise McvdError(f"data.stride is {self.data.stride}; it must be at least 1")
         if self.seed < 0:
