@@ -82,6 +82,12 @@ def test_norm_silu_broadcasts_the_maps_of_one_clip():
         torch.testing.assert_close(norm_silu(x, 2, 1e-6, scale, shift, maps), plain(x, 2, 1e-6, scale, shift, maps))
 
 
+def test_norm_silu_takes_a_batch_of_one_with_any_first_stride():
+    """PyTorch calls it channels last, but its own kernel does not."""
+    x = torch.empty_strided((1, 8, 4, 5), (7, 1, 40, 8)).normal_().requires_grad_()
+    torch.testing.assert_close(norm_silu(x, 2, 1e-5, None, None), plain(x, 2, 1e-5))
+
+
 def test_norm_silu_under_autocast():
     """x, and what modulates it, in bfloat16: computed in float32, returned as x came."""
     x, (scale, shift), _ = arguments(3, False, dtype=torch.float32)

@@ -216,6 +216,12 @@ def test_the_default_dtype_and_the_mode_of_parts_do_not_matter(model, tmp_path):
     assert not model.network.middle.training
 
 
+def test_dropout_is_for_training_alone():
+    model = tiny.model(dropout=0.5)
+    expected = model.predict(GOOD, 3, **FAST)
+    assert torch.equal(model.train().predict(GOOD, 3, **FAST), expected)
+
+
 def test_the_default_device_does_not_matter():
     """It is often a GPU; here the one that cannot compute, so that anything left on it shows."""
     made = {}
@@ -582,6 +588,9 @@ def test_a_model_says_how_it_is_sampled(tmp_path):
     assert mcvd.load(tmp_path / "model").config.solver == "sde-dpm++"
     with pytest.raises(McvdError, match="one of ddpm"):
         dataclasses.replace(given, solver="euler")
+    for fps in (0.0, 1001.0, float("nan")):
+        with pytest.raises(McvdError, match=f"fps is {fps}; it must be a number from 0.001 to 1000"):
+            dataclasses.replace(given, fps=fps)
 
 
 def test_what_is_no_model_does_not_hide_a_bundled_one(model, tmp_path, monkeypatch):

@@ -81,6 +81,27 @@ def test_a_fresh_network_is_almost_silent(conditioning, frames):
     assert output(network, *inputs(network)).abs().max() < 1e-3
 
 
+def test_initial_weights_are_uniform_in_the_published_ranges():
+    """U(-b, b), b = sqrt(3 scale / mean fan): all but 0 at the end of every branch, small for queries, keys, values."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(**SMALL | {"width": 32}, layout=BlockLayout(2, 3, 1)))
+    block, attention, _ = network.middle
+    for layer, fan, scale in (
+        (network.time[0], (32 + 128) / 2, 1),
+        (network.down[0].resample.shortcut, 32, 1),
+        (block.conv0, 9 * 64, 1),
+        (block.norm0.modulation, (128 + 2 * 64) / 2, 1),
+        (block.conv1, 9 * 64, 1e-10),
+        (attention.qkv, 64, 0.1),
+        (attention.out, 64, 1e-10),
+        (network.conv_out, 9 * (32 + 3) / 2, 1e-10),
+    ):
+        bound = (3 * scale / fan) ** 0.5
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.02)
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert not layer.bias.any()
+
+
 @every_kind
 def test_rows_are_independent_and_conditions_can_be_shared(conditioning, frames):
     """One condition, encoded once, serves several trajectories."""
