@@ -220,6 +220,9 @@ def test_dropout_is_for_training_alone():
     model = tiny.model(dropout=0.5)
     expected = model.predict(GOOD, 3, **FAST)
     assert torch.equal(model.train().predict(GOOD, 3, **FAST), expected)
+    clips, draw = torch.zeros(2, 6, 1, 16, 16), model.draw(2)
+    assert not torch.equal(model.loss(clips, draw), model.loss(clips, draw))
+    assert torch.equal(model.eval().loss(clips, draw), model.loss(clips, draw))
 
 
 def test_the_default_device_does_not_matter():
