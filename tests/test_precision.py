@@ -107,3 +107,14 @@ def test_weights_are_packed_for_float32_alone():
     with torch.autocast("cpu", torch.bfloat16):  # somebody else's: it is respected
         half = model.predict(past, 3, solver="ddim", steps=2)
     assert float(psnr(half, model.predict(past, 3, solver="ddim", steps=2)).min()) > 30
+
+
+@torch.no_grad()
+def test_what_a_half_precision_network_says_is_computed_with_in_float32():
+    model = tiny.model(prediction="x0")
+    past, future, x = (torch.rand(1, frames, 1, 16, 16) for frames in (2, 1, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        denoise = model.denoiser(past, future, torch.tensor([True]), torch.tensor([0]), guidance=3.0)
+        made = denoise(x, 50, 0.5)
+    assert made.dtype == torch.float32
+    assert not torch.equal(made, made.bfloat16().float())  # as guidance would leave it in bf16
