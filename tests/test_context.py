@@ -45,6 +45,12 @@ def test_options_leave_the_random_numbers_that_there_were_as_they_were():
     assert (a.frames_seen.shape, a.context_sigma.shape, a.context_eps.shape) == ((6, 3), (6,), (6, 3, 1, 16, 16))
 
 
+def test_every_seed_step_and_stream_has_numbers_of_its_own():
+    keys = [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 1, 1)]
+    drawn = [torch.rand(4, generator=generator_at(seed, step, CPU, stream)).tolist() for seed, step, stream in keys]
+    assert len({tuple(numbers) for numbers in drawn}) == len(keys)
+
+
 def test_single_frames_are_hidden_with_their_probability_and_levels_are_uniform():
     seen = Masking(frames=0.3).draw_frames(5000, BlockLayout(3, 1, 1), generator=torch.Generator().manual_seed(0))
     assert seen.dtype == torch.bool

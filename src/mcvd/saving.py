@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise McvdError(f"{where} {what} {names[0]}{more}: it does not belong to this configuration")
-    model.load_state_dict({name: value.to(own[name].dtype) for name, value in weights.items()})
+    model.load_state_dict(weights)  # which converts other types
 
 
 def upload(folder: Path, repo_id: str, card: str, **options: object) -> str:
