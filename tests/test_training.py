@@ -89,9 +89,10 @@ def same(a, b):
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Sample sheets take most of the time of a short run; one test below makes one."""
+def quick(monkeypatch):
+    """Sample sheets and validation take most of the time of a short run; one test below makes all of them."""
     monkeypatch.setattr("mcvd.training.log.RunLog.picture", lambda *a: None)
+    monkeypatch.setattr("mcvd.training.run.TEST_CLIPS", 4)
 
 
 # --- the published recipe ---------------------------------------------------------------------------------------------
@@ -235,10 +236,12 @@ def test_what_a_caller_has_switched_changes_no_run(tmp_path):
 def test_only_the_two_newest_checkpoints_stay(tmp_path):
     for step in (1, 2, 3, 1_000_000_000):
         save_checkpoint(tmp_path, step, {"step": step})
-    (tmp_path / "checkpoint-000000009.partial").write_text("of a run that was killed")
+    (tmp_path / "checkpoint.partial").write_text("of a run that was killed")
     assert [load["step"] for load in (torch.load(path) for path in checkpoints(tmp_path))] == [3, 1_000_000_000]
     assert load_checkpoint(tmp_path, CPU)["step"] == 1_000_000_000
     assert load_checkpoint(tmp_path / "elsewhere", CPU) is None
+    save_checkpoint(tmp_path, 1_000_000_001, {})  # at another step than the killed one's, whose file takes no more room
+    assert [path for path in tmp_path.iterdir() if path not in checkpoints(tmp_path)] == []
 
 
 SCRIPT = """
@@ -433,10 +436,11 @@ def test_a_run_that_is_to_finish_makes_the_steps_that_fit(tmp_path, monkeypatch,
     assert checkpoints(tmp_path)[-1].name == f"checkpoint-{step:09}.pt"
 
 
-def test_a_run_that_is_to_finish_goes_on_after_a_pause(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [10**6, 4, 1], ids="the recipe says {}".format)
+def test_a_run_that_is_to_finish_goes_on_after_a_pause(tmp_path, monkeypatch, steps):
     go(replace(RECIPE, steps=3), tmp_path)
     Clock(monkeypatch)
-    lines = go(replace(RECIPE, steps=10**6), tmp_path, minutes=1, finish=True)
+    lines = go(replace(RECIPE, steps=steps), tmp_path, minutes=1, finish=True)
     assert lines[0].startswith("continuing")
     assert 12 < max(rates(tmp_path)) < 25
     assert not any("stopped" in line for line in lines)
@@ -537,7 +541,8 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
         go(RECIPE, tmp_path)
 
 
-def test_steps_are_saved_before_what_stops_validation_stops_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [10, 7])
+def test_steps_are_saved_before_what_stops_validation_stops_the_run(tmp_path, monkeypatch, every):
     straight, full = tmp_path / "straight", tmp_path / "full"
     go(RECIPE, straight)
 
@@ -547,8 +552,8 @@ def test_steps_are_saved_before_what_stops_validation_stops_the_run(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(running, "validate", no_memory)
         with pytest.raises(torch.OutOfMemoryError):
-            go(replace(RECIPE, sample_every=10), full)
-    assert [path.name for path in checkpoints(full)] == ["checkpoint-000000010.pt"]
+            go(replace(RECIPE, sample_every=every), full)
+    assert [path.name for path in checkpoints(full)] == [f"checkpoint-{every:09}.pt"]
     go(RECIPE, full)
     ends = [torch.load(run / "checkpoint-000000020.pt", weights_only=True)["model"] for run in (straight, full)]
     assert same(*ends)
@@ -641,11 +646,16 @@ def test_recipes_survive_the_round_trip(tmp_path):
             "spatin_width is 4; it must be at least 5",
         ),
         ("model: {network: {multipliers: []}}", "multipliers is (); it must be at least 1"),
+        (f"model: {{network: {{blocks: {10**30}}}}}", f"blocks is {10**30}; it must be at most 100000"),
+        (f"model: {{network: {{size: [64, {2**40}]}}}}", f"size is (64, {2**40}); it must be at most 100000"),
+        (f"model: {{network: {{layout: {{past: {10**30}, current: 1}}}}}}", "frames is longer than any video, 1000000"),
         ("model: {network: {head_channels: 0}}", "head_channels is 0; it must be at least 1, or -1 for one head"),
         ("model: {fps: .nan}", "fps is nan; it must be a number from 0.001 to 1000"),
         ("batch: 8\nsteps: 5\nbatch: 16", "batch is given twice"),
         ("optimizer: {lr: 1, eps: 1, lr: 2}", "lr is given twice"),
         (b"# Gr\xf6\xdfe\nsteps: 5", "r.yaml cannot be read as YAML: unacceptable character"),
+        ("data: {path: 2024-13-45}", "r.yaml cannot be read as YAML: month must be in 1..12"),
+        ("false", "r.yaml: expected keys and values, found False"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(tmp_path, text, says):
@@ -661,6 +671,15 @@ def test_yaml_numbers_are_read_as_people_mean_them(tmp_path):
     recipe = read_recipe(tmp_path / "r.yaml")
     assert (recipe.optimizer.lr, recipe.optimizer.eps) == (1e-4, 1.0)  # YAML 1.1 reads 1e-4 as text
     assert recipe.model.network.size == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["\U0001f3a5", os.fsdecode(b"v\xff"), "~no-such-user/videos"])
+def test_a_run_continues_from_its_own_recipe_whatever_its_videos_are_called(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(RECIPE, data=DataConfig("videos", name), steps=1)
+    go(recipe, tmp_path / "run")
+    assert recipe.data.source == str(tmp_path / name)
+    assert read_recipe(tmp_path / "run" / "recipe.yaml") == recipe
 
 
 def test_a_key_that_replaces_an_inherited_one_is_not_there_twice(tmp_path):

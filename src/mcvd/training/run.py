@@ -17,6 +17,7 @@ from torch import Tensor
 from mcvd.cache import tensors_sha256
 from mcvd.device import tuned_convolutions
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.lock import locked
 from mcvd.model import VideoDiffusion
 from mcvd.training.checkpoint import last_checkpoint, load_checkpoint, model_steps, save_checkpoint, save_model
@@ -62,7 +63,7 @@ def train(
     """
     if finish and minutes is None:
         raise McvdError("finish chooses the steps that fit into the minutes: say how many minutes")
-    output = Path(output).expanduser()
+    output = expanded(output)
     if recipe.data.source == str(output.resolve()):
         raise McvdError(f"{output} is the folder of the data; choose another --output")
     # gradients, even if the caller has disabled them
@@ -100,8 +101,8 @@ def _train(
     # one process validates and samples
     test = clips(recipe, "test", processes.device).batch(range(TEST_CLIPS)) if processes.first else None
     with _alone(output, processes):
-        _resume(trainer, output, say)
-        if trainer.step >= recipe.steps:
+        _resume(trainer, output, finish, say)
+        if trainer.step >= trainer.recipe.steps:
             return
         if source is not None and trainer.step:
             say(f"note: {output} continues from its own weights; those of {init_from} are for a new run")
@@ -142,8 +143,8 @@ def _alone(output: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
-    """Continues the run in this folder, if there is one."""
+def _resume(trainer: Trainer, output: Path, finish: bool, say: Callable[[str], None]) -> None:
+    """Continues the run in this folder, if there is one; with `finish`, the recipe's steps are not its end."""
     processes, recipe = trainer.processes, trainer.recipe
     sharded = processes.count > 1 and recipe.sharding == "full"
     # if no process could hold all of it, tensors are read from the file one at a time
@@ -156,7 +157,10 @@ def _resume(trainer: Trainer, output: Path, say: Callable[[str], None]) -> None:
         )
     if state is not None:
         trainer.load_state_dict(state, str(output))
-        if trainer.step >= recipe.steps:
+    if finish:  # how many steps fit is known after two of them
+        trainer.recipe = replace(recipe, steps=max(recipe.steps, trainer.step + 2))
+    if state is not None:
+        if trainer.step >= trainer.recipe.steps:
             say(f"nothing is left to do: {output} is at step {trainer.step} of {recipe.steps}; --steps asks for more")
         else:
             say(f"continuing {output} at step {trainer.step}")
@@ -204,6 +208,8 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
                     _validate(trainer, model, test, log, output)
                 except Exception as error:  # such as a GPU's memory that is full: the steps so far are saved first
                     failed = error
+            if sampled:
+                save |= processes.any(failed is not None)
             if save:
                 # the model first: after a kill between the two, the run continues from before and writes both again
                 if model is not None:
