@@ -70,7 +70,7 @@ seconds = tests.json.loads((straight / "log.jsonl").read_text().splitlines()[-1]
 draw = random.Random(0)
 for kill in range({kills}):
     before, more = lines(killed), draw.randrange(1, 5)
-    names = draw.choice(["checkpoint-*.partial", "model/.*.partial"])
+    names = draw.choice(["checkpoint.partial", "model/.*.partial"])
     left = written(killed, names)  # by a kill before this one
     child = start(killed)
     if kill % 2:  # while a checkpoint or a model is being written

@@ -24,7 +24,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes checkpoint-<step>.pt into the folder; then deletes all but the newest `KEEP`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:09d}.pt"
-    partial = path.with_suffix(".partial")
+    partial = folder / "checkpoint.partial"  # one name: the next save takes the place of what a kill has left
     try:
         with open(partial, "wb") as file:
             torch.save(state, file)
