@@ -298,7 +298,10 @@ def test_train_runs_and_resumes(clip, capsys):
     train = ["train", "my.yaml", "--data", "videos", "--output", "run", "--device", "cpu"]
     assert main([*train, "--steps", "2", "--set", "optimizer.lr=1e-4", "--set", "optimizer.warmup=1"]) == 0
     said = capsys.readouterr().out
-    assert "training my.yaml into run: 32x32 grey, 5 past, 5 current, 5 future frames; 2 steps of 2 clips" in said
+    assert (
+        "training my.yaml into run: 32x32 grey, 5 past, 5 current, 5 future frames; "
+        "tasks: predict, backward, interpolate, generate; 2 steps of 2 clips"
+    ) in said
     assert main([*train, "--steps", "3"]) == 0
     assert "continuing run at step 2" in capsys.readouterr().out
     assert main(["generate", "--model", "run", "--frames", "2", "--out", "x.npz", *QUICK]) == 0

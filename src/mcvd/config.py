@@ -73,7 +73,7 @@ def parse_assignments(words: Sequence[str], where: str) -> dict[str, Any]:
 
 def read_yaml(text: str | bytes) -> Any:
     """The content of a YAML text. Raises yaml.YAMLError, also for a duplicate key, of which PyYAML would silently take
-    the last."""
+    the last, and for what only looks like a date or a number."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -86,7 +86,15 @@ def read_yaml(text: str | bytes) -> Any:
                 seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
             return node
 
-    return yaml.load(text, Loader)
+        def construct_scalar(self, node: Any) -> Any:
+            # JSON, which is YAML, escapes a character beyond U+FFFF as two halves, and PyYAML leaves them apart
+            value = super().construct_scalar(node)
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+    try:
+        return yaml.load(text, Loader)
+    except ValueError as error:  # 2024-13-45, or a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
 
 
 def override(config: T, values: Mapping[str, Any], where: str) -> T:

@@ -60,6 +60,7 @@ class Command:
     def run(self) -> None:
         """Runs the command."""
         from mcvd.config import override, parse_assignments
+        from mcvd.files import expanded
         from mcvd.training.recipe import read_recipe
         from mcvd.training.run import train
 
@@ -72,7 +73,7 @@ class Command:
             _print_estimate(recipe, self.device)
             _say_if_none_attends(recipe)
             path = recipe.data.path
-            if path is not None and not Path(path).expanduser().exists():  # the question may be about another machine
+            if path is not None and not expanded(path).exists():  # the question may be about another machine
                 print(f"note: {path} does not exist on this machine, so training would stop here at once")
             return
         output = self.output or Path("runs") / Path(self.recipe).stem
@@ -80,10 +81,11 @@ class Command:
         if first:
             network, layout = recipe.model.network, recipe.model.network.layout
             height, width = network.size
+            tasks = ", ".join(recipe.model.masking.tasks(layout))
             _say(
                 f"training {self.recipe} into {output}: {width}x{height} {colours(network.channels)}, "
                 f"{layout.past} past, {layout.current} current, {layout.future} future frames; "
-                f"{counted(recipe.steps, 'step')} of {counted(recipe.batch, 'clip')}"
+                f"tasks: {tasks}; {counted(recipe.steps, 'step')} of {counted(recipe.batch, 'clip')}"
             )
             _say_if_none_attends(recipe)
             if recipe.precision == "auto" and _cpu_has_bf16(self.device):
@@ -131,7 +133,8 @@ def _print_estimate(recipe: Recipe, where: str | None) -> None:
     device = torch.device(usable_device(where))
     cost, speed = estimate(recipe), rate(device)
     print(yaml.safe_dump(to_dict(recipe), sort_keys=False), end="")
-    print(f"\nweights      {cost.parameters / 1e6:.2f} million")
+    print(f"\ntasks        {', '.join(recipe.model.masking.tasks(recipe.model.network.layout))}")
+    print(f"weights      {cost.parameters / 1e6:.2f} million")
     print(f"arithmetic   {cost.flops / 1e9:.1f} GFLOP per clip and step, forward and backward")
     shared = ", split among the processes" if recipe.sharding == "full" else ""
     print(f"memory       {cost.state_bytes / 1e9:.2f} GB for weights, gradients, optimizer and EMA{shared}; at most")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.text import colours
 
 CANVAS, DIGIT, MAX_SPEED = 64, 32, 4
@@ -43,7 +44,7 @@ def find_mnist(path: Path | str | None = None) -> Path:
     torchvision's ``MNIST/raw`` below any of them is found too. Raises McvdError if none of them has the files.
     """
     if path is not None:
-        places = [Path(path).expanduser()]
+        places = [expanded(path)]
     else:
         places = [Path(os.environ["MCVD_DATA"]).expanduser() / "mnist"] if os.environ.get("MCVD_DATA") else []
         places.append(cache_dir() / "mnist")

@@ -10,7 +10,7 @@ from typing import Literal
 from mcvd.config import from_dict, read_yaml
 from mcvd.data.settings import Layout
 from mcvd.errors import McvdError
-from mcvd.files import is_run
+from mcvd.files import expanded, is_run
 from mcvd.model import ModelConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -43,7 +43,7 @@ class DataConfig:
     @property
     def source(self) -> str:
         """The folder, in full, or the kind of clips that need none: what a run notes of its data."""
-        return self.kind if self.path is None else str(Path(self.path).expanduser().resolve())
+        return self.kind if self.path is None else str(expanded(self.path).resolve())
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_recipe(name: str | Path) -> Recipe:
     """A recipe by bundled name (`digits`) or path of a YAML file."""
     import yaml
 
-    path = Path(name)
+    path = expanded(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise McvdError(f"{path} does not exist")
@@ -162,13 +162,13 @@ def read_recipe(name: str | Path) -> Recipe:
     else:
         path = _bundled(str(name))
     try:
-        data = read_yaml(path.read_bytes()) or {}
+        data = read_yaml(path.read_bytes())
     except OSError as error:
         raise McvdError(f"cannot read {path}: {error.strerror or error}") from None
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace('in "<byte string>",', "at").split())
         raise McvdError(f"{path} cannot be read as YAML: {said}") from None
-    return from_dict(Recipe, data, str(path))
+    return from_dict(Recipe, {} if data is None else data, str(path))
 
 
 def recipe_names() -> list[str]:
