@@ -93,8 +93,9 @@ class Smoke:
 def packed_clips(recipe: Recipe, split: str, device: torch.device) -> MovingMNIST:
     """Moving MNIST from the packed digits, drawn on the device itself."""
     digits = torch.from_numpy(np.load(PACKED / "digits.npz")[split])
-    network = recipe.model.network
-    return MovingMNIST(digits, network.layout.frames, size=network.size[0], seed=recipe.seed, device=device)
+    network, counts = recipe.model.network, recipe.data.digits
+    frames, size = network.layout.frames, network.size[0]
+    return MovingMNIST(digits, frames, size=size, num_digits=counts, seed=recipe.seed, device=device)
 
 
 def packed_recipe() -> Recipe:

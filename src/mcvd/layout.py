@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from mcvd.errors import McvdError
+from mcvd.given import MOST_FRAMES
 
 
 @dataclass(frozen=True)
 class BlockLayout:
     """Consecutive frames of one network call, in time order: `past` seen, `current` generated, `future` seen.
 
-    Raises McvdError when `current` < 1 or another count is negative.
+    Raises McvdError when `current` < 1, another count is negative, or they add up to more than `MOST_FRAMES`.
     """
 
     past: int
@@ -26,6 +27,8 @@ class BlockLayout:
             raise McvdError(f"a block makes at least 1 frame, not current={self.current}")
         if self.past < 0 or self.future < 0:
             raise McvdError(f"past={self.past} and future={self.future} count frames and cannot be negative")
+        if self.frames > MOST_FRAMES:
+            raise McvdError(f"a block of {self.frames} frames is longer than any video, {MOST_FRAMES} frames")
 
     @property
     def frames(self) -> int:

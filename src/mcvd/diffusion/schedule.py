@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mcvd.errors import McvdError
 
+MOST_STEPS = 1_000_000
+"""Noise levels: a larger number is a mistake."""
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -33,8 +36,8 @@ class NoiseSchedule:
             raise McvdError(f"noise schedule is {self.kind!r}; it is 'linear' or 'cosine'")
         if not (0 < self.beta_first < 1 and 0 < self.beta_last < 1):
             raise McvdError(f"beta goes from {self.beta_first} to {self.beta_last}; both must lie between 0 and 1")
-        if self.steps < 1:
-            raise McvdError(f"a noise schedule needs at least 1 step, not {self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise McvdError(f"a noise schedule has 1 to {MOST_STEPS} steps, not {self.steps}")
         if self.zero_terminal and self.steps < 2:
             raise McvdError("a zero-terminal noise schedule needs at least 2 steps: a single one would be pure noise")
 

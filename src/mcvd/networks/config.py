@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout
 
+MOST = 100_000
+"""Of pixels, channels or blocks: a larger number is a mistake, and memory would run out first."""
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -56,17 +59,19 @@ class UNetConfig:
         if self.mask_embedding and not self.time_embedding:
             raise McvdError("mask_embedding is part of the time embedding: it needs time_embedding")
         frames = 1 if self.frames == "channels" else self.layout.current  # these share the SPATIN width
-        for name, value, least in (
-            ("size", min(self.size), 1),
-            ("channels", self.channels, 1),
-            ("patch", self.patch, 1),
-            ("width", self.width, 4),
-            ("multipliers", min(self.multipliers, default=0), 1),
-            ("blocks", self.blocks, 1),
-            ("spatin_width", self.spatin_width, frames if self.conditioning == "spatin" else 1),
+        for name, values, least in (
+            ("size", self.size, 1),
+            ("channels", (self.channels,), 1),
+            ("patch", (self.patch,), 1),
+            ("width", (self.width,), 4),
+            ("multipliers", self.multipliers, 1),
+            ("blocks", (self.blocks,), 1),
+            ("spatin_width", (self.spatin_width,), frames if self.conditioning == "spatin" else 1),
         ):
-            if value < least:
+            if min(values, default=0) < least:
                 raise McvdError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            if max(values) > MOST:
+                raise McvdError(f"{name} is {getattr(self, name)}; it must be at most {MOST}")
         if self.head_channels < 1 and self.head_channels != -1:
             raise McvdError(f"head_channels is {self.head_channels}; it must be at least 1, or -1 for one head")
         if self.patch > 1 and self.frames != "channels":
