@@ -23,6 +23,7 @@ from mcvd.errors import McvdError
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.model import VideoDiffusion
 from mcvd.training import meter as metering
+from mcvd.training import run as running
 from mcvd.training.checkpoint import last_checkpoint
 from mcvd.training.estimate import estimate
 from mcvd.training.live import LiveTable
@@ -33,6 +34,7 @@ from mcvd.training.run import train
 from mcvd.training.samples import Sample, save_samples, side_by_side
 from mcvd.training.source import to_model_range
 from mcvd.training.trackers import JsonLines, TensorBoard, open_trackers
+from mcvd.training.trainer import Trainer
 from mcvd.training.validation import validate
 
 CPU = torch.device("cpu")
@@ -244,12 +246,23 @@ def test_rates_count_the_steps_between_two_calls_and_not_what_lay_between_them(m
     assert meter.rates(8)["steps_per_second"] == 1.0
 
 
-def test_the_time_of_validation_is_in_no_rate(tmp_path):
-    go(dataclasses.replace(RECIPE, steps=5, log_every=3), tmp_path)
+def test_the_time_of_validation_and_saving_is_in_no_rate(tmp_path, monkeypatch):
+    now, step = [100.0], Trainer.train_step
+
+    def slow(seconds, run):
+        return lambda *args: (run(*args), now.__setitem__(0, now[0] + seconds))[0]
+
+    monkeypatch.setattr(metering, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Trainer, "train_step", slow(0.5, step))
+    for name in ("validate", "save_model", "save_checkpoint"):
+        monkeypatch.setattr(running, name, slow(100.0, getattr(running, name)))
+    monkeypatch.setitem(sys.modules, "mcvd.training.samples", None)  # a machine that makes no pictures
+    go(dataclasses.replace(RECIPE, steps=5, log_every=3, save_every=3), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rated = [line["step"] for line in lines if "steps_per_second" in line]
     assert rated == [1, 2, 3, 4, 5]
     assert all("loss" in line for line in lines if "steps_per_second" in line)
+    assert [line["steps_per_second"] for line in lines if "loss" in line] == [2.0] * 5
     assert [line["step"] for line in lines if "validation" in line] == [2, 4, 5]
 
 

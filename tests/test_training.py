@@ -125,6 +125,31 @@ def test_the_first_step_changes_nothing_with_a_warm_up():
     assert not same(trainer.model.state_dict(), before)
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_every_step_has_its_own_clips_and_draw_of_which_every_process_takes_its_rows(step):
+    recipe = replace(RECIPE, seed=5, batch=8, accumulate=2)
+    trainer, parts = training.Trainer(recipe, training.Processes(0, 1, CPU), Clips()), []
+    trainer.step = step
+    for rank in range(2):
+        trainer.processes = training.Processes(rank, 2, CPU)
+        parts += trainer._parts()
+    assert [len(clips) for clips, _ in parts] == [2] * 4
+    assert torch.equal(torch.cat([clips for clips, _ in parts]), Clips().batch(range(8 * step, 8 * step + 8)))
+    whole = trainer.model.draw(8, generator_at(5, step, CPU))
+    assert torch.equal(torch.cat([draw.t for _, draw in parts]), whole.t)
+    assert torch.equal(torch.cat([draw.eps for _, draw in parts]), whole.eps)
+
+
+def test_dropout_is_another_one_at_every_step_and_in_every_process(monkeypatch):
+    trainer, seeds = training.Trainer(RECIPE, training.Processes(0, 1, CPU), Clips()), []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for rank in range(2):
+        trainer.step, trainer.processes = 0, training.Processes(rank, 2, CPU)
+        for _ in range(3):
+            trainer.train_step()
+    assert len(set(seeds)) == len(seeds) == 6
+
+
 def test_the_average_is_the_published_one_from_the_first_step_on():
     layer = torch.nn.Linear(3, 2).bfloat16()
     ema = Ema(layer, 0.999)

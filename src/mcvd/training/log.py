@@ -105,7 +105,11 @@ class RunLog:
             for name, path in save_samples(model, clips, self.output / "samples" / f"step-{step:09d}").items():
                 for tracker in self.trackers:
                     tracker.picture(step, name, path)
-        self.meter.restart(step)
+
+    def resume(self, step: int) -> None:
+        """Measures rates from here on: what was done since this step, such as validating and saving, does not count."""
+        if self.enabled:
+            self.meter.restart(step)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""

@@ -219,6 +219,8 @@ def _loop(trainer: Trainer, test: Tensor | None, log: RunLog, output: Path, dead
                     save_checkpoint(output, step, state)
             if failed is not None:
                 raise failed
+            if sampled or save:
+                log.resume(step)
     if trainer.step < trainer.recipe.steps:
         why = stop[0] if stop else "time is up" if reason == 1 else "another process was told to stop"
         log.say(f"stopped at step {trainer.step} ({why}); run the same command again to continue")

@@ -34,13 +34,13 @@ from mcvd.training.source import ClipSource, to_model_range
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
-    """The rate of step `step` (0 is the first): linear warm-up from 0, then as `config.decay` says until `steps`."""
+    """The rate of step `step` (0 to `steps`): linear warm-up from 0, then as `config.decay` says until `steps`."""
     rate = config.lr * min(step / config.warmup, 1.0) if config.warmup else config.lr
     if config.decay == "cosine" and step >= config.warmup:
         done = (step - config.warmup) / max(steps - config.warmup, 1)
-        rate *= 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
     if config.decay == "wsd":
-        rate *= min(1.0, max(steps - step, 0) / max(config.cooldown * steps, 1))
+        rate *= min(1.0, (steps - step) / max(config.cooldown * steps, 1))
     return rate
 
 
