@@ -153,7 +153,7 @@ def run(training: Training, digits: dict[str, Tensor], clips: Tensor, steps: int
     result: dict[str, Any] = {"steps": steps, "train_cpu_seconds": time.process_time() - cpu, "rows": {}}
     model = VideoDiffusion(recipe.model).eval()
     for name, row in training.rows.items():
-        model.load_state_dict(averages[row.average].weights())
+        model.load_state_dict(averages[row.average].shadow)
         result["rows"][name] = measure(model, clips, row)
     result |= {"cpu_seconds": time.process_time() - cpu, "seconds": time.monotonic() - began}
     return result | {"machine": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -173,7 +173,7 @@ def test_the_average_with_warm_up_follows_faster_at_the_start():
         ema.update()
         decay = min(0.999, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-    assert ema.weights()["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
     assert min(0.999, (1 + 10_000) / (10 + 10_000)) == 0.999  # and ends at the decay
 
 
@@ -186,7 +186,7 @@ def test_the_average_survives_its_state():
     again.load_state_dict(ema.state_dict())
     for e in (ema, again):
         e.update()
-    assert same(ema.weights(), again.weights())
+    assert same(ema.shadow, again.shadow)
 
 
 def test_random_numbers_depend_on_seed_step_and_stream_alone():

@@ -134,7 +134,7 @@ def test_an_average_with_a_power_profile_has_the_mean_and_the_width_of_its_close
         with torch.no_grad():
             values.weight.copy_(torch.tensor([[i / updates], [(i / updates) ** 2]]))
         ema.update()
-    mean, square = ema.weights()["weight"].double().flatten().tolist()
+    mean, square = ema.shadow["weight"].double().flatten().tolist()
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2e-3)
     assert (square - mean**2) ** 0.5 == pytest.approx(width, abs=2e-3)
     assert ((gamma + 1) / (gamma + 3)) ** 0.5 / (gamma + 2) == pytest.approx(width, rel=1e-9)
@@ -163,6 +163,7 @@ def test_a_recipe_with_a_power_profile_averages_so_and_takes_only_what_can_be():
         made.train_step()
         weights.append(made.model.network.conv_out.weight.detach().clone())
     torch.testing.assert_close(made.averaged().network.conv_out.weight, torch.stack(weights).mean(0))
+    assert not made.averaged().training  # it is validated without dropout
     for wrong, says in (({"ema_power": 0.3}, "at most 0.288"), ({"ema_power": 0.0}, "above 0")):
         with pytest.raises(McvdError, match=says):
             Recipe(**wrong)

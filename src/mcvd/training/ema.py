@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Ema:
-    """Averages of a module's parameters in float32, under the parameters' names.
+    """Averages of a module's parameters in float32: `shadow`, under the parameters' names.
 
     decay: weight of the old average at each update; the published models use 0.999 from the first step on.
     warmup: lets the average follow faster at the start: decay is at most (1 + n) / (10 + n) at update n. Short runs
@@ -44,10 +44,6 @@ class Ema:
         for name, value in self.shadow.items():
             value.copy_(state["shadow"][name])
         self.updates = state["updates"]
-
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of the averages that can be loaded into the module."""
-        return {name: value.clone() for name, value in self.shadow.items()}
 
 
 def power_exponent(width: float) -> float:

@@ -189,7 +189,7 @@ class Trainer:
 
     def averaged(self) -> VideoDiffusion | None:
         """A model with the averaged weights, in evaluation mode. All processes must call it; None but in the first."""
-        weights = whole(self.ema.weights(), keep=self.processes.first)
+        weights = whole(self.ema.shadow, keep=self.processes.first)
         if not self.processes.first:
             return None
         model = VideoDiffusion(self.recipe.model).to(self.processes.device)
