@@ -1,6 +1,7 @@
 """The folder of a training run: one run at a time, never its own data, and a line about whatever cannot be."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,11 +174,16 @@ def test_what_cannot_work_is_said_before_videos_are_prepared_or_a_folder_is_made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "start"]
 
 
-def test_a_model_whose_checkpoints_are_gone_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize("only_best", [False, True])
+def test_a_model_whose_checkpoints_are_gone_is_not_overwritten(tmp_path, monkeypatch, only_best):
+    errors = iter([3.0, 2.0, 1.0, *[4.0] * 9])
+    monkeypatch.setattr("mcvd.training.run.validate", lambda *_: {"validation": next(errors)})
     run = tmp_path / "run"
     go(replace(RECIPE, steps=3, save_every=2, sample_every=1), run)
     for path in run.glob("checkpoint-*.pt"):
         path.unlink()
+    if only_best:
+        shutil.rmtree(run / "model")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(
         McvdError, match="run holds a model of 3 steps and no checkpoint to continue from: choose anoth"

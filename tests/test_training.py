@@ -29,6 +29,7 @@ from mcvd.training.run import train
 from mcvd.training.trainer import generator_at, learning_rate
 
 CPU = torch.device("cpu")
+ONE = training.Processes(0, 1, CPU)
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup=0)
 RECIPE = Recipe(
     model=tiny.config(dropout=0.2),
@@ -148,6 +149,15 @@ def test_dropout_is_another_one_at_every_step_and_in_every_process(monkeypatch):
         for _ in range(3):
             trainer.train_step()
     assert len(set(seeds)) == len(seeds) == 6
+
+
+def test_a_gradient_longer_than_clip_is_made_as_long():
+    for clip in (1.0, 1e6):
+        trainer = training.Trainer(replace(RECIPE, optimizer=replace(OPTIMIZER, clip=clip)), ONE, Clips())
+        _, norm = trainer.train_step()
+        left = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+        assert float(norm) > 2
+        assert float(left) == pytest.approx(min(float(norm), clip), rel=1e-3)
 
 
 def test_the_average_is_the_published_one_from_the_first_step_on():
@@ -480,6 +490,19 @@ def test_a_run_that_is_to_finish_does_so_where_the_last_steps_are_slow(tmp_path,
     assert 51 < step < 55
     assert lines[-1].startswith(f"step {step}/{step}  validation ")
     assert checkpoints(tmp_path)[-1].name == f"checkpoint-{step:09}.pt"
+
+
+def test_a_signal_only_interrupts_a_run_that_is_to_finish(tmp_path):
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    go(replace(RECIPE, steps=10**6), tmp_path, report=report, minutes=60, finish=True)
+    assert lines[-1].endswith("(SIGTERM); run the same command again to continue")
+    assert not any("validation" in line for line in lines)
 
 
 def test_to_finish_needs_to_know_when(tmp_path):

@@ -156,6 +156,17 @@ def fp16(monkeypatch):
     return recipe(SMALL, precision="fp16")
 
 
+@pytest.mark.parametrize(
+    ("fast", "dtype"), [(("bf16", "fp16", "fp32"), torch.bfloat16), (("fp16", "fp32"), torch.float32)]
+)
+def test_auto_is_never_fp16_which_people_ask_for(monkeypatch, fast, dtype):
+    monkeypatch.setattr(precision, "fast_on", lambda device: fast)
+    monkeypatch.setattr(networks.precision, "fast_on", lambda device: fast)
+    made = start(recipe(SMALL))
+    assert not made.precision.fp16
+    assert made_dtype(made) == dtype
+
+
 def test_under_fp16_steps_with_infinite_gradients_are_skipped_until_the_scale_fits(fp16, monkeypatch):
     monkeypatch.setattr(precision, "SCALE", 2.0**14)
     made = start(replace(fp16, optimizer=OptimizerConfig(lr=1e-3, warmup=0)))
@@ -304,6 +315,22 @@ def test_a_checkpoint_that_finds_the_disk_full_says_so_and_takes_no_room(tmp_pat
     with pytest.raises(McvdError, match=r"cannot write .*6.pt \(No space left.*\); the last good .* is .*000003.pt"):
         save_checkpoint(tmp_path, 6, {str(i): torch.zeros(size // 40) for i in range(10)})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000003.pt"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, call=call: (done.append(name), call(*args)))
+    save_checkpoint(tmp_path, 3, {})
+    assert done == ["fsync", "replace"]
+
+
+def test_an_error_of_the_gpu_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+    with pytest.raises(RuntimeError, match="^CUDA error$"):
+        save_checkpoint(tmp_path, 3, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_finds_the_disk_full_takes_no_room(tmp_path, monkeypatch):

@@ -119,6 +119,7 @@ def test_warm_up_stable_decay():
     config = OptimizerConfig(lr=1.0, warmup=10, decay="wsd", cooldown=0.2)
     rates = [learning_rate(step, config, 100) for step in (0, 5, 10, 50, 79, 80, 90, 99, 100)]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.05, 0.0])
+    assert learning_rate(99, dataclasses.replace(config, cooldown=0.0), 100) == 1.0
 
 
 WIDEST = 12**-0.5
