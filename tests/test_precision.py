@@ -65,6 +65,14 @@ def test_cpus_with_units_for_bf16(monkeypatch, found, fast):
         assert Precision("bf16", torch.device("cpu")).autocast._enabled
 
 
+@pytest.mark.parametrize(
+    ("capability", "fast"), [((7, 0), ("fp16", "fp32")), ((7, 5), ("fp16", "fp32")), ((8, 0), ("bf16", "fp16", "fp32"))]
+)
+def test_gpus_that_emulate_bf16_have_no_units_for_it(monkeypatch, capability, fast):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision.fast_on(torch.device("cuda", 1)) == fast
+
+
 def test_a_cpu_is_asked_for_float32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(McvdError, match="cpu has no fast bf16; choose fp32"):

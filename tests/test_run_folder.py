@@ -227,6 +227,9 @@ def test_a_run_that_goes_on_says_what_is_new_and_what_is_not_used(tmp_path):
     )
     assert mcvd.load(tmp_path / "run").notes == {"steps": 4, "clips_seen": 3 * 2 + 4}
     assert "note: from here on" not in " ".join(go(replace(other, steps=5), tmp_path / "run"))
+    moved = replace(other, steps=6, data=DataConfig("videos", str(tmp_path / "moved")))
+    said = f"note: until now it was trained on videos, from here on {tmp_path / 'moved'}"
+    assert go(moved, tmp_path / "run")[1] == said
 
 
 def test_where_nothing_is_left_to_do_that_is_all(tmp_path):

@@ -22,7 +22,9 @@ def fast_on(device: torch.device) -> tuple[str, ...]:
         return ("fp32", "bf16") if any(found.get(name) for name in BF16_UNITS) else ("fp32",)
     if device.type != "cuda":
         return ("fp32",)
-    return ("bf16", "fp16", "fp32") if torch.cuda.is_bf16_supported() else ("fp16", "fp32")
+    # older GPUs than Ampere emulate bf16: torch.cuda.is_bf16_supported says that they have it
+    has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    return ("bf16", "fp16", "fp32") if has_bf16 else ("fp16", "fp32")
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
