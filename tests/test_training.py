@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from mcvd.training.ema import Ema
 from mcvd.training.recipe import RECIPES, DataConfig, OptimizerConfig, Recipe, read_recipe, recipe_names
 from mcvd.training.run import train
+from mcvd.training.source import TEST_CLIPS, clip_source
 from mcvd.training.trainer import generator_at, learning_rate
 
 CPU = torch.device("cpu")
@@ -623,6 +625,31 @@ def test_training_on_a_folder_of_videos(tmp_path, monkeypatch):
     with pytest.raises(McvdError, match="--data FOLDER"):
         go(replace(recipe, data=DataConfig("videos")), tmp_path / "other", clips=None)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_value_of_data_reaches_the_clips(tmp_path, monkeypatch, split):
+    found = SimpleNamespace()
+    monkeypatch.setattr("mcvd.data.prepare.info", lambda path: SimpleNamespace(splits=["train", "test"]))
+    monkeypatch.setattr("mcvd.data.prepare.prepared_data", lambda path, made, say: vars(found).update(settings=made))
+    monkeypatch.setattr("mcvd.data.prepare.open_data", lambda path, frames, **options: vars(found).update(options))
+    data = DataConfig("videos", str(tmp_path), 3, flip=True, fps=5.0, fit="stretch", split_by="folder")
+    clip_source(replace(RECIPE, seed=7, data=data), split, CPU)
+    made = found.settings
+    assert (made.size, made.channels, made.fps, made.fit, made.split_by) == ((16, 16), 1, 5.0, "stretch", "folder")
+    assert (found.size, found.channels, found.stride, found.flip, found.seed) == ((16, 16), 1, 3, True, 7)
+    assert (found.split, found.fixed) == (split, None if split == "train" else TEST_CLIPS)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_moving_digits_are_those_of_the_recipe_and_of_the_split(monkeypatch, split):
+    monkeypatch.setattr("mcvd.training.source.find_mnist", lambda path: path)
+    images = {"train": torch.zeros(3, 32, 32, dtype=torch.uint8), "test": torch.zeros(2, 32, 32, dtype=torch.uint8)}
+    monkeypatch.setattr("mcvd.training.source.load_digits", lambda folder, split: images[split])
+    data = DataConfig("moving-mnist", digits=(1, 3))
+    source = clip_source(replace(RECIPE, seed=7, data=data, model=tiny.config(size=(32, 32))), split, CPU)
+    assert (source.counts, source.seed, source.size, source.frames) == ((1, 3), 7, 32, 6)
+    assert len(source.digits) == len(images[split])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
