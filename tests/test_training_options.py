@@ -15,7 +15,7 @@ from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.training.ema import Ema, power_exponent
 from mcvd.training.estimate import estimate
-from mcvd.training.initialise import initialise_from
+from mcvd.training.initialise import adapted, initialise_from
 from mcvd.training.recipe import OptimizerConfig, Recipe, read_recipe
 from mcvd.training.run import train
 from mcvd.training.trainer import Processes, Trainer, learning_rate
@@ -270,6 +270,13 @@ def test_fine_tuning_says_what_is_new_and_refuses_another_meaning(tmp_path):
     with pytest.raises(McvdError, match=r"other noise: the recipe has model\.schedule\.steps 50 \(was 100\); make"):
         train(other, tmp_path / "other", init_from=tmp_path / "start", device="cpu", **options)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_recipe_counts_time_as_the_weights_do_and_takes_no_weights_of_other_conditions():
+    source = VideoDiffusion(dataclasses.replace(tiny.config(), time_from_noise=True))
+    assert adapted(Recipe(model=tiny.config()), source).model.time_from_noise
+    with pytest.raises(McvdError, match=r"other noise: the recipe has model\.noisy_condition True \(was False\)"):
+        adapted(Recipe(model=tiny.config(noisy_condition=True)), source)
 
 
 def test_another_prediction_starts_from_all_weights_but_the_last_convolution():
