@@ -25,6 +25,7 @@ from mcvd.training import run as running
 from mcvd.training import trainer as training
 from mcvd.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mcvd.training.ema import Ema
+from mcvd.training.processes import stop_signals
 from mcvd.training.recipe import RECIPES, DataConfig, OptimizerConfig, Recipe, read_recipe, recipe_names
 from mcvd.training.run import train
 from mcvd.training.source import TEST_CLIPS, clip_source
@@ -421,6 +422,17 @@ def test_a_signal_saves_and_leaves(tmp_path, name, request):
     assert list(losses(tmp_path)) == [1, 2, 3, 4, 5]
 
 
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop == ["SIGTERM"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_systems_without_unix_signals_and_memory_figures_train(tmp_path, monkeypatch):
     """As on Windows."""
     monkeypatch.delattr(signal, "SIGUSR1")
@@ -694,6 +706,8 @@ def test_recipes_survive_the_round_trip(tmp_path):
         ("steps: true", "steps: expected a whole number, found True"),
         ("optimizer: {lr: fast}", "lr: expected a number, found 'fast'"),
         (f"optimizer: {{lr: 1{'0' * 400}}}", "lr: expected a number, found 1000"),
+        ("optimizer: {lr: true}", "lr: expected a number, found True"),
+        ("optimizer: {betas: [0.9, 0.9, 0.9]}", "betas: expected 2 values, e.g. [1, 2], found 3"),
         ("optimizer: {betas: [0.9]}", "betas: expected 2 values, e.g. [1, 2], found 1"),
         ("optimizer: {betas: 0.9}", "betas: expected a list, e.g. [1, 2], found 0.9"),
         ("precision: fp8", "precision is 'fp8'; it is one of auto, fp32, bf16"),
