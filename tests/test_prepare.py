@@ -16,8 +16,10 @@ import tarfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -30,7 +32,8 @@ from mcvd.cli.main import main
 from mcvd.cli.work import targets
 from mcvd.config import override, to_dict
 from mcvd.data import hub
-from mcvd.data.prepare import PRESETS, Settings, bair, info, parts, prepare, prepared_data, run
+from mcvd.data.frames import SourceFrame
+from mcvd.data.prepare import PRESETS, Settings, bair, decode, info, items, parts, prepare, prepared_data, run
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.prepare.workers import make_parts
@@ -188,12 +191,16 @@ def test_copies_are_on_one_side_or_told(tmp_path: Path) -> None:
     for i in range(12):
         for name in (f"free/{i}.npz", f"free/{i} (1).npz", f"sorted/{'train' if i < 8 else 'test'}/{i}.npz"):
             write_video(tmp_path / name, clip(4, seed=i))
+        write_video(tmp_path / "free" / f"{i} in another format.mkv", clip(4, seed=i))
+    arrays = {f"{i}{again}": clip(4, seed=i).numpy() for i in range(12) for again in ("", " again")}
+    np.savez(tmp_path / "free" / "many.npz", **arrays)
     write_video(tmp_path / "sorted" / "test" / "again.npz", clip(4, seed=3))
     with warnings.catch_warnings(action="error"):
         manifest = prepare(tmp_path / "free", tmp_path / "data", SMALL, workers=1)
     sides: dict[str, set[str]] = {}
     for entry in manifest.videos:
-        sides.setdefault(entry.sha256, set()).add(entry.split)
+        sides.setdefault(entry.content, set()).add(entry.split)
+    assert len(manifest.videos) == 12 * 5
     assert sorted(map(len, sides.values())) == [1] * 12
     assert set.union(*sides.values()) == {"train", "test"}
     said = r"^1 of the videos held out of training are copies .* \(test/again.npz of train/3.npz\): "
@@ -231,15 +238,10 @@ def test_what_the_system_refuses_is_tried_again(kind: str, tmp_path: Path, monke
     assert len(prepare(tmp_path / "raw", tmp_path / "data", SMALL, workers=1).videos) == 2
 
 
-@pytest.mark.parametrize("kind", ["npz", "tar"])
-def test_a_full_temporary_folder_blames_no_video(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    np.savez(raw / "many.npz", x=clip(6).numpy(), y=clip(7).numpy())
-    if kind == "tar":
-        with tarfile.open(tmp_path / "many.tar", "w") as archive:
-            archive.add(raw / "many.npz", "many.npz")
-        raw = tmp_path / "many.tar"
+def test_a_full_temporary_folder_blames_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, frames in (("x", 6), ("y", 7)):
+        write_video(tmp_path / "raw" / f"{name}.mkv", clip(frames))
+    raw = packed(tmp_path / "many.tar", tmp_path / "raw")
 
     class Full(io.FileIO):
         def write(self, data):
@@ -255,6 +257,61 @@ def test_a_full_temporary_folder_blames_no_video(kind: str, tmp_path: Path, monk
         with pytest.raises(McvdError, match=r"cannot write .*No space left on device\); TMPDIR names another"):
             prepare(raw, tmp_path / "data", SMALL, workers=1)
     assert len(prepare(raw, tmp_path / "data", SMALL, workers=1).videos) == 2
+
+
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_an_npz_of_many_arrays_is_opened_once_for_all(
+    in_tar: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening it reads the names of all; that it is read where it lies in a tar file."""
+    videos = {f"v{i:02d}": clip(4 + i, seed=i).permute(0, 2, 3, 1).numpy() for i in range(20)}
+    (tmp_path / "raw").mkdir()
+    np.savez_compressed(tmp_path / "raw" / "many.npz", **videos)
+    raw = packed(tmp_path / "many.tar", tmp_path / "raw") if in_tar else tmp_path / "raw"
+    opened: list[object] = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, file, *rest, **options):
+            opened.append(file)
+            super().__init__(file, *rest, **options)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    monkeypatch.setattr(items, "copy_out", None)
+    prepare(raw, tmp_path / "data", SMALL, workers=1)
+    assert len(opened) == 2  # the names, then the arrays
+    assert sum(part.videos for part in info(raw).splits.values()) == 20
+    assert len(opened) == 3
+    for name, frames in stored(tmp_path / "data").items():
+        assert np.array_equal(frames, videos[name.rpartition("#")[2]])
+
+
+def test_names_that_would_be_equal_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("walk", "walk/walk"):
+        write_video(tmp_path / folder / "frames", clip(3 + len(folder)))
+        for file in (tmp_path / folder / "frames").iterdir():
+            file.rename(tmp_path / folder / file.name)
+        (tmp_path / folder / "frames").rmdir()
+    manifest = prepare(tmp_path / "walk", tmp_path / "data", SMALL)
+    assert [(entry.source, entry.frames) for entry in manifest.entries] == [("./walk", 7), ("walk", 12)]
+
+
+def test_an_npz_without_arrays_is_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "raw" / "a.mkv", clip(4))
+    np.savez(tmp_path / "raw" / "none.npz")
+    manifest = prepare(tmp_path / "raw", tmp_path / "data", SMALL)
+    assert [(entry.source, entry.skipped) for entry in manifest.skipped] == [("none.npz", "none.npz holds no array")]
+
+
+@pytest.mark.parametrize("resample", ["area", "bilinear", "lanczos"])
+@pytest.mark.parametrize("turn", [0, 90])
+def test_pixels_that_are_not_square_are_cut_as_they_are_displayed(resample: str, turn: int, tmp_path: Path) -> None:
+    """Pixels twice as wide as high: a ring, seen as round, of 45 pixels' radius is 45 columns wide."""
+    y, x = np.mgrid[:128, :128] - 63.5
+    picture = np.where(np.hypot(x[:, ::2] + 0.5, y[:, ::2]) < 45, 255, 0).astype(np.uint8)[..., None]
+    settings = Settings((64, 64), channels=1, resample=resample)  # type: ignore[arg-type]
+    frame = decode._Fit(settings)(SourceFrame(picture, Fraction(2), turn))[..., 0] > 127
+    for axis in (0, 1):
+        assert abs(int(frame.any(axis).sum()) - 45) <= 1
 
 
 def test_packing_a_video_does_not_walk_through_those_that_wait(tmp_path: Path) -> None:
@@ -317,6 +374,12 @@ def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.txt").write_text("dear")
     with pytest.raises(McvdError, match="full holds other files .thesis.txt"):
         prepare(mixed, tmp_path / "full", SMALL)
+    for folder in ("work", "shards"):  # which are ours if we made them, and else may be all that somebody has
+        write_video(tmp_path / f"with_{folder}" / folder / "a.npz", clip(5))
+        for source in (mixed, tmp_path / f"with_{folder}" / folder):
+            with pytest.raises(McvdError, match=f"with_{folder} holds other files .{folder}/a.npz"):
+                prepare(source, tmp_path / f"with_{folder}", SMALL)
+        assert (tmp_path / f"with_{folder}" / folder / "a.npz").is_file()
     with pytest.raises(McvdError, match="outside of"):
         prepare(mixed, mixed / "data", SMALL)
     for layout in PRESETS:
@@ -331,6 +394,10 @@ def test_places_that_cannot_be_used(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(McvdError, match=r"data was prepared from .*c.npz, not .*e.mkv"):
         prepare(mixed / "e.mkv", tmp_path / "data", SMALL)
     assert len(read_manifest(tmp_path / "data").videos) == 1
+    (tmp_path / "data" / "shards" / "mine.npy").write_text("dear")
+    os.utime(mixed / "c.npz", ns=(1, 1))
+    prepare(mixed / "c.npz", tmp_path / "data", SMALL)
+    assert (tmp_path / "data" / "shards" / "mine.npy").is_file()
     with pytest.raises(McvdError, match="is prepared already"):
         prepare(tmp_path / "data", tmp_path / "data2", SMALL)
 
@@ -391,6 +458,7 @@ def test_workers_import_nothing_from_the_current_folder(
 
 def test_a_full_disk_stops_the_work_and_blames_no_video(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "work").mkdir(parents=True)
+    (tmp_path / "data" / "work" / "settings.json").write_text(json.dumps(SMALL.decoding()))
     (tmp_path / "data" / "work" / "parts").write_text("a file where the folder should be")
     with pytest.raises(McvdError, match="cannot write .* run the same again"):
         prepare(mixed, tmp_path / "data", SMALL, workers=1)
@@ -487,7 +555,7 @@ def test_a_full_disk_gets_back_what_half_a_part_took(
 ) -> None:
     write_frames = parts._write_frames
 
-    def full(frames: Iterable[np.ndarray], path: Path) -> int:
+    def full(frames: Iterable[np.ndarray], path: Path) -> tuple[int, str]:
         write_frames(frames, path)
         raise parts.unwritable(path, OSError(errno.ENOSPC, "No space left on device"))
 
@@ -689,7 +757,9 @@ def test_of_a_tar_file_that_grew_only_what_is_new_is_decoded(
         ("test/0.tar/e.mkv", "test"), ("train/0.tar/a.mp4", "train"), ("train/0.tar/c.npz", "train"),
     ]  # fmt: skip
     write_video(mixed / "c.npz", clip(20, seed=9), scale=1)
-    packed(tar, mixed, ["c.npz", "f.webm"], "a")
+    packed(tar, mixed, ["f.webm"], "a")
+    with tarfile.open(tar, "a") as archive:
+        archive.add(mixed / "c.npz", "c.npz")  # was ./c.npz
     made: list[str] = []
     real = run.make_parts
     monkeypatch.setattr(run, "make_parts", lambda items, *rest: real([made.append(i.name) or i for i in items], *rest))
@@ -887,10 +957,10 @@ def test_cityscapes(tmp_path: Path) -> None:
         ("val", "lindau", 0, range(30)),
         ("test", "bonn", 0, range(5, 35)),
     ]
-    for split, city, sequence, numbers in wanted:
+    for place, (split, city, sequence, numbers) in enumerate(wanted):
         (raw / split / city).mkdir(parents=True, exist_ok=True)
         for number in numbers:
-            picture = clip(1, 16, 32, seed=number)[0].permute(1, 2, 0).numpy()
+            picture = clip(1, 16, 32, seed=100 * place + number)[0].permute(1, 2, 0).numpy()
             Image.fromarray(picture).save(raw / split / city / f"{city}_{sequence:06d}_{number:06d}_leftImg8bit.png")
     settings = replace(PRESETS["cityscapes"], size=(8, 8))
     manifest = prepare(raw, tmp_path / "data", settings, workers=1)

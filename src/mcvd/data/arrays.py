@@ -6,6 +6,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -19,7 +20,7 @@ ARRAY_ERRORS = (
     TypeError,
     EOFError,
     KeyError,
-    NotImplementedError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
@@ -27,11 +28,12 @@ ARRAY_ERRORS = (
 """What numpy and zipfile raise for a damaged file, or one of another kind."""
 
 
-def array_in(path: Path) -> np.ndarray:
+def array_in(source: Path | IO[bytes], name: str = "") -> np.ndarray:
     """The array in an npy file, or the one in an npz that is named `video` or is the only one, as (T, H, W, C) uint8.
-    The content decides which of the two a file is, not its suffix."""
+    The content decides which of the two a file is, not its suffix. name: what McvdError calls a source with no path."""
+    path = name or source
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(source, allow_pickle=False)
         if not isinstance(loaded, np.ndarray):
             with loaded as arrays:
                 keys = list(arrays)

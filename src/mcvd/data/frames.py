@@ -40,6 +40,11 @@ class SourceFrame(NamedTuple):
         height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
         return (width, height) if _quarters(self.turn) % 2 else (height, width)
 
+    @property
+    def upright_aspect(self) -> Fraction:
+        """Pixel width / height of the picture turned upright."""
+        return 1 / self.aspect if _quarters(self.turn) % 2 else self.aspect
+
 
 class Fitter:
     """Turns each source picture into (H, W, C) uint8 of the requested size.

@@ -32,7 +32,9 @@ class Entry:
     """Size of the source files; with `mtime_ns` it tells whether they have changed."""
     mtime_ns: int
     sha256: str = ""
-    """Of the content."""
+    """Of the source: tells whether it has changed if its time has."""
+    content: str = ""
+    """sha256 of the stored frames: equal for copies of a video, whatever files they come from."""
     frames: int = 0
     fps: float | None = None
     """Stored frames per second; None if the source does not say."""

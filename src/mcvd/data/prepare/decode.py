@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator
-from functools import partial
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +12,15 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from mcvd.data.arrays import ARRAY_ERRORS
+from mcvd.data.arrays import array_in
 from mcvd.data.frames import Fitter, SourceFrame
 from mcvd.data.hdf5 import video_frames
 from mcvd.data.prepare.bair import record_frames
-from mcvd.data.prepare.items import Item, copy_out
+from mcvd.data.prepare.items import Item, open_array
 from mcvd.data.settings import Settings
 from mcvd.data.stills import decoded_stills
 from mcvd.data.video import decoded_frames, video_info
-from mcvd.errors import McvdError, Unwritable
+from mcvd.errors import McvdError
 
 
 class Decoder:
@@ -81,26 +79,14 @@ class Decoder:
             for image in self.item.files:
                 yield from decoded_stills(Path(image), first_only=True)
         elif kind == "npz":
-            yield from self._npz(file)
+            with open_array(self.item) as stream:
+                video = array_in(stream, self.item.name)
+            for picture in video:
+                yield SourceFrame(picture)
         else:
             frames = record_frames if kind == "tfrecord" else video_frames
             for picture in frames(file, int(self.item.key)):
                 yield SourceFrame(picture)
-
-    def _npz(self, file: Path) -> Iterator[SourceFrame]:
-        # one array of many: its member of the zip is an .npy file
-        with tempfile.TemporaryDirectory() as folder:
-            member = Path(folder) / "array.npy"
-            try:
-                with zipfile.ZipFile(file) as archive, archive.open(f"{self.item.key}.npy") as source:
-                    copy_out(iter(partial(source.read, 1 << 20), b""), member)
-                yield from decoded_frames(member)
-            except Unwritable:
-                raise
-            except ARRAY_ERRORS as error:
-                raise McvdError(f"{self.item.name} is damaged ({error})") from error
-            except McvdError as error:
-                raise McvdError(str(error).replace(str(member), self.item.name)) from error
 
 
 class _Fit:
@@ -113,21 +99,22 @@ class _Fit:
         self.reader = Fitter(size, settings.channels, settings.fit)
 
     def __call__(self, source: SourceFrame) -> np.ndarray:
-        frame = self.reader(source)
-        if frame.shape[:2] != self.settings.size:
-            if self.settings.fit == "crop":
-                frame = _middle(frame, self.settings.size)
-            frame = _lanczos(frame, self.settings.size) if self.settings.resample == "lanczos" else _bilinear(
-                frame, self.settings.size
-            )  # fmt: skip
+        frame, settings = self.reader(source), self.settings
+        if settings.resample != "area":
+            if settings.fit == "crop":
+                frame = _middle(frame, settings.size, source.upright_aspect)
+            if frame.shape[:2] != settings.size:
+                resized = _lanczos if settings.resample == "lanczos" else _bilinear
+                frame = resized(frame, settings.size)
         return np.ascontiguousarray(frame)
 
 
-def _middle(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest part in the middle with the proportions of `size`."""
+def _middle(frame: np.ndarray, size: tuple[int, int], aspect: Fraction) -> np.ndarray:
+    """The largest part in the middle that is displayed with the proportions of `size`; aspect: of the frame's pixels,
+    width / height."""
     height, width = frame.shape[:2]
-    rows = min(height, round(width * size[0] / size[1]))
-    columns = min(width, round(height * size[1] / size[0]))
+    rows = min(height, round(width * aspect * size[0] / size[1]))
+    columns = min(width, round(height / aspect * size[1] / size[0]))
     top, left = (height - rows) // 2, (width - columns) // 2
     return frame[top : top + rows, left : left + columns]
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
-from mcvd.data.prepare.tar import File, members, pieces
+from mcvd.data.prepare.tar import File, Part, members, pieces
 from mcvd.data.stills import (
     IMAGE_ERRORS,
     IMAGE_SUFFIXES,
@@ -65,11 +65,12 @@ class Item:
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[Item]:
-        """The item with its files on disk: those in an archive are copied out while this is open.
+        """The item with its files on disk: those in an archive are copied out while this is open, but for an npz, of
+        which one array is needed.
 
         Raises McvdError if the archive is cut short. Errors within name the archive, not the copies.
         """
-        if not self.archive:
+        if not self.archive or self.kind == "npz":
             yield self
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +202,8 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
             continue
         pictures.sort(key=lambda picture: natural(PurePosixPath(picture.name).name))
         for name, sequence in _sequences(folder, pictures):
-            items.append(_item("images", name, sequence))
+            # pictures beside a folder that is called as theirs
+            items.append(_item("images", f"./{name}" if folder == "." and name in images else name, sequence))
     return items, others
 
 
@@ -245,25 +247,39 @@ def _arrays(file: File) -> Iterator[Item]:
         where = PurePosixPath(file.archive, file.path)
         yield _item("npz", file.name, [file], problem=f"{where} is damaged, or not an npz file ({error})")
         return
+    if not keys:
+        yield _item("npz", file.name, [file], problem=f"{file.name} holds no array")
     for key in keys:
         yield _item("npz", file.name if len(keys) == 1 else f"{file.name}#{key}", [file], key)
 
 
-def array_shape(item: Item) -> tuple[int, ...]:
-    """Shape of an array in an npz or npy file, from its header only; McvdError if it is damaged or not an array."""
+@contextlib.contextmanager
+def open_array(item: Item) -> Iterator[IO[bytes]]:
+    """The npy file of an npz or npy item, as a stream; McvdError if it is damaged, or what is read from it is."""
+    file = item.files[0]
     try:
-        with contextlib.ExitStack() as stack:
-            if item.kind == "npy":
-                stream: IO[bytes] = stack.enter_context(open(item.files[0], "rb"))
-            else:
-                stream = stack.enter_context(
-                    stack.enter_context(zipfile.ZipFile(item.files[0])).open(f"{item.key}.npy")
-                )
-            major, _ = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape = tuple(map(int, read(stream)[0]))
+        if item.kind == "npy":
+            with open(file, "rb") as stream:
+                yield stream
+        else:
+            stamp = Path(item.archive or file).stat().st_mtime_ns
+            with _opened_npz(file, item.archive, item.spans, stamp).open(f"{item.key}.npy") as stream:
+                yield stream
     except ARRAY_ERRORS as error:
         raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
+
+
+@lru_cache(maxsize=1)  # an npz may hold tens of thousands of arrays, and opening it reads the names of all
+def _opened_npz(file: str, archive: str, spans: tuple[tuple[int, int], ...], mtime_ns: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(Part(archive, spans[0]) if archive else file)
+
+
+def array_shape(item: Item) -> tuple[int, ...]:
+    """Shape of an array in an npz or npy file, from its header only; McvdError if it is damaged or not an array."""
+    with open_array(item) as stream:
+        major, _ = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape = tuple(map(int, read(stream)[0]))
     if not shape:
         raise McvdError(f"{item.name} holds a single number, not a video")
     return shape

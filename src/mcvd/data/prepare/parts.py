@@ -45,13 +45,13 @@ def make_part(item: Item, settings: Settings, parts: Path) -> Entry:
         stamp = item.stamp()
         with item.on_disk() as readable:
             decoder = Decoder(readable, settings)
-            frames = _write_frames(decoder, partial)
+            frames, content = _write_frames(decoder, partial)
         if frames < settings.min_frames:
             raise too_short(item.name, frames, settings.min_frames)
         sha256 = item.sha256()
         if item.stamp() != stamp:
             raise OSError(f"{item.name} was changed while it was read")
-        entry = Entry(item.name, *stamp, sha256=sha256, frames=frames, fps=decoder.fps,
+        entry = Entry(item.name, *stamp, sha256=sha256, content=content, frames=frames, fps=decoder.fps,
                       source_size=decoder.source_size, note="; ".join(decoder.notes))  # fmt: skip
     except Unwritable:
         with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def write_atomically(path: Path, lines: Iterable[str], temporary: Path | None = 
 
     temporary: the file that becomes `path` (None: always the same, so that what a kill leaves is overwritten).
     """
-    temporary = temporary or path.with_name(f".{path.name}.tmp")
+    temporary = temporary or temporary_beside(path)
     try:
         with temporary.open("w", encoding="utf-8") as out:
             out.writelines(line + "\n" for line in lines)
@@ -111,6 +111,11 @@ def write_atomically(path: Path, lines: Iterable[str], temporary: Path | None = 
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where one process at a time writes what becomes `path`."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _beside(path: Path) -> Path:
@@ -134,9 +139,9 @@ def unwritable(path: Path, error: OSError) -> Unwritable:
     return Unwritable(f"cannot write {path} ({error.strerror or error}); what is done is kept: run the same again")
 
 
-def _write_frames(frames: Iterable[np.ndarray], path: Path) -> int:
-    """Writes frames as they come, so that the length of a video costs no memory; returns their number."""
-    count, source = 0, iter(frames)
+def _write_frames(frames: Iterable[np.ndarray], path: Path) -> tuple[int, str]:
+    """Writes frames as they come, so that the length of a video costs no memory; returns their number and sha256."""
+    count, digest, source = 0, hashlib.sha256(), iter(frames)
     try:
         out = path.open("wb")
     except OSError as error:
@@ -147,9 +152,10 @@ def _write_frames(frames: Iterable[np.ndarray], path: Path) -> int:
                 out.write(frame.data)
             except OSError as error:
                 raise unwritable(path, error) from error
+            digest.update(frame.data)
             count += 1
         try:
             settle(out)
         except OSError as error:
             raise unwritable(path, error) from error
-    return count
+    return count, digest.hexdigest()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -28,7 +29,16 @@ from mcvd.data.prepare.bair import find_bair
 from mcvd.data.prepare.cityscapes import find_cityscapes
 from mcvd.data.prepare.items import Item, find_items, no_videos
 from mcvd.data.prepare.kth import find_kth
-from mcvd.data.prepare.parts import RETRY, UNOPENED, load_part, part_file, settle, unwritable, write_atomically
+from mcvd.data.prepare.parts import (
+    RETRY,
+    UNOPENED,
+    load_part,
+    part_file,
+    settle,
+    temporary_beside,
+    unwritable,
+    write_atomically,
+)
 from mcvd.data.prepare.ucf101 import find_ucf101
 from mcvd.data.prepare.workers import make_parts
 from mcvd.data.settings import Settings
@@ -116,10 +126,10 @@ def _say_busy(folder: Path) -> None:
 
 def _say_copies(manifest: Manifest) -> None:
     """Names videos held out of training of which training has a copy, where folders or a published split say so."""
-    trained = {entry.sha256: entry.source for entry in manifest.videos if entry.split == "train"}
-    held = [entry for entry in manifest.videos if entry.split in ("val", "test") and entry.sha256 in trained]
+    trained = {_content(entry): entry.source for entry in manifest.videos if entry.split == "train"}
+    held = [entry for entry in manifest.videos if entry.split in ("val", "test") and _content(entry) in trained]
     if held:
-        some = ", ".join(f"{entry.source} of {trained[entry.sha256]}" for entry in held[:3])
+        some = ", ".join(f"{entry.source} of {trained[_content(entry)]}" for entry in held[:3])
         warnings.warn(
             f"{len(held)} of the videos held out of training are copies of videos for training ({some}"
             f"{', ...' if len(held) > 3 else ''}): a model has seen what it is measured on; delete them on one side",
@@ -196,7 +206,7 @@ class _Work:
         if not self.batch:
             return
         path = shard_path(self.folder, self.next_shard)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = temporary_beside(path)
         shape = (sum(entry.frames for entry in self.batch), *self.frame_shape)
         raws = [part_file(self.parts, entry.source, ".raw") for entry in self.batch]
         try:
@@ -261,9 +271,11 @@ def _earlier(folder: Path, settings: Settings) -> Manifest | None:
     elif unfinished.is_file():
         was = json.loads(unfinished.read_text())
     else:
-        strange = [entry.name for entry in folder.iterdir() if entry.name not in (".lock", "work", "shards")]
-        if strange:
-            raise McvdError(f"{folder} holds other files ({strange[0]}); choose a new or empty folder")
+        # one file is enough: what is in work/ and shards/ is deleted at the end, and may be the user's, or the source
+        begun = {folder / ".lock", temporary_beside(unfinished)}
+        strange = next((file for file in folder.rglob("*") if not file.is_dir() and file not in begun), None)
+        if strange is not None:
+            raise McvdError(f"{folder} holds other files ({strange.relative_to(folder)}); choose a new or empty folder")
         return None
     differ = [
         f"{key} {was.get(key)}, not {value}" for key, value in settings.decoding().items() if was.get(key) != value
@@ -279,7 +291,7 @@ def _manifest(
     """Assigns every usable video to a split. Those with a published split keep it."""
     ordered = sorted(items, key=lambda item: natural(item.name))
     usable = [item for item in ordered if not entries[item.name].skipped]
-    drawn = _drawn(usable, settings, {name: entry.sha256 for name, entry in entries.items()})
+    drawn = _drawn(usable, settings, {name: _content(entry) for name, entry in entries.items()})
     out = []
     for item in ordered:
         entry = entries[item.name]
@@ -299,6 +311,11 @@ def _drawn(
     return dict(zip(names, assign_splits(names, settings.split_by, contents=hashes, **shares)))
 
 
+def _content(entry: Entry) -> str:
+    """What is equal for copies of a video; for videos prepared before their frames were hashed, for copied files."""
+    return entry.content or entry.sha256
+
+
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     head = {
         "mcvd_data": FORMAT,
@@ -312,10 +329,11 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _drop_unused(folder: Path, manifest: Manifest) -> None:
-    """Deletes shards of which no video is left, after the sources have changed, and incomplete ones of a killed run."""
+    """Deletes shards of which no video is left, after the sources have changed, and incomplete ones of a killed run.
+    A file of another name was put there by somebody else."""
     used = {shard_path(folder, entry.shard) for entry in manifest.videos}
     for path in (folder / "shards").iterdir():
-        if path not in used:
+        if path not in used and re.fullmatch(r"\d{5,}\.npy|\.\d{5,}\.npy\.tmp", path.name):
             path.unlink(missing_ok=True)
 
 

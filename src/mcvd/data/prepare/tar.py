@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from mcvd.errors import McvdError
 
@@ -41,16 +42,15 @@ def members(tar: File) -> Iterator[File]:
     problem: object = None
     try:
         with tarfile.open(tar.path, "r:") as archive:
-            last: dict[str, tarfile.TarInfo] = {}  # of files with the same name, tar unpacks the last
+            last: dict[PurePosixPath, tarfile.TarInfo] = {}  # of files with the same name, tar unpacks the last
             try:
-                last.update((member.name, member) for member in archive if member.isreg())
+                last.update((PurePosixPath(member.name.lstrip("/")), member) for member in archive if member.isreg())
                 cast(IO[bytes], archive.fileobj).seek(archive.offset)
                 if cast(IO[bytes], archive.fileobj).read(_BLOCK).strip(b"\0"):
                     problem = f"bad header at byte {archive.offset}"  # which tarfile takes for the end
             except tarfile.TarError as error:
                 problem = error
-            for name, member in last.items():
-                path = PurePosixPath(name.lstrip("/"))
+            for path, member in last.items():
                 extract = cast(Callable[[], IO[bytes]], partial(archive.extractfile, member))
                 span = member.offset_data, member.size
                 yield File(str(tar.name / path), str(path), tar.path, span, extract)
@@ -58,6 +58,35 @@ def members(tar: File) -> Iterator[File]:
         problem = error
     if problem is not None:
         raise McvdError(f"{tar.path} is damaged, or not a plain tar file ({problem})")
+
+
+class Part(io.RawIOBase):
+    """A file in a tar file, as a stream that can be read from any place."""
+
+    def __init__(self, archive: str, span: tuple[int, int]):
+        self.stream = open(archive, "rb")  # noqa: SIM115
+        self.start, self.size = span
+        self.at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.stream.seek(self.start + self.at)
+        done = self.stream.readinto(memoryview(buffer)[: max(0, self.size - self.at)])
+        self.at += done
+        return done
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
 
 
 def pieces(archive: str, span: tuple[int, int]) -> Iterator[bytes]:
