@@ -780,6 +780,16 @@ def test_freed_memory_is_kept_unless_the_environment_says_something(monkeypatch,
         ("predict a.mp4 --frames", "--frames takes a value (see mcvd predict --help)"),
         ("predict", "Missing from mcvd predict: CLIP (see mcvd predict --help)"),
         (
+            "data prepare a b --workers x",
+            "--workers: 'x' is not a whole number; write --workers N (see mcvd data prepare --help)",
+        ),
+        ("data info", "Missing from mcvd data info: PATH (see mcvd data info --help)"),
+        ("data fetch", "Missing from mcvd data fetch: bair|ucf101 (see mcvd data fetch --help)"),
+        (
+            "data prepar",
+            "Unrecognized options: prepar; Available subcommands: prepare, info, fetch (see mcvd data --help)",
+        ),
+        (
             "train digits -- --steps 5",
             "Unrecognized options: --steps, 5; Perhaps you meant: --steps N (see mcvd train --help)",
         ),

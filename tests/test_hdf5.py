@@ -121,6 +121,14 @@ def test_every_shard_is_opened_once_to_list_its_videos(tmp_path: Path, monkeypat
     videos, _, shape = hdf5.stored_videos(tmp_path)
     assert opened == hdf5_shards(tmp_path)
     assert ([video.frames for video in videos], shape) == ([5] * 6, (8, 8, 3))
+    # of UCF-101, whose numbers are in the first shard and count through all, every other once more
+    for number in range(7):
+        counts = {} if number else {"num_train": 4, "num_test": 10}
+        write_shard(tmp_path / "ucf" / f"{number}.h5", [numbered(i, 5, (8, 8, 3)) for i in range(2)],
+                    empty="target", **counts)  # fmt: skip
+    opened.clear()
+    assert [video.split for video in hdf5.stored_videos(tmp_path / "ucf")[0]].count("train") == 4
+    assert len(opened) == 2 * 7 - 1
 
 
 def test_a_first_video_without_frames_is_left_out(tmp_path: Path) -> None:
@@ -181,6 +189,15 @@ def test_what_is_wrong_is_one_line(kth: Path, tmp_path: Path, monkeypatch: pytes
         del shard["0/3"]
     with pytest.raises(McvdError, match="no frame 3 of video 0"):
         Hdf5Shards(kth, 12).batch(range(40))
+    with h5py.File(kth / "shard_0002.hdf5", "w") as shard:
+        shard["len/0"] = 5
+        shard.create_group("person")
+    for read in (lambda: Hdf5Shards(kth, 5), lambda: info(kth)):
+        with pytest.raises(McvdError, match=r"shard_0002.hdf5 is damaged \("):
+            read()
+    manifest = prepare(kth, tmp_path / "data", Settings(size=(16, 16)), workers=1)
+    assert "shard_0002.hdf5" in {entry.source for entry in manifest.skipped}
+    assert len(manifest.videos) == 5
     (kth / "clip.mp4").write_bytes(b"")
     assert hdf5_shards(kth) == []  # videos beside shards would be forgotten: then all goes through `prepare`
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)

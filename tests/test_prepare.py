@@ -159,6 +159,26 @@ def test_settings_that_there_are_not_are_refused(wrong: dict) -> None:
         Settings(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"size": (64.5, 64)}, "size is 64.5; it must be a whole number"),
+        ({"size": (64, 0)}, "size is 0; it must be at least 1"),
+        ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
+        ({"fps": 0}, "fps is 0; it must be above 0 and at most 1000"),
+        ({"fps": 1001}, "fps is 1001; it must be above 0"),
+        ({"fps": "10"}, "fps is '10'; it must be a finite number"),
+        ({"min_frames": 0}, "min_frames is 0; it must be at least 1"),
+        ({"min_frames": 2.5}, "min_frames is 2.5; it must be a whole number"),
+        ({"test_share": 0.5, "val_share": 0.5}, "shares must be >= 0 and less than 1 together"),
+        ({"test_share": -0.1}, "shares must be >= 0"),
+    ],
+)
+def test_numbers_of_settings_that_cannot_be_are_refused(wrong: dict, says: str) -> None:
+    with pytest.raises(McvdError, match=says):
+        Settings(**wrong)
+
+
 def test_raw_shards_beside_other_videos_are_counted(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     write_video(tmp_path / "a.npz", clip(5))
@@ -1116,8 +1136,6 @@ def test_real_sequences_are_split_by_person(assets_dir: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("filters", [True, False])
 def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool) -> None:
-    import zipfile
-
     import huggingface_hub
 
     if not filters:  # Python before 3.11.4
@@ -1151,6 +1169,19 @@ def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(McvdError, match="cannot unpack .*bad.zip"):
         hub.unpack(tmp_path / "bad.zip")
+    (tmp_path / "plain.bin").write_bytes(bytes(range(256)) * 100)
+    for name, mode in (("bad.zip", ""), ("bad.tar.gz", "w:gz"), ("bad.tar.xz", "w:xz")):  # damaged in the middle
+        if mode:
+            packed(tmp_path / name, tmp_path, ["plain.bin"], mode)
+        else:
+            with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.write(tmp_path / "plain.bin", "plain.bin")
+        data = bytearray((tmp_path / name).read_bytes())
+        start = data.index(b"plain.bin") + 9 if name == "bad.zip" else len(data) // 3
+        data[start : start + 8] = b"\xff" * 8
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(McvdError, match=f"cannot unpack .*{name}"):
+            hub.unpack(tmp_path / name)
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
         tar.add(tmp_path / "a.npz", "../outside.npz")
     with pytest.raises(McvdError, match="cannot unpack .*bad.tar .*outside"):

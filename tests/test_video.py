@@ -7,6 +7,7 @@ import struct
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -158,6 +159,25 @@ def test_grey_is_luma(tmp_path: Path) -> None:
         assert np.array_equal(read_video(file, channels=1)[:, 0].numpy(), np.stack(pillow))
     grey = write_video(tmp_path / "grey", video[:, :1])
     assert torch.equal(read_video(grey, channels=3), video[:, :1].expand(-1, 3, -1, -1))
+
+
+def test_grey_of_a_video_is_rounded_to_the_nearest(tmp_path: Path) -> None:
+    """Luma 16 .. 235 is black .. white, also in files that do not say so, as those of KTH. The converter that FFmpeg takes
+    by default, and OpenCV with it, rounds down: it is half a level darker."""
+    ramp = np.arange(16, 236, dtype=np.uint8).reshape(10, 22)
+    with av.open(str(tmp_path / "ramp.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *ramp.shape, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.vstack([ramp, np.full((5, 22), 128, np.uint8)]), "yuv420p")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    exact = (np.arange(16, 236) - 16) * 255 / 219
+    for channels in (1, 3):
+        for plane in read_video(tmp_path / "ramp.mkv", channels=channels)[0]:
+            assert np.abs(plane.flatten().numpy() - exact).max() <= 0.5
+    with av.open(str(tmp_path / "ramp.mkv")) as container:
+        usual = next(container.decode(video=0)).to_ndarray(format="rgb24")[..., 0].flatten()
+    assert -0.6 < np.mean(usual - exact) < -0.4
 
 
 def test_phone_rotation_is_obeyed(tmp_path: Path) -> None:

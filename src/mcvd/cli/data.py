@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
@@ -127,6 +127,8 @@ class Command:
 
     Examples: mcvd data prepare my_videos my_data; mcvd data info my_data --sheet clips.png; mcvd data prepare --help
     """
+
+    ACTIONS: ClassVar = ("prepare", "info", "fetch")
 
     action: OmitArgPrefixes[
         OmitSubcommandPrefixes[

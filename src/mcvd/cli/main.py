@@ -183,7 +183,8 @@ def _parse(command: type, name: str, words: list[str]) -> Any:
                 hint += "; every value needs a --set of its own, KEY=VALUE without spaces"
             elif any(word.endswith(",") for word in words):
                 hint += "; write lists without spaces"
-            _fail(f"{said}{hint} (see mcvd {name} --help)", 2)
+            action = f" {words[0]}" if words and words[0] in getattr(command, "ACTIONS", ()) else ""
+            _fail(f"{said}{hint} (see mcvd {name}{action} --help)", 2)
         raise
 
 

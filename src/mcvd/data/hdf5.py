@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from mcvd.data.clips import Clips, StoredVideo
 from mcvd.data.splits import assign_splits, folder_split
 from mcvd.errors import McvdError
 from mcvd.files import own_folders
+from mcvd.text import first_line
 
 SUFFIXES = (".hdf5", ".h5")
 BESIDE = (".pkl", ".txt", ".md", ".json", ".yml", ".yaml", ".csv", "")  # what may lie beside shards
 KTH_TRAIN_PERSONS = 20
 UCF_TEST_EVERY = 10
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+"""What h5py raises on reading a damaged file."""
 
 
 def hdf5_shards(path: Path) -> list[Path]:
@@ -75,7 +79,7 @@ def stored_videos(root: Path) -> tuple[list[StoredVideo], list[tuple[Path, int]]
     stored: tuple[int, ...] = ()
     for file in hdf5_shards(root):
         name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-        with open_shard(file) as shard:
+        with read_shard(file) as shard:
             for key, split, group in shard_videos(shard, name):
                 frames = int(shard[f"len/{key}"][()])
                 videos.append(StoredVideo(f"{name}#{key}", frames, split, group))
@@ -115,18 +119,32 @@ def shard_videos(shard: Any, name: str) -> Iterator[tuple[int, str, str]]:
 
 def _ucf_counts(shard: Any) -> tuple[int, int, int] | None:
     """Of a shard of UCF-101: (videos in the shards before it, training videos, test videos); None of another set."""
-    first, before = shard, 0
-    with contextlib.ExitStack() as stack:
-        if "num_train" not in shard and "target" in shard:  # counted through all shards, but written into the first
-            file = Path(shard.filename)
-            earlier = sorted(other for other in file.parent.iterdir() if other.suffix.lower() in SUFFIXES)
-            opened = [stack.enter_context(open_shard(other)) for other in earlier if other.name < file.name]
-            first, before = (opened or [shard])[0], sum(len(other.get("len", ())) for other in opened)
-        if "num_train" not in first:
-            return None
-        if "num_test" not in first:
-            raise McvdError(f"{first.filename} has num_train, but no num_test: it is damaged")
-        return before, int(first["num_train"][()]), int(first["num_test"][()])
+    file, before = Path(shard.filename), 0
+    _, train, test = _counts(shard)
+    if train is None and "target" in shard:  # counted through all shards, but written into the first
+        earlier = sorted(other for other in file.parent.iterdir() if other.suffix.lower() in SUFFIXES)
+        earlier = [other for other in earlier if other.name < file.name]
+        if earlier:
+            file = earlier[0]
+            _, train, test = _counts_in(file, file.stat().st_mtime_ns)
+            before = sum(_counts_in(other, other.stat().st_mtime_ns)[0] for other in earlier)
+    if train is None:
+        return None
+    if test is None:
+        raise McvdError(f"{file} has num_train, but no num_test: it is damaged")
+    return before, train, test
+
+
+def _counts(shard: Any) -> tuple[int, int | None, int | None]:
+    """Videos in a shard, and the numbers of training and test videos if it has them."""
+    train, test = (int(shard[name][()]) if name in shard else None for name in ("num_train", "num_test"))
+    return len(shard.get("len", ())), train, test
+
+
+@cache  # or every shard would open all before it
+def _counts_in(file: Path, mtime_ns: int) -> tuple[int, int | None, int | None]:
+    with read_shard(file) as shard:
+        return _counts(shard)
 
 
 def ucf_test_positions(videos: int) -> range:
@@ -136,13 +154,13 @@ def ucf_test_positions(videos: int) -> range:
 
 def video_length(file: Path, key: int) -> int:
     """How many frames a video of a shard has."""
-    with open_shard(file) as shard:
+    with read_shard(file) as shard:
         return int(shard[f"len/{key}"][()])
 
 
 def video_frames(file: Path, key: int) -> Iterator[np.ndarray]:
     """All frames of a video of a shard, (H, W, C) uint8."""
-    with open_shard(file) as shard:
+    with read_shard(file) as shard:
         for index in range(int(shard[f"len/{key}"][()])):
             yield _frame(shard, file, key, index)
 
@@ -159,10 +177,20 @@ def open_shard(file: Path) -> Any:
         raise McvdError(f"{file} is damaged, or not an HDF5 file ({str(error).splitlines()[0][:100]})") from error
 
 
+@contextlib.contextmanager
+def read_shard(file: Path) -> Iterator[Any]:
+    """The h5py file of `open_shard`, closed afterwards; McvdError too if what is read from it is damaged."""
+    with open_shard(file) as shard:
+        try:
+            yield shard
+        except DAMAGE as error:
+            raise McvdError(f"{file} is damaged ({first_line(error)[:100]})") from error
+
+
 def _frame(shard: Any, file: Path, key: int, index: int) -> np.ndarray:
     try:
         frame = shard[f"{key}/{index}"][()]
-    except (KeyError, OSError) as error:
+    except DAMAGE as error:
         raise McvdError(f"{file} has no frame {index} of video {key}, or it is damaged") from error
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3):
         raise McvdError(f"frame {index} of video {key} in {file} is {frame.dtype} {frame.shape}, not uint8 (H, W[, 3])")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from mcvd.cache import cache_dir
@@ -13,6 +15,7 @@ from mcvd.text import first_line
 
 MIRRORS = {"bair": "guyuchao/BAIR", "ucf101": "guyuchao/UCF101"}
 """Name -> data set on the hub. These are other people's copies: mcvd vouches for nothing in them."""
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, RuntimeError, tarfile.TarError, zlib.error, lzma.LZMAError)
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 
@@ -56,7 +59,7 @@ def unpack(archive: Path) -> Path:
             with tarfile.open(archive) as tar:
                 _extract(tar, partial)
         partial.rename(folder)
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except _DAMAGE as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise McvdError(f"cannot unpack {archive} ({error}); delete it and fetch again") from error
     return folder

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from mcvd.config import to_dict
 from mcvd.data.splits import check_splitting
 from mcvd.errors import McvdError
-from mcvd.given import MOST_FPS
+from mcvd.given import MOST_FPS, finite, whole
 
 Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
 SPLITTING = ("split_by", "test_share", "val_share")  # these can change later without decoding anything again
@@ -49,12 +49,13 @@ class Settings:
                 raise McvdError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(known)}")
         if not isinstance(self.size, Sequence) or len(self.size) != 2:
             raise McvdError(f"size is {self.size!r}; it is (height, width) in pixels")
-        if min(self.size) < 1 or self.channels not in (1, 3):
-            raise McvdError(f"size {self.size} must be positive, and channels ({self.channels}) 1 or 3")
-        if self.fps is not None and not 0 < self.fps <= MOST_FPS:
+        for side in self.size:
+            whole("size", side, 1)
+        if whole("channels", self.channels, 1) not in (1, 3):
+            raise McvdError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        if self.fps is not None and not 0 < finite("fps", self.fps) <= MOST_FPS:
             raise McvdError(f"fps is {self.fps}; it must be above 0 and at most {MOST_FPS}")
-        if self.min_frames < 1:
-            raise McvdError(f"min_frames is {self.min_frames}; it must be at least 1")
+        whole("min_frames", self.min_frames, 1)
         check_splitting(self.split_by, self.test_share, self.val_share)
 
     def decoding(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mcvd.data.arrays import ARRAY_ERRORS
-from mcvd.data.hdf5 import SUFFIXES, open_shard, shard_videos
+from mcvd.data.hdf5 import SUFFIXES, read_shard, shard_videos
 from mcvd.data.prepare.tar import File, Part, members, pieces
 from mcvd.data.stills import (
     IMAGE_ERRORS,
@@ -287,7 +287,7 @@ def array_shape(item: Item) -> tuple[int, ...]:
 
 def _hdf5_items(file: File) -> Iterator[Item]:
     try:
-        with open_shard(Path(file.path)) as shard:
+        with read_shard(Path(file.path)) as shard:
             for key, split, group in shard_videos(shard, file.name):
                 yield Item(f"{file.name}#{key}", "hdf5", (file.path,), str(key), split, group)
     except McvdError as error:
