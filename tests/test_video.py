@@ -162,8 +162,8 @@ def test_grey_is_luma(tmp_path: Path) -> None:
 
 
 def test_grey_of_a_video_is_rounded_to_the_nearest(tmp_path: Path) -> None:
-    """Luma 16 .. 235 is black .. white, also in files that do not say so, as those of KTH. The converter that FFmpeg takes
-    by default, and OpenCV with it, rounds down: it is half a level darker."""
+    """Luma 16 .. 235 is black .. white, also in files that do not say so, such as those of KTH. The converter that
+    FFmpeg takes by default, and OpenCV with it, rounds down: it is half a level darker."""
     ramp = np.arange(16, 236, dtype=np.uint8).reshape(10, 22)
     with av.open(str(tmp_path / "ramp.mkv"), "w") as container:
         stream: Any = container.add_stream("ffv1", rate=10)
