@@ -562,6 +562,9 @@ def test_published_starts_never_take_the_last_place():
     assert starts == published_starts([1, 2, 15, 15, 15] * 20, seed=3)
     assert all(start == 0 for i, start in enumerate(starts) if i % 5 < 2)
     assert {start for i, start in enumerate(starts) if i % 5 >= 2} == set(range(14))
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3)).tolist()
+    starts = published_starts([15] * 6, seed=3)
+    assert [starts[i] for i in order] == np.random.RandomState(3).randint(0, 14, 6).tolist()
 
 
 def test_clips_of_raw_videos_are_prepared_once_and_fixed(tmp_path):

@@ -64,6 +64,8 @@ def test_kth_is_split_by_the_persons_in_the_shard(kth: Path) -> None:
     assert seen(clips) == {2, 3, 5}
     assert clips.shape == (60, 5, 1, 16, 16)
     assert (clips[..., 3, 3].int().diff(dim=1) == 1).all()
+    far = Hdf5Shards(kth, 4, split="test", stride=3).batch(range(60))
+    assert (far[..., 3, 3].int().diff(dim=1) == 3).all()
     assert {video.group for video in train.all_videos} == {f"person{p:02d}" for p in (1, 20, 21, 25, 7, 22)}
     assert torch.equal(pickle.loads(pickle.dumps(test)).batch([4]), clips[4:5])
 
@@ -198,6 +200,25 @@ def test_what_is_wrong_is_one_line(kth: Path, tmp_path: Path, monkeypatch: pytes
     manifest = prepare(kth, tmp_path / "data", Settings(size=(16, 16)), workers=1)
     assert "shard_0002.hdf5" in {entry.source for entry in manifest.skipped}
     assert len(manifest.videos) == 5
+    (kth / "shard_0002.hdf5").unlink()
+    for name, frame, says in (
+        (
+            "float",
+            np.zeros((8, 8, 3), np.float32),
+            r"frame 1 of video 0 in .*h5 is float32 \(8, 8, 3\), not uint8",
+        ),
+        ("flat", np.zeros(64, np.uint8), r"is uint8 \(64,\), not uint8"),
+        ("large", np.zeros((9, 8, 3), np.uint8), r"video 0 of .*large.h5 has frames of another size than \(8, 8, 3\)"),
+    ):
+        write_shard(tmp_path / f"{name}.h5", [[np.zeros((8, 8, 3), np.uint8), frame]])  # type: ignore[list-item]
+        with pytest.raises(McvdError, match=says):
+            Hdf5Shards(tmp_path / f"{name}.h5", 2).batch([0])
+    (kth / ".DS_Store").write_bytes(b"")
+    (kth / ".clip.mp4").write_bytes(b"")
+    (kth / "run" / "samples").mkdir(parents=True)
+    (kth / "run" / "recipe.yaml").write_text("")
+    (kth / "run" / "samples" / "0.gif").write_bytes(b"")
+    assert hdf5_shards(kth) == [kth / "shard_0001.hdf5"]  # neither hidden files nor a run of ours are data beside them
     (kth / "clip.mp4").write_bytes(b"")
     assert hdf5_shards(kth) == []  # videos beside shards would be forgotten: then all goes through `prepare`
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)

@@ -215,6 +215,7 @@ def test_copies_are_on_one_side_or_told(tmp_path: Path) -> None:
     arrays = {f"{i}{again}": clip(4, seed=i).numpy() for i in range(12) for again in ("", " again")}
     np.savez(tmp_path / "free" / "many.npz", **arrays)
     write_video(tmp_path / "sorted" / "test" / "again.npz", clip(4, seed=3))
+    write_video(tmp_path / "sorted" / "val" / "too.npz", clip(4, seed=5))
     with warnings.catch_warnings(action="error"):
         manifest = prepare(tmp_path / "free", tmp_path / "data", SMALL, workers=1)
     sides: dict[str, set[str]] = {}
@@ -223,7 +224,7 @@ def test_copies_are_on_one_side_or_told(tmp_path: Path) -> None:
     assert len(manifest.videos) == 12 * 5
     assert sorted(map(len, sides.values())) == [1] * 12
     assert set.union(*sides.values()) == {"train", "test"}
-    said = r"^1 of the videos held out of training are copies .* \(test/again.npz of train/3.npz\): "
+    said = r"^2 of .* are copies .* \(test/again.npz of train/3.npz, val/too.npz of train/5.npz\): "
     with pytest.warns(UserWarning, match=said):
         manifest = prepare(tmp_path / "sorted", tmp_path / "sorted_data", SMALL, workers=1)
     assert {e.source: e.split for e in manifest.videos}["test/again.npz"] == "test"
@@ -363,12 +364,16 @@ def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeyp
         prepare(mixed, tmp_path / "data", settings, workers=1)
         return sorted(decoded)
 
-    assert len(again()) == 16
-    before = contents(tmp_path / "data")
+    np.save(mixed / "same.npy", clip(5, seed=76).numpy())
+    assert len(again()) == 17
+    before, written = contents(tmp_path / "data"), (tmp_path / "data" / MANIFEST).stat().st_mtime_ns
     assert again() == []
     assert contents(tmp_path / "data") == before
+    assert (tmp_path / "data" / MANIFEST).stat().st_mtime_ns == written
     os.utime(mixed / "e.mkv", ns=(1, 1))  # touched, not changed
     assert again() == []
+    np.save(mixed / "same.npy", clip(5, seed=75).numpy())  # of the same size
+    assert again() == ["same.npy"]
     write_video(mixed / "c.npz", clip(5, seed=77))
     write_video(mixed / "new.npz", clip(5, seed=78))
     (mixed / "a.mp4").unlink()
@@ -379,7 +384,10 @@ def test_only_what_changed_is_decoded_again(mixed: Path, tmp_path: Path, monkeyp
     shards = sorted((tmp_path / "data" / "shards").iterdir())
     shards[0].unlink()
     lost = again()
-    assert 0 < len(lost) < 14
+    assert 0 < len(lost) < 15
+    last = shard_path(tmp_path / "data", max(entry.shard for entry in read_manifest(tmp_path / "data").videos))
+    os.truncate(last, last.stat().st_size - 1)
+    assert again() == lost
     assert again() == []
     assert stored(tmp_path / "data").keys() == frames.keys()
     # another split needs no decoding; another size is another data set

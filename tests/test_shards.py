@@ -202,6 +202,8 @@ def test_where_another_side_of_the_split_holds_longer_videos_the_error_says_so()
     with pytest.raises(McvdError, match=text):
         Clips(videos, (1, 1, 1), 7, where="here")
     assert len(Clips(videos, (1, 1, 1), 7, where="here", split="test")) == 24
+    with pytest.raises(McvdError, match="one of 30 is for test"):  # just long enough
+        Clips(videos, (1, 1, 1), 30, where="here")
 
 
 def test_a_missing_split_is_an_error_but_one_video_serves_for_both(data: Path, tmp_path: Path) -> None:
@@ -211,6 +213,9 @@ def test_a_missing_split_is_an_error_but_one_video_serves_for_both(data: Path, t
     prepare(tmp_path / "one.npz", tmp_path / "one", NUMBERED)
     with pytest.warns(UserWarning, match="the same as training"):
         assert len(Shards(tmp_path / "one", 4, split="test", fixed=2)) == 6
+    pair = [StoredVideo(name, 9, "train", "one person") for name in "ab"]
+    with pytest.warns(UserWarning, match="one group of videos, so 'test' is the same as training"):
+        assert len(Clips(pair, (1, 1, 1), 4, split="test")) == 12
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -258,6 +263,13 @@ def test_split_by_folder_file_and_existing_folders() -> None:
     assert shares.count("val") == pytest.approx(200, abs=45)
 
 
+def test_there_is_always_something_to_train_on() -> None:
+    for i in range(40):
+        assert assign_splits([f"v{i}.mp4"], test_share=0.9) == [("train", f"v{i}.mp4")]
+        names = [f"v{j}.mp4" for j in range(i, i + 3)]
+        assert {split for split, _ in assign_splits(names, test_share=0.99)} == {"train", "test"}
+
+
 def test_copies_of_a_video_are_drawn_together() -> None:
     names = [f"v{i}.mp4" for i in range(40)]
     alone = dict(zip(names, assign_splits(names)))
@@ -265,7 +277,11 @@ def test_copies_of_a_video_are_drawn_together() -> None:
     drawn = dict(zip([*names, *more], assign_splits([*names, *more], contents=[str(i) for i in range(40)] * 2)))
     assert all(drawn[name] == drawn[copy] for name, copy in zip(names, more))
     assert all(drawn[name] == alone[name] for name in names if alone[name][0] == "test")  # copies move nothing out
+    reverse = assign_splits([*more, *names], contents=[str(i) for i in range(40)] * 2)
+    assert dict(zip([*more, *names], reverse)) == drawn
     assert assign_splits(names, contents=names) == assign_splits(names)
+    for name in names:  # what is left without videos counts for nothing: these are one group
+        assert {split for split, _ in assign_splits([name, f"again/{name}"], contents=["a", "a"])} == {"train"}
     folders = ["train/a.mp4", "test/a.mp4"]  # where folders decide, they do
     assert [split for split, _ in assign_splits(folders, contents=["a", "a"])] == ["train", "test"]
 

@@ -81,7 +81,7 @@ class Clips:
                 f"{colours(channels or stored[2])}, are needed: prepare the videos again, into another folder"
             )
         self.frames, self.size, self.channels, self.stride = frames, size, stored[2], stride
-        self.flip, self.fixed, self.seed = flip and fixed is None, fixed, seed
+        self.flip, self.fixed, self.seed = flip, fixed, seed
         self.stored, self.all_videos = stored, videos
         self.slack = (stored[0] - size[0], stored[1] - size[1])
         self.span = (frames - 1) * stride + 1

@@ -50,6 +50,7 @@ from mcvd.files import expanded
 from mcvd.lock import locked
 
 SHARD_BYTES = 512 << 20
+_HEADER = 128  # bytes of a shard before its frames: numpy fills them up to a multiple of 64
 FEW = 4  # up to so many videos are decoded by this process: a worker takes seconds to start
 FIND: dict[str, Callable[[Path], tuple[list[Item], Counter[str]]]] = {
     "videos": find_items,
@@ -248,9 +249,10 @@ def _lost_shards(folder: Path, entries: Iterable[Entry], frame_bytes: int) -> se
     needed: dict[int, int] = {}
     for entry in entries:
         if not entry.skipped:
-            needed[entry.shard] = max(needed.get(entry.shard, 0), (entry.offset + entry.frames) * frame_bytes)
+            end = _HEADER + (entry.offset + entry.frames) * frame_bytes
+            needed[entry.shard] = max(needed.get(entry.shard, 0), end)
     paths = {shard: shard_path(folder, shard) for shard in needed}
-    return {shard for shard, path in paths.items() if not path.is_file() or path.stat().st_size <= needed[shard]}
+    return {shard for shard, path in paths.items() if not path.is_file() or path.stat().st_size < needed[shard]}
 
 
 def _read_journal(path: Path) -> list[Entry]:
