@@ -23,6 +23,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -708,12 +709,20 @@ def test_frames_are_picked_by_time(tmp_path: Path) -> None:
     write_video(tmp_path / "raw" / "a.mkv", frames, fps=20)
     write_video(tmp_path / "raw" / "slow.mkv", frames[:5], fps=5)
     write_video(tmp_path / "raw" / "timeless.npz", frames[:4])
+    with av.open(str(tmp_path / "raw" / "late.mkv"), "w") as container:  # a recording that begins at 50 s
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "bgr0"
+        for index, picture in enumerate(frames[:5].permute(0, 2, 3, 1).contiguous().numpy()):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = 250 + index, Fraction(1, 5)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
     prepare(tmp_path / "raw", tmp_path / "data", replace(SMALL, fps=8), workers=1)
     shown = {name: (video[:, 5, 5, 0] // 10).tolist() for name, video in stored(tmp_path / "data").items()}
     assert shown["a.mkv"] == [0, 2, 5, 7, 10, 12, 15, 17]  # one second at 8 a second
-    assert shown["slow.mkv"] == [0, 0, 1, 1, 2, 3, 3, 4]
+    assert shown["slow.mkv"] == shown["late.mkv"] == [0, 0, 1, 1, 2, 3, 3, 4]
     assert shown["timeless.npz"] == [0, 1, 2, 3]
-    assert [entry.fps for entry in read_manifest(tmp_path / "data").videos] == [8, 8, None]
+    assert [entry.fps for entry in read_manifest(tmp_path / "data").videos] == [8, 8, 8, None]
 
 
 def test_frames_of_animations_are_picked_by_their_own_times(tmp_path: Path) -> None:
@@ -948,6 +957,9 @@ def test_bair(tmp_path: Path) -> None:
     (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
     with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
         list(record_positions(tmp_path / "bad.tfrecords"))
+    for wrong in (field(1, b"frames")[:-1], b"\x0f", b"\x80", field(1, field(1, b""))):
+        with pytest.raises(McvdError, match="a record is not a tf.train.Example"):
+            bair.example_bytes(wrong)
 
 
 def test_a_record_may_hold_pictures_but_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1018,6 +1030,7 @@ def test_ucf101(tmp_path: Path) -> None:
         ("_g02_c01.avi", "train", "Archery_g02"),
         ("_g08_c01.avi", "test", "Archery_g08"),
     ]
+    assert manifest.ignored == {}  # the lists are no strangers
     assert sorted(e.skipped for e in manifest.skipped) == [
         "v_Archery_g09_c01.avi is in neither list 03",
         "v_Gone_g01_c01.avi is in list 03 but not there",

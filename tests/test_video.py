@@ -161,6 +161,24 @@ def test_grey_is_luma(tmp_path: Path) -> None:
     assert torch.equal(read_video(grey, channels=3), video[:, :1].expand(-1, 3, -1, -1))
 
 
+def test_pixels_that_are_not_square_are_displayed_with_their_proportions(tmp_path: Path) -> None:
+    """A ring of 45 pixels' radius that is seen as round, in pixels twice as wide as high."""
+    y, x = np.mgrid[:128, :64] - np.array([63.5, 31.5])[:, None, None]
+    picture = np.where(np.hypot(2 * x, y) < 45, 255, 0).astype(np.uint8)
+    with av.open(str(tmp_path / "wide.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 128, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(picture[..., None], 3, 2), "rgb24")))
+        container.mux(stream.encode(None))
+    frame = read_video(tmp_path / "wide.mp4", size=64, channels=1)[0, 0] > 127
+    for axis in (0, 1):
+        assert abs(int(frame.any(axis).sum()) - 45) <= 1
+    stored = read_video(tmp_path / "wide.mp4", channels=1)[0, 0] > 127  # without a size, the pixels as they are
+    assert (int(stored.any(1).sum()), int(stored.any(0).sum())) == (90, 44)
+
+
 def test_grey_of_a_video_is_rounded_to_the_nearest(tmp_path: Path) -> None:
     """Luma 16 .. 235 is black .. white, also in files that do not say so, such as those of KTH. The converter that
     FFmpeg takes by default, and OpenCV with it, rounds down: it is half a level darker."""
