@@ -34,7 +34,7 @@ from mcvd.cli.work import targets
 from mcvd.config import override, to_dict
 from mcvd.data import hub
 from mcvd.data.frames import SourceFrame
-from mcvd.data.prepare import PRESETS, Settings, bair, decode, info, items, parts, prepare, prepared_data, run
+from mcvd.data.prepare import PRESETS, Settings, bair, decode, info, items, parts, prepare, prepared_data, run, tar
 from mcvd.data.prepare.bair import masked_crc32c, record_positions
 from mcvd.data.prepare.items import find_items
 from mcvd.data.prepare.workers import make_parts
@@ -192,11 +192,12 @@ def test_raw_shards_beside_other_videos_are_counted(tmp_path: Path) -> None:
 
 
 def test_arrays_that_preparing_leaves_out_are_no_videos_of_raw_data_either(tmp_path: Path) -> None:
-    np.savez(tmp_path / "raw.npz", good=clip(5).numpy(), several=np.zeros((7, 4, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "raw.npz", good=clip(5).numpy(), several=np.zeros((7, 4, 8, 8, 3), np.uint8),
+             single=clip(1).numpy())  # fmt: skip
     prepare(tmp_path / "raw.npz", tmp_path / "data", SMALL, workers=1)
     for path in (tmp_path / "raw.npz", tmp_path / "data"):
         found = info(path)
-        assert [name for name, _ in found.skipped] == ["raw.npz#several"]
+        assert [name for name, _ in found.skipped] == ["raw.npz#several", "raw.npz#single"]
         assert sum(side.frames for side in found.splits.values()) == 5
 
 
@@ -883,6 +884,20 @@ def test_damaged_and_compressed_archives_are_named(mixed: Path, tmp_path: Path) 
             prepare(place, tmp_path / "other", SMALL)
 
 
+def test_a_large_file_in_a_tar_file_is_read_whole(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes((2 << 20) + 5)
+    (tmp_path / "archive").write_bytes(b"before" + data + b"behind")
+    span = 6, len(data)
+    assert b"".join(tar.pieces(str(tmp_path / "archive"), span)) == data
+    with tar.Part(str(tmp_path / "archive"), span) as part:
+        assert part.read() == data
+        assert part.seek(-4, io.SEEK_END) == len(data) - 4
+        assert part.read(99) == data[-4:]
+        assert part.read(1) == b""
+    with pytest.raises(McvdError, match="archive is cut short"):
+        list(tar.pieces(str(tmp_path / "archive"), (6, len(data) + 7)))
+
+
 # --- the published data sets ------------------------------------------------------------------------------------------
 
 
@@ -957,7 +972,7 @@ def test_bair(tmp_path: Path) -> None:
     (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
     with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
         list(record_positions(tmp_path / "bad.tfrecords"))
-    for wrong in (field(1, b"frames")[:-1], b"\x0f", b"\x80", field(1, field(1, b""))):
+    for wrong in (field(1, b"frames")[:-1], tfrecord([videos[0]])[12:-5], b"\x0f", b"\x80", field(1, field(1, b""))):
         with pytest.raises(McvdError, match="a record is not a tf.train.Example"):
             bair.example_bytes(wrong)
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mcvd.data.frames import on_black
 from mcvd.data.prepare.items import find_items
 from mcvd.data.sheet import GIVEN, MADE, contact_sheet
 from mcvd.data.stills import IMAGE_SUFFIXES
@@ -281,6 +282,8 @@ def test_arrays(tmp_path: Path) -> None:
     assert torch.equal(read_video(stored(array)), video)
     assert torch.equal(read_video(stored(array.transpose(0, 2, 3, 1))), video)
     assert torch.equal(read_video(stored(array[:, 0])), video[:, :1])
+    assert read_video(stored(array[:3, 0, :5, :3])).shape == (3, 1, 5, 3)  # few rows of few columns, but no picture
+    assert read_video(stored(np.full((2, 8, 8), 99.6 / 255))).unique().tolist() == [100]
     assert torch.equal(read_video(stored(array.astype(np.float32) / 255)), video)
     assert read_video(stored(array > 100)).unique().tolist() == [0, 255]
     for bad, reason in (
@@ -370,6 +373,21 @@ def test_cut_files_are_never_short_in_silence(tmp_path: Path, suffix: str) -> No
         whole = int(text.split("frames=")[1].split()[0])
         assert 10 < whole < 50
         assert numbers(read_video(path, frames=whole))[:10] == list(range(10))
+    data = write_video(path, numbered(60), fps=10, scale=1).read_bytes()
+    path.write_bytes(data[: len(data) * 4 // 5])
+    one_line(path)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "list.m3u8"])
+def test_a_playlist_opens_none_of_the_files_that_it_names(tmp_path: Path, name: str) -> None:
+    """A stranger's file may name any video on this machine."""
+    write_video(tmp_path / "private.mkv", numbered(5))
+    lists = {"clip.mp4": "ffconcat version 1.0\nfile private.mkv\n",
+             "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nprivate.mkv\n#EXT-X-ENDLIST\n"}  # fmt: skip
+    (tmp_path / name).write_text(lists[name])
+    with av.open(str(tmp_path / name)) as opened:  # FFmpeg would
+        assert len(list(opened.decode(video=0))) == 5
+    assert "cannot read" in one_line(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp", ".apng", ".npz", ".npy"])
@@ -644,6 +662,7 @@ def test_the_rate_of_an_animation_is_over_all_its_frames(tmp_path: Path, suffix:
 
 
 def test_what_is_transparent_lies_on_black(tmp_path: Path) -> None:
+    assert on_black(np.array([[[101, 3, 255, 128]]], np.uint8)).tolist() == [[[51, 2, 128]]]  # to the nearest
     picture = np.full((16, 16, 4), 200, np.uint8)
     picture[:, 8:, 3] = 0
     picture[:, :8, 3] = 255

@@ -94,8 +94,6 @@ class Item:
         """Hash of the content (for a part of a file: of the whole file and the part's key)."""
         digest = hashlib.sha256(self.key.encode())
         for number, file in enumerate(self.files):
-            if len(self.files) > 1:
-                digest.update(Path(file).name.encode(errors="surrogateescape") + b"\0")
             if self.archive:
                 member = hashlib.sha256()
                 for piece in pieces(self.archive, self.spans[number]):
