@@ -972,6 +972,17 @@ def test_bair(tmp_path: Path) -> None:
     (tmp_path / "bad.tfrecords").write_bytes(b"\x05" + whole[1:])
     with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
         list(record_positions(tmp_path / "bad.tfrecords"))
+    (tmp_path / "cut.tfrecords").write_bytes(whole[:-3])  # in the last checksum
+    with pytest.raises(McvdError, match="damaged or cut short at byte"):
+        list(record_positions(tmp_path / "cut.tfrecords"))
+    (tmp_path / "cut.tfrecords").write_bytes(whole[:1000])  # since its records were counted
+    with pytest.raises(McvdError, match="damaged or cut short at byte 0"):
+        next(bair.record_frames(tmp_path / "cut.tfrecords", 0))
+    (tmp_path / "other.tfrecords").write_bytes(tfrecord([videos[0][:29]]))
+    with pytest.raises(
+        McvdError, match=r"record at byte 0 of .* has no 29/image_aux1/encoded; names there: \['0/image"
+    ):
+        list(bair.record_frames(tmp_path / "other.tfrecords", 0))
     for wrong in (field(1, b"frames")[:-1], tfrecord([videos[0]])[12:-5], b"\x0f", b"\x80", field(1, field(1, b""))):
         with pytest.raises(McvdError, match="a record is not a tf.train.Example"):
             bair.example_bytes(wrong)

@@ -180,6 +180,16 @@ def test_pixels_that_are_not_square_are_displayed_with_their_proportions(tmp_pat
     assert (int(stored.any(1).sum()), int(stored.any(0).sum())) == (90, 44)
 
 
+def test_a_photo_with_previews_is_one_frame_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    photo, preview = Image.new("RGB", (16, 16), (200, 0, 0)), Image.new("RGB", (16, 16))
+    for name in ("1.jpg", "2.jpg"):
+        photo.save(tmp_path / "photos" / name, "MPO", save_all=True, append_images=[preview])
+    video = read_video(tmp_path / "photos")
+    assert len(video) == 2
+    assert (video[:, 0] > 150).all()
+
+
 def test_grey_of_a_video_is_rounded_to_the_nearest(tmp_path: Path) -> None:
     """Luma 16 .. 235 is black .. white, also in files that do not say so, such as those of KTH. The converter that
     FFmpeg takes by default, and OpenCV with it, rounds down: it is half a level darker."""
