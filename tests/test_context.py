@@ -76,7 +76,7 @@ def test_the_loss_sees_the_frames_that_the_draw_says_with_its_noise_and_the_netw
     model = tiny.model(masking=IN_PART, context_noise=0.5)
     clips = frames(12, 6)
     draw = model.draw(12, generator_at(0, 0, CPU))
-    past, current, future = split(clips, LAYOUT, (1, 16, 16))
+    past, current, future = split(clips, LAYOUT)
     noisy = add_noise(torch.cat([past, future], 1), draw.context_eps, 1 - draw.context_sigma.view(-1, 1, 1, 1, 1) ** 2)
     group = torch.stack([draw.past_seen, draw.past_seen, draw.future_seen], 1)
     shown = hide(noisy, group & draw.frames_seen)

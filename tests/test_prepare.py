@@ -168,7 +168,7 @@ def test_settings_that_there_are_not_are_refused(wrong: dict) -> None:
         ({"channels": 2}, r"channels is 2; it must be 1 \(grey\) or 3 \(RGB\)"),
         ({"fps": 0}, "fps is 0; it must be above 0 and at most 1000"),
         ({"fps": 1001}, "fps is 1001; it must be above 0"),
-        ({"fps": "10"}, "fps is '10'; it must be a finite number"),
+        ({"fps": "10"}, "fps is '10'; it must be above 0 and at most 1000"),
         ({"min_frames": 0}, "min_frames is 0; it must be at least 1"),
         ({"min_frames": 2.5}, "min_frames is 2.5; it must be a whole number"),
         ({"test_share": 0.5, "val_share": 0.5}, "shares must be >= 0 and less than 1 together"),

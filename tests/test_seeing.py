@@ -85,7 +85,7 @@ def test_every_task_is_measured_on_the_same_clips_times_and_noise():
     model = tiny.model()
     found = validate(model, CLIPS)
     assert list(found)[-4:] == [f"validation/{task}" for task in ("predict", "backward", "interpolate", "generate")]
-    past, current, future = split(to_model_range(CLIPS[::4], CPU), model.layout, (1, 16, 16))
+    past, current, future = split(to_model_range(CLIPS[::4], CPU), model.layout)
     eps = model.draw(len(CLIPS), generator_at(0, 0, CPU, stream=1)).eps[::4]
     t = torch.tensor([8, 25, 41, 58, 75, 91])
     for task, (see_past, see_future) in tiny.OPEN.tasks(model.layout).items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,9 @@ def cache_dir() -> Path:
     Raises McvdError for a user without a home folder.
     """
     if own := os.environ.get("MCVD_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "mcvd"
+        return expanded(xdg) / "mcvd"
     try:
         home = Path.home()
     except RuntimeError:  # as in a container whose user has no entry in passwd

@@ -126,19 +126,18 @@ class Masking:
         return past_seen, (uniforms[1] > self.future) | (self.future == 0.0)
 
 
-def split(video: Tensor, layout: BlockLayout, frame: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def split(video: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts training clips (B, layout.frames, C, H, W) into their past, current and future frames (views).
 
-    frame: (C, H, W). Raises McvdError for another shape, which might broadcast, or clips that are not float32.
+    Raises McvdError for another number of frames, or clips that are not float32.
     """
     if not isinstance(video, Tensor) or video.dtype != torch.float32:
         have = video.dtype if isinstance(video, Tensor) else type(video).__name__
         raise McvdError(f"training clips are a float32 tensor with values in [-1, 1], not {have}")
-    shape = layout.frames, *frame
-    if video.shape[1:] != shape:
+    if video.ndim != 5 or video.shape[1] != layout.frames:
         raise McvdError(
             f"clips of {layout.past} past, {layout.current} current and {layout.future} future frames have shape "
-            f"(B, {', '.join(map(str, shape))}), not {tuple(video.shape)}"
+            f"(B, {layout.frames}, C, H, W), not {tuple(video.shape)}"
         )
     past, current, future = video.split([layout.past, layout.current, layout.future], dim=1)
     return past, current, future

@@ -194,7 +194,9 @@ class VideoDiffusion(nn.Module):
         Raises McvdError for clips or a draw of another shape or type, and for weights that are not float32.
         """
         self._check_weights()
-        past, current, future = split(video, self.layout, (self.channels, *self.size))
+        past, current, future = split(video, self.layout)
+        if current.shape[2:] != (frame := (self.channels, *self.size)):  # others might broadcast
+            raise McvdError(f"this model's frames (C, H, W) are {frame}, not {tuple(current.shape[2:])}")
         draw = self.draw(len(video)) if draw is None else draw.to(video.device)
         if len(draw.t) != len(video):
             raise McvdError(f"the draw is of {counted(len(draw.t), 'clip')}, and there are {len(video)}")

@@ -12,7 +12,7 @@ from typing import IO
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
-from mcvd.files import whole_file
+from mcvd.files import expanded, whole_file
 
 MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -38,7 +38,7 @@ def fetch_mnist(
     source: a folder that holds the files, or a URL below which they are; default: the public mirrors, in order.
     Raises McvdError if no source has a file with the right checksum; no incomplete file gets its final name.
     """
-    folder = Path(destination).expanduser() if destination is not None else cache_dir() / "mnist"
+    folder = expanded(destination) if destination is not None else cache_dir() / "mnist"
     places = [str(source)] if source is not None else list(MNIST_MIRRORS)
     for name, md5 in MNIST_MD5.items():
         target = folder / name
@@ -83,7 +83,7 @@ def _copy(place: str, out: IO[bytes], name: str, progress: Progress | None) -> s
 
 
 def _join(place: str, name: str) -> str:
-    return place.rstrip("/") + "/" + name if "://" in place else str(Path(place).expanduser() / name)
+    return place.rstrip("/") + "/" + name if "://" in place else str(expanded(place) / name)
 
 
 def _md5(path: Path) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 from mcvd.data.clips import Clips, StoredVideo
 from mcvd.data.splits import assign_splits, folder_split
 from mcvd.errors import McvdError
-from mcvd.files import own_folders
+from mcvd.files import expanded, own_folders
 from mcvd.text import first_line
 
 SUFFIXES = (".hdf5", ".h5")
@@ -53,7 +53,7 @@ class Hdf5Shards(Clips):
 
     def __init__(self, path: Path | str, frames: int, *, split: str = "train", **options: Any):
         self._open: dict[Path, Any] = {}
-        videos, self.places, stored = stored_videos(Path(path).expanduser())
+        videos, self.places, stored = stored_videos(expanded(path))
         super().__init__(videos, stored, frames, split=split, where=str(path), **options)
 
     def _read(self, video: int, start: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mcvd.cache import cache_dir
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 from mcvd.text import first_line
 
 MIRRORS = {"bair": "guyuchao/BAIR", "ucf101": "guyuchao/UCF101"}
@@ -27,7 +28,7 @@ def fetch_mirror(name: str, destination: Path | str | None = None) -> Path:
     """
     if name not in MIRRORS:
         raise McvdError(f"no mirror of {name} is known; known ones: {', '.join(MIRRORS)}")
-    folder = Path(destination).expanduser() if destination is not None else cache_dir() / "raw" / name
+    folder = expanded(destination) if destination is not None else cache_dir() / "raw" / name
     import huggingface_hub
 
     try:

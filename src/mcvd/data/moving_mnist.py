@@ -46,7 +46,7 @@ def find_mnist(path: Path | str | None = None) -> Path:
     if path is not None:
         places = [expanded(path)]
     else:
-        places = [Path(os.environ["MCVD_DATA"]).expanduser() / "mnist"] if os.environ.get("MCVD_DATA") else []
+        places = [expanded(os.environ["MCVD_DATA"]) / "mnist"] if os.environ.get("MCVD_DATA") else []
         places.append(cache_dir() / "mnist")
     for place in places:
         for folder in (place, place / "MNIST" / "raw", place / "raw"):

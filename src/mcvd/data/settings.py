@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from mcvd.config import to_dict
 from mcvd.data.splits import check_splitting
 from mcvd.errors import McvdError
-from mcvd.given import MOST_FPS, finite, whole
+from mcvd.given import MOST_FPS, whole
 
 Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
 SPLITTING = ("split_by", "test_share", "val_share")  # these can change later without decoding anything again
@@ -53,8 +54,8 @@ class Settings:
             whole("size", side, 1)
         if whole("channels", self.channels, 1) not in (1, 3):
             raise McvdError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
-        if self.fps is not None and not 0 < finite("fps", self.fps) <= MOST_FPS:
-            raise McvdError(f"fps is {self.fps}; it must be above 0 and at most {MOST_FPS}")
+        if self.fps is not None and not (isinstance(self.fps, Real) and 0 < self.fps <= MOST_FPS):
+            raise McvdError(f"fps is {self.fps!r}; it must be above 0 and at most {MOST_FPS}")
         whole("min_frames", self.min_frames, 1)
         check_splitting(self.split_by, self.test_share, self.val_share)
 

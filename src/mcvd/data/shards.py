@@ -18,6 +18,7 @@ import numpy as np
 
 from mcvd.data.clips import Clips, StoredVideo
 from mcvd.errors import McvdError
+from mcvd.files import expanded
 
 MANIFEST, FORMAT = "manifest.jsonl", 1
 
@@ -131,7 +132,7 @@ class Shards(Clips):
     """Clips of one split of a prepared folder; all arguments but the folder are those of `Clips`."""
 
     def __init__(self, folder: Path | str, frames: int, *, split: str = "train", **options: Any):
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         manifest = read_manifest(self.folder)
         self.entries: Sequence[Entry] = manifest.videos
         self._maps: dict[int, np.ndarray] = {}

@@ -21,7 +21,7 @@ from torch import Tensor
 from mcvd.errors import McvdError
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
-from mcvd.files import whole_file, write_whole
+from mcvd.files import expanded, whole_file, write_whole
 
 IDENTITY = "identity.json"
 
@@ -30,7 +30,7 @@ class Folder:
     """An evaluation on disk. All files are written atomically, so a kill costs each process at most one batch."""
 
     def __init__(self, path: Path | str):
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.rows = self.path / "rows"
 
     def check(self, identity: dict[str, Any]) -> None:

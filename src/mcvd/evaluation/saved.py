@@ -15,6 +15,7 @@ from mcvd.errors import McvdError
 from mcvd.evaluation.folder import IDENTITY
 from mcvd.evaluation.result import Result
 from mcvd.evaluation.table import Table
+from mcvd.files import expanded
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Evaluation:
     @classmethod
     def load(cls, path: Path | str) -> Evaluation:
         """Reads the result of a folder, or of the `result.json` in it; raises McvdError if there is none."""
-        path = Path(path).expanduser()
+        path = expanded(path)
         if (path / IDENTITY).is_file() and not (path / "result.json").is_file():
             raise McvdError(f"{path} holds an unfinished evaluation; run the same command again to continue it")
         if path.is_dir() and not (path / "result.json").is_file():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mcvd.data.arrays import ARRAY_ERRORS, array_frames
 from mcvd.data.frames import luma
-from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos
+from mcvd.data.prepare.items import Item, array_shape, find_items, no_videos, open_array
 from mcvd.data.stills import sample_of
 from mcvd.data.video import read_images, read_video
 from mcvd.errors import McvdError
@@ -190,8 +190,8 @@ def _load(item: Item) -> np.ndarray:
             if item.kind == "npy":
                 _open[key] = np.load(item.files[0], mmap_mode="r", allow_pickle=False)
             else:
-                with np.load(item.files[0], allow_pickle=False) as arrays:
-                    _open[key] = arrays[item.key]
+                with open_array(item) as stream:
+                    _open[key] = np.load(stream, allow_pickle=False)
     except ARRAY_ERRORS as error:
         raise McvdError(f"{item.name} is damaged, or not a numpy file of plain numbers") from error
     return _open[key]

