@@ -858,6 +858,8 @@ def test_a_name_may_begin_like_the_home_folder_of_a_user_who_is_not_there(clip, 
     assert "~c.pt is missing" in fails(capsys, 1, "import", "~c.pt", "--output", "~model")
     mcvd.load(models["tiny"]).save("~model")
     assert main(["info", "~model"]) == 0
+    for command in ("report ~c", "compare ~c ~c", "data info ~c", "fetch i3d --source ~c", "fetch mnist --source ~c"):
+        assert "~c" in fails(capsys, 1, *command.split())
 
 
 def test_info_of_a_folder_of_clips_says_what_to_ask(clip, capsys):
