@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -160,6 +162,15 @@ def test_settings_that_there_are_not_are_refused(wrong: dict) -> None:
         Settings(**wrong)
 
 
+def test_numbers_of_settings_may_be_numpys(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "a.npz", clip(4))
+    whole, real = np.int64(16), np.float32(0.5)
+    settings = Settings([whole, whole], channels=np.int32(3), fps=real, min_frames=np.uint8(2), test_share=real)  # type: ignore[arg-type]
+    manifest = prepare(tmp_path / "videos", tmp_path / "data", settings, workers=1)
+    assert settings == Settings((16, 16), fps=0.5, test_share=0.5)
+    assert prepare(tmp_path / "videos", tmp_path / "data", settings, workers=1) == manifest
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -173,6 +184,7 @@ def test_settings_that_there_are_not_are_refused(wrong: dict) -> None:
         ({"min_frames": 2.5}, "min_frames is 2.5; it must be a whole number"),
         ({"test_share": 0.5, "val_share": 0.5}, "shares must be >= 0 and less than 1 together"),
         ({"test_share": -0.1}, "shares must be >= 0"),
+        ({"test_share": "0.1"}, "test_share is '0.1'; it must be a finite number"),
     ],
 )
 def test_numbers_of_settings_that_cannot_be_are_refused(wrong: dict, says: str) -> None:
@@ -232,6 +244,23 @@ def test_copies_are_on_one_side_or_told(tmp_path: Path) -> None:
     assert {e.source: e.split for e in manifest.videos}["test/again.npz"] == "test"
     with pytest.warns(UserWarning, match=said):  # as often as it is used
         prepare(tmp_path / "sorted", tmp_path / "sorted_data", SMALL, workers=1)
+
+
+def test_a_copy_is_found_where_an_earlier_version_took_no_hash_of_frames(tmp_path: Path) -> None:
+    settings = replace(SMALL, test_share=0.4)
+    for i in range(10):
+        write_video(tmp_path / "raw" / f"{i}.npz", clip(4, seed=i))
+    prepare(tmp_path / "raw", tmp_path / "data", settings, workers=1, shard_bytes=20 * 768)
+    made = read_manifest(tmp_path / "data").videos
+    path = tmp_path / "data" / MANIFEST
+    path.write_text(re.sub(r' "content": "\w+",', "", path.read_text()))
+    assert not any(entry.content for entry in read_manifest(tmp_path / "data").videos)
+    for i in range(10):
+        shutil.copy(tmp_path / "raw" / f"{i}.npz", tmp_path / "raw" / f"copy of {i}.npz")
+    videos = prepare(tmp_path / "raw", tmp_path / "data", settings, workers=1, shard_bytes=20 * 768).videos
+    assert len(videos) == 20
+    assert {entry.source: entry.content for entry in made}.items() <= {e.source: e.content for e in videos}.items()
+    assert len({(entry.content, entry.split) for entry in videos}) == 10
 
 
 @pytest.mark.parametrize("kind", ["mp4", "npy", "png"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from numbers import Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from mcvd.config import to_dict
 from mcvd.data.splits import check_splitting
 from mcvd.errors import McvdError
-from mcvd.given import MOST_FPS, whole
+from mcvd.given import MOST_FPS, finite, whole
 
 Layout = Literal["videos", "kth", "bair", "cityscapes", "ucf101"]
 SPLITTING = ("split_by", "test_share", "val_share")  # these can change later without decoding anything again
@@ -56,8 +57,11 @@ class Settings:
             raise McvdError(f"channels is {self.channels}; it must be 1 (grey) or 3 (RGB)")
         if self.fps is not None and not (isinstance(self.fps, Real) and 0 < self.fps <= MOST_FPS):
             raise McvdError(f"fps is {self.fps!r}; it must be above 0 and at most {MOST_FPS}")
+        if isinstance(self.fps, Fraction):  # such as 30000/1001, which cannot be written as JSON
+            object.__setattr__(self, "fps", float(self.fps))
         whole("min_frames", self.min_frames, 1)
-        check_splitting(self.split_by, self.test_share, self.val_share)
+        shares = finite("test_share", self.test_share), finite("val_share", self.val_share)
+        check_splitting(self.split_by, *shares)
 
     def decoding(self) -> dict[str, Any]:
         """The settings that stored frames depend on, as JSON."""

@@ -11,6 +11,7 @@ workers, nor on how often the work was interrupted.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -108,6 +109,7 @@ def prepare(
                 if progress is not None:
                     progress(done, len(todo))
             kept.update(work.placed)  # with shard and offset
+        kept = {name: work.hashed(entry) for name, entry in kept.items()}
         manifest = _manifest(items, kept, settings, root, ignored)
         if not manifest.videos:
             shutil.rmtree(work.work, ignore_errors=True)
@@ -127,10 +129,10 @@ def _say_busy(folder: Path) -> None:
 
 def _say_copies(manifest: Manifest) -> None:
     """Names videos held out of training of which training has a copy, where folders or a published split say so."""
-    trained = {_content(entry): entry.source for entry in manifest.videos if entry.split == "train"}
-    held = [entry for entry in manifest.videos if entry.split in ("val", "test") and _content(entry) in trained]
+    trained = {entry.content: entry.source for entry in manifest.videos if entry.split == "train"}
+    held = [entry for entry in manifest.videos if entry.split in ("val", "test") and entry.content in trained]
     if held:
-        some = ", ".join(f"{entry.source} of {trained[_content(entry)]}" for entry in held[:3])
+        some = ", ".join(f"{entry.source} of {trained[entry.content]}" for entry in held[:3])
         warnings.warn(
             f"{len(held)} of the videos held out of training are copies of videos for training ({some}"
             f"{', ...' if len(held) > 3 else ''}): a model has seen what it is measured on; delete them on one side",
@@ -192,6 +194,14 @@ class _Work:
         finally:
             made.close()  # type: ignore[attr-defined]
         self._close_shard()
+
+    def hashed(self, entry: Entry) -> Entry:
+        """The entry with the hash of its frames, which earlier versions did not take: all are compared by it."""
+        if entry.skipped or entry.content:
+            return entry
+        place = _HEADER + entry.offset * self.frame_bytes, entry.frames * self.frame_bytes
+        frames = np.memmap(shard_path(self.folder, entry.shard), np.uint8, "r", *place)
+        return replace(entry, content=hashlib.sha256(frames.data).hexdigest())
 
     def _pack(self, entry: Entry) -> None:
         if entry.skipped:
@@ -293,7 +303,7 @@ def _manifest(
     """Assigns every usable video to a split. Those with a published split keep it."""
     ordered = sorted(items, key=lambda item: natural(item.name))
     usable = [item for item in ordered if not entries[item.name].skipped]
-    drawn = _drawn(usable, settings, {name: _content(entry) for name, entry in entries.items()})
+    drawn = _drawn(usable, settings, {name: entry.content for name, entry in entries.items()})
     out = []
     for item in ordered:
         entry = entries[item.name]
@@ -311,11 +321,6 @@ def _drawn(
     shares = {"test_share": settings.test_share, "val_share": settings.val_share}
     hashes = None if contents is None else [contents[name] for name in names]
     return dict(zip(names, assign_splits(names, settings.split_by, contents=hashes, **shares)))
-
-
-def _content(entry: Entry) -> str:
-    """What is equal for copies of a video; for videos prepared before their frames were hashed, for copied files."""
-    return entry.content or entry.sha256
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
