@@ -258,11 +258,20 @@ def test_previews_of_videos_are_no_frames(tmp_path: Path, others: str) -> None:
         write_video(tmp_path / name, numbered(3))
     Image.new("L", (16, 16)).save(tmp_path / "a.png")
     for read in (read_video, video_info):
-        with pytest.raises(McvdError, match="holds no image"):
+        with pytest.raises(McvdError, match="holds no image but previews"):
             read(tmp_path)
     Image.new("L", (16, 16), 35).save(tmp_path / "still.png")
     assert numbers(read_video(tmp_path)) == [1]
     assert video_info(tmp_path).frames == 1
+
+
+def test_numbered_frames_beside_the_video_of_them_are_frames(tmp_path: Path) -> None:
+    """As Blender and others name them."""
+    for i in range(1, 4):
+        Image.new("L", (16, 16), 20 + 15 * i).save(tmp_path / f"shot.{i:04}.png")
+    write_video(tmp_path / "shot.mkv", numbered(3))
+    assert numbers(read_video(tmp_path)) == [1, 2, 3]
+    assert video_info(tmp_path).frames == 3
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".png", ".tif"])

@@ -141,14 +141,14 @@ def images_in(folder: Path) -> list[Path]:
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
     videos = [path for path in others if path.suffix.lower() in (*VIDEO_SUFFIXES, ".npz")]
-    names = {sample_name(path.name) for path in (*videos, *filter(Path.is_dir, others))}
+    names = {path.stem for path in videos} | {path.name for path in others if path.is_dir()}
     names |= {sample_of(name) for name in names}
-    images = [path for path in images if not names or sample_name(path.name) not in names]
-    if not images:
+    frames = [path for path in images if path.stem not in names]  # NAME.0001.png ... are frames that NAME.mp4 may show
+    if not frames:
         video = next(iter(videos), None)
         hint = f"; name one of its videos, e.g. {video}" if video else f" ({' '.join(sorted(IMAGE_SUFFIXES))})"
-        raise McvdError(f"the folder {folder} holds no image{hint}")
-    return images
+        raise McvdError(f"the folder {folder} holds no image{' but previews' if images else ''}{hint}")
+    return frames
 
 
 def open_image(path: Path) -> Image.Image:
