@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -372,3 +373,13 @@ def test_the_command(tmp_path, capsys):
     assert set(Result.load(tmp_path / "out").numbers) == {"psnr", "ssim", "crps", "spread_skill"}
     assert main(["score", str(tmp_path / "real.npy"), str(tmp_path / "nothing"), "--protocol", "videos-5to10"]) == 1
     assert "nothing does not exist" in capsys.readouterr().err
+
+
+def test_an_npz_of_many_videos_is_opened_once_for_all(tmp_path, monkeypatch):
+    """Opening it reads the names of all."""
+    videos = {f"v{i}": array for i, array in enumerate(arrays(20))}
+    np.savez(tmp_path / "many.npz", **videos)
+    found = find_videos(tmp_path / "many.npz", "made")
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    for video in found:
+        assert np.array_equal(video.read(1).permute(0, 2, 3, 1).numpy(), videos[video.name])
