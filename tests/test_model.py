@@ -379,6 +379,15 @@ def test_saving_and_loading_is_exact(model, tmp_path):
     assert torch.equal(again.predict(GOOD, 3, **FAST), model.predict(GOOD, 3, **FAST))
 
 
+def test_numbers_of_numpy_and_torch_are_saved(tmp_path):
+    """Which JSON does not know: after hours of training, saving must not fail."""
+    plain = VideoDiffusion(tiny.config())
+    made = VideoDiffusion(tiny.config(width=np.int64(8), size=np.array([16, 16]), layout=BlockLayout(np.int8(2), 3, 1)))
+    again = mcvd.load(made.save(tmp_path / "m", notes={"psnr": torch.tensor(0.5), "steps": np.int64(3)}), device="cpu")
+    assert again.config == plain.config
+    assert again.notes == {"psnr": 0.5, "steps": 3}
+
+
 def test_a_folder_at_home_is_saved_and_read(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert model.save("~/model") == tmp_path / "model"

@@ -20,7 +20,9 @@ def to_dict(config: Any) -> Any:
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, dict):
         return {key: to_dict(item) for key, item in config.items()}
-    return [to_dict(item) for item in config] if isinstance(config, (tuple, list)) else config
+    if isinstance(config, (tuple, list)):
+        return [to_dict(item) for item in config]
+    return config.tolist() if hasattr(config, "tolist") else config  # numpy's numbers cannot be written as JSON
 
 
 def differences(config: Any, usual: Any) -> dict[str, Any]:

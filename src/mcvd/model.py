@@ -431,7 +431,7 @@ class VideoDiffusion(nn.Module):
         notes: what is known of the training, also for config.json (None: the model's own notes).
         """
         notes = self.notes if notes is None else notes
-        return write_model(folder, to_dict(self.config), self.state_dict(), dtype, notes)
+        return write_model(folder, to_dict(self.config), self.state_dict(), dtype, to_dict(notes))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> VideoDiffusion:
