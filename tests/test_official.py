@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from mcvd.cli.main import main
+from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
 from mcvd.files import model_name
 from mcvd.interop import official
@@ -135,6 +136,60 @@ def test_round_trip(options):
     assert all(torch.equal(back[name], own[name]) for name in own)
     again = official.from_official(network, {f"module.{name}": value for name, value in there.items()}, "here")
     assert all(torch.equal(again[name], own[name]) for name in own)
+
+
+# --- config.yml ----------------------------------------------------------------------------------------------------
+
+NEEDED = {
+    "data": {"channels": 3, "image_size": 32, "num_frames": 4, "num_frames_cond": 2},
+    "model": {"ngf": 12, "ch_mult": [1, 2], "num_res_blocks": 3, "attn_resolutions": [16], "n_head_channels": 6},
+}
+AS_NEEDED = {"size": (32, 32), "channels": 3, "layout": BlockLayout(2, 4), "width": 12, "multipliers": (1, 2)}
+AS_NEEDED |= {"blocks": 3, "attention": (16,), "head_channels": 6, "dropout": 0.0, "spatin_width": 128}
+
+
+def read_published(folder, **changes):
+    """What is read of a config.yml with all keys that it must have, and these (`section__key`)."""
+    config = {section: dict(keys) for section, keys in NEEDED.items()}
+    for name, value in changes.items():
+        section, key = name.split("__")
+        config[section][key] = value
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    return read_config(folder / "config.yml")
+
+
+def test_missing_keys_mean_what_the_published_code_takes_for_them(tmp_path):
+    published = read_published(tmp_path)
+    assert model_config(published) == ModelConfig(UNetConfig(**AS_NEEDED), time_from_noise=True)
+    assert published["model"]["ema"]
+    assert not published["model"]["gamma"]
+
+
+def test_every_option_of_a_published_config_reaches_the_model(tmp_path):
+    linear = {"num_classes": 500, "sigma_begin": 0.03, "sigma_end": 2e-4}
+    for options, network, others in (
+        ({"data__image_size": 64.0, "data__channels": 1}, {"size": (64, 64), "channels": 1}, {}),
+        ({"data__num_frames_future": 1}, {"layout": BlockLayout(2, 4, 1)}, {}),
+        ({"data__prob_mask_cond": 0.25}, {}, {"masking": Masking(0.25, 0.0)}),
+        ({"data__prob_mask_future": 0.75}, {}, {"masking": Masking(0.0, 0.75)}),
+        ({"model__dropout": 0.25}, {"dropout": 0.25}, {}),
+        ({"model__spade": True, "model__spade_dim": 16}, {"conditioning": "spatin", "spatin_width": 16}, {}),
+        ({"model__cond_emb": True}, {"mask_embedding": True}, {}),
+        ({"model__time_conditional": False}, {"time_embedding": False}, {}),
+        ({"model__n_head_channels": -1}, {"head_channels": -1}, {}),
+        ({"model__arch": "unetmore3d"}, {"frames": "3d"}, {}),
+        ({"model__arch": "unetmorepseudo3d"}, {"frames": "pseudo3d"}, {}),
+        ({"model__noise_in_cond": True}, {}, {"noisy_condition": True}),
+        ({"model__version": "DDIM"}, {}, {"solver": "ddim"}),
+        ({"model__sigma_dist": "cosine"}, {}, {"schedule": NoiseSchedule("cosine")}),
+        (
+            {f"model__{key}": value for key, value in linear.items()},
+            {},
+            {"schedule": NoiseSchedule(steps=500, beta_first=2e-4, beta_last=0.03)},
+        ),
+    ):
+        expected = ModelConfig(UNetConfig(**AS_NEEDED | network), time_from_noise=True, **others)
+        assert model_config(read_published(tmp_path, **options)) == expected, options
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -414,6 +469,7 @@ def test_a_config_of_wrong_values_is_refused_in_one_line(logs):
         ("model", "attn_resolutions", 8),
         ("model", "ch_mult", [1, "2"]),
         ("model", "dropout", None),
+        ("model", "dropout", False),
         ("model", "ngf", "8"),
         ("model", "ngf", True),
         ("model", "spade", "yes"),

@@ -217,4 +217,13 @@ def test_the_hash_sees_names_shapes_and_values_but_not_order():
     assert base == tensors_sha256({"b": b, "a": a.clone()})
     others = ({"a": a, "c": b}, {"a": a.view(2, 2), "b": b}, {"a": a + 1, "b": b}, {"a": a.double(), "b": b})
     assert len({base, *map(tensors_sha256, others)}) == 5
+
+
+def test_tensors_that_numpy_has_no_type_for_have_a_hash(tmp_path):
+    half, empty = torch.ones(2, dtype=torch.bfloat16), torch.zeros(0)
+    hashes = {tensors_sha256({"a": value}) for value in (half, half + 1, half.half(), half[0], half[:0], empty)}
+    assert len(hashes) == 6
+    save_file({"a": half}, tmp_path / "lpips.safetensors")
+    with pytest.raises(McvdError, match="checksum"):
+        read_weights("lpips", tmp_path / "lpips.safetensors")
     assert published_weights.PUBLISHED.keys() == {"i3d", "lpips"}

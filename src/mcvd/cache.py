@@ -38,9 +38,11 @@ def cache_dir() -> Path:
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, shapes, types and values, independent of their order and of the file that holds them."""
+    import torch  # only here: the folder alone is asked for by commands that never need it
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()
