@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import tiny
+from mcvd.cli.evaluate import local_device
 from mcvd.cli.main import main
 from mcvd.data.clips import published_starts
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
@@ -42,6 +43,7 @@ from mcvd.evaluation.statistics import (
     videos_of,
 )
 from mcvd.evaluation.table import Table
+from mcvd.interop.load import load
 from mcvd.reports.report import write_report
 from mcvd.text import counted
 
@@ -873,6 +875,48 @@ def test_missing_weights_of_metrics_are_one_line(tmp_path, capsys, monkeypatch, 
     said = capsys.readouterr().err
     assert "mcvd fetch i3d" in said
     assert "--metrics psnr,ssim" in said
+
+
+def test_every_option_of_the_command_reaches_the_evaluation(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("mcvd.evaluation.evaluate.evaluate", lambda *given, **named: asked.update(named, given=given))
+
+    def ask(options):
+        asked.clear()
+        words = ["evaluate", "digits", "--protocol", "smmnist-5to10", "--device", "cpu", *options.split()]
+        assert main(words) == 0
+        return asked["sampling"], asked["given"][2].as_posix()
+
+    folder = "runs/evaluate/digits-smmnist-5to10"
+    sampling, output = ask("")
+    assert (sampling, output) == (Sampling(), f"{folder}-{load('digits', device='cpu').solver()}")
+    assert (asked["name"], asked["data"], asked["metrics"], asked["videos"]) == ("digits", None, None, True)
+    for options, expected, place in (
+        ("--solver ddim --steps 7", Sampling("ddim", 7), "ddim7"),
+        ("--solver ddim --seed 3 --guidance 1.5", Sampling("ddim", seed=3, guidance=1.5), "ddim-g1.5-seed3"),
+        ("--reference", Sampling(reference=True), "ddpm-reference"),
+        ("--solver ddim --batch-size 5", Sampling("ddim", batch_size=5), "ddim"),
+        (
+            "--solver ddim --precision bf16 --engine compile",
+            Sampling("ddim", precision="bf16", engine="compile"),
+            "ddim-bf16-compile",
+        ),
+    ):
+        assert ask(options) == (expected, f"{folder}-{place}"), options
+    _, output = ask("--metrics psnr,ssim --no-videos --data D --output O --set samples=2")
+    assert (asked["metrics"], asked["videos"], asked["data"], output) == (["psnr", "ssim"], False, Path("D"), "O")
+    assert asked["given"][1].samples == 2
+
+
+def test_processes_of_torchrun_have_a_gpu_each_unless_a_device_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert local_device(None) is None
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert local_device(None) == "cuda:1"
+    assert local_device("cuda:0") == "cuda:0"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert local_device(None) == "cpu"
 
 
 def test_the_command_names_its_protocols(capsys):

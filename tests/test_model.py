@@ -18,6 +18,7 @@ from mcvd.card import model_card, model_rows
 from mcvd.config import differences, from_dict, to_dict
 from mcvd.diffusion import gaussian
 from mcvd.errors import McvdError
+from mcvd.given import whole
 from mcvd.interop import load as door
 from mcvd.layout import BlockLayout, Masking
 from mcvd.model import ModelConfig, VideoDiffusion
@@ -142,6 +143,7 @@ GOOD = tiny.video(2, 1, 16, 16)
         (lambda m: m.predict(GOOD.long(), 3), "uint8 or float, not torch.int64"),
         (lambda m: m.predict(GOOD.bool(), 3), "uint8 or float, not torch.bool"),
         (lambda m: m.predict(GOOD.float(), 3), "must lie in \\[0, 1\\]"),
+        (lambda m: m.predict(GOOD.float() / 255 + 0.001, 3), "must lie in \\[0, 1\\]"),
         (lambda m: m.predict(GOOD.float() / 127.5 - 1, 3), "must lie in \\[0, 1\\]"),
         (lambda m: m.predict(torch.full((2, 1, 16, 16), torch.nan), 3), "must lie in \\[0, 1\\]"),
         (lambda m: m.predict(torch.full((2, 1, 16, 16), torch.inf), 3), "must lie in \\[0, 1\\]"),
@@ -188,6 +190,10 @@ def test_bad_input_is_refused_in_one_line(model, call, says):
     with pytest.raises(McvdError, match=says) as caught:
         call(model)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_be_their_bounds():
+    assert [whole("steps", value, 1, 3) for value in (1, np.int64(3))] == [1, 3]
 
 
 def test_what_stands_where_nothing_is_known_does_not_matter(model):
@@ -578,6 +584,15 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
     seen["there"] = ["README.md"]  # which somebody wrote
     model.push_to_hub("me/mine")
     assert seen["files"].keys() == {"config.json", "model.safetensors"}
+
+
+def test_a_card_shows_what_is_noted_as_it_is():
+    """Whatever signs it has: a cell of a Markdown table ends at the next bar."""
+    made = tiny.model()
+    made.notes = {"source": "a|b_*c*.pt", "two\nlines": "of\ntext", "clips_seen": 12}
+    card = model_card(made, "me/mine")
+    assert "| source | a\\|b\\_\\*c\\*.pt |\n| two lines | of text |\n| clips\\_seen | 12 |\n\n```" in card
+    assert "| frames | 2 past, 3 generated at once, 1 future; videos are written at 10 per second |" in card
 
 
 def test_bundled_models_load():

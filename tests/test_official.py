@@ -172,6 +172,11 @@ def test_every_option_of_a_published_config_reaches_the_model(tmp_path):
         ({"data__num_frames_future": 1}, {"layout": BlockLayout(2, 4, 1)}, {}),
         ({"data__prob_mask_cond": 0.25}, {}, {"masking": Masking(0.25, 0.0)}),
         ({"data__prob_mask_future": 0.75}, {}, {"masking": Masking(0.0, 0.75)}),
+        (
+            {"data__num_frames_future": 1, "data__prob_mask_cond": 0.5, "data__prob_mask_future": 0.5},
+            {"layout": BlockLayout(2, 4, 1)},
+            {"masking": Masking(0.5, 0.5)},  # independent of each other, without prob_mask_sync
+        ),
         ({"model__dropout": 0.25}, {"dropout": 0.25}, {}),
         ({"model__spade": True, "model__spade_dim": 16}, {"conditioning": "spatin", "spatin_width": 16}, {}),
         ({"model__cond_emb": True}, {"mask_embedding": True}, {}),

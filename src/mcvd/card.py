@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvd.text import colours
+from mcvd.text import colours, plain
 
 if TYPE_CHECKING:
     from mcvd.model import ModelConfig, VideoDiffusion
@@ -58,7 +58,7 @@ def model_card(model: VideoDiffusion, repo_id: str) -> str:
         "generate": "--frames 20",
     }
     lines = [f"mcvd {command} {given[command]} --model {repo_id}" for command in commands(model)]
-    table = "\n".join(f"| {name} | {value} |" for name, value in model_rows(model))
+    table = "\n".join(f"| {plain(name)} | {plain(value)} |" for name, value in model_rows(model))
     return f"""---
 library_name: mcvd
 tags: [mcvd, diffusion, video-prediction, video-interpolation, video-generation]
