@@ -192,6 +192,25 @@ def test_the_plain_peer_computes_the_same(name, conditioning):
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), random_weights(model, CPU).values()))
 
 
+def test_every_row_of_a_network_call_has_its_own_time_number():
+    setting = Setting("tiny", setting_model(tiny.config(**ATTENDING)), batch=2)
+    generator = torch.Generator().manual_seed(0)
+    past, future = (setting.frames(count, 2, generator) for count in (setting.layout.past, setting.layout.future))
+    x, time = setting.noise(2, generator), torch.tensor([5, 80])
+    network = ours.implementation().build(setting.model, random_weights(setting.model, CPU))["network"]
+    alone = [network(past[[i]], future[[i]])(x[[i]], time[[i]]) for i in range(2)]
+    assert torch.allclose(network(past, future)(x, time), torch.cat(alone), atol=1e-5)
+
+
+def test_what_is_trained_is_as_asked(monkeypatch):
+    monkeypatch.setattr(ours, "Trainer", lambda recipe, *_: SimpleNamespace(recipe=recipe, start_from=lambda _: None))
+    model = setting_model(tiny.config())
+    for precision, engine in (("fp32", "torch"), ("bf16", "torch"), ("fp32", "compile")):
+        recipe = ours.Ours(model, random_weights(model, CPU), precision, engine)._make_trainer(3).recipe
+        assert (recipe.precision, recipe.compile, recipe.batch) == (precision, engine == "compile", 3)
+        assert not recipe.recorded  # which needs a GPU
+
+
 def test_the_whole_is_what_the_timed_steps_tell():
     case = CASES["sampling"]
     setting = Setting("tiny", setting_model(tiny.config()), solver_steps=100, timed_steps=5)

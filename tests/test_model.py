@@ -514,10 +514,10 @@ def test_a_hub_model_is_loaded_from_its_snapshot(model, tmp_path, monkeypatch):
     model.save(tmp_path)
     asked = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda name, **options: asked.append(name) or str(tmp_path)
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path)
     )
     assert same(mcvd.load("a/b", device="cpu").state_dict(), model.state_dict())
-    assert asked == ["a/b"]
+    assert asked == [("a/b", {"allow_patterns": ["config.json", "model.safetensors"]})]  # and not all else that it has
 
 
 def test_what_is_noted_of_the_training_stays_with_a_model(tmp_path):
@@ -548,6 +548,10 @@ def test_a_model_says_what_it_was_trained_for(options, tasks, trained):
     rows = dict(model_rows(tiny.model(**options)))
     assert re.fullmatch(tasks, rows["tasks"])
     assert re.search(trained, rows["trained with"])
+
+
+def test_a_model_says_its_size_as_width_by_height():
+    assert dict(model_rows(tiny.model(size=(16, 32))))["size"] == "32x16 pixels, grey"
 
 
 def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
