@@ -231,12 +231,38 @@ def test_operations_are_counted_by_definition():
     assert encode == 2 * 9 * 3 * 8 * 16 * 16
 
 
+def test_work_is_that_of_all_clips_and_samples():
+    one = Setting("tiny", setting_model(tiny.config()), samples=2)  # of 2 past, 3 current and 1 future frames
+    three = dataclasses.replace(one, batch=3)
+    assert {name: case.frames(three) for name, case in CASES.items()} == {"network": 9, "sampling": 18, "training": 18}
+    for case in CASES.values():
+        assert case.flops(three) == 3 * case.flops(one) > 0
+
+
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="resident memory is read from Linux")
 def test_memory_of_training_is_more_than_that_of_a_call():
     setting = Setting("tiny", setting_model(tiny.config(width=64)), batch=8)
     call, step = (memory.measure(memory.Request(case, setting, "cpu", 1)) for case in ("network", "training"))
     assert step > 4 * 2**20  # weights, gradients, two of Adam, average: 0.4 million each
     assert step > call
+
+
+def test_memory_is_the_most_during_all_runs_beyond_that_before(tmp_path, monkeypatch):
+    """The tiny run loads code; of the other, training has the optimizer's state from its second step on."""
+    for name in ("STATUS", "CLEAR"):
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    steps = []
+
+    def step(video, draw):
+        steps.append(len(video))
+        memory.STATUS.write_text(f"VmHWM:\t {1000 * len(steps)} kB\nVmRSS:\t {len(steps)} kB\n")
+
+    peer = SimpleNamespace(build=lambda config, state: {"train_step": step})
+    monkeypatch.setattr(ours, "implementation", lambda *_: peer)
+    setting = Setting("tiny", setting_model(tiny.config()), batch=3)
+    threads = torch.get_num_threads()
+    assert memory.measure(memory.Request("training", setting, "cpu", threads)) == (4000 - 2) * 1024
+    assert steps == [1, 1, 3, 3]
 
 
 def test_i3d_row():

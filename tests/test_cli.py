@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import mcvd
+from mcvd.cli import data as data_module
 from mcvd.cli import main as main_module
 from mcvd.cli import predict as predict_module
 from mcvd.cli.fill import parse_ranges
@@ -523,6 +524,11 @@ def test_the_example_of_every_command_parses(name):
     assert isinstance(_parse(module.Command, name, rest), module.Command)
 
 
+def test_a_size_is_height_then_width():
+    command = _parse(data_module.Command, "data", ["prepare", "a", "b", "--size", "16", "32"])
+    assert command.action.size == (16, 32)
+
+
 def test_overview_and_version(capsys):
     assert main([]) == 0
     overview = capsys.readouterr().out
@@ -569,6 +575,19 @@ def test_a_bar_appears_only_for_what_lasts(monkeypatch):
         bar(20, 100)
         assert bar.bar is not None
         bar(40, 100)
+
+
+def test_a_file_gets_a_line_every_half_minute(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with ProgressBar("sampling", "steps") as bar:
+        for now in (10.0, 31.0, 32.0, 61.0, 62.0):
+            clock[0] = now
+            bar(int(now), 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "mcvd: sampling: 31 of 100 steps, 69 s left",
+        "mcvd: sampling: 62 of 100 steps, 38 s left",
+    ]
 
 
 def test_work_goes_on_when_its_terminal_is_closed(tmp_path):
@@ -777,6 +796,14 @@ def test_freed_memory_is_kept_unless_the_environment_says_something(monkeypatch,
     [
         ("benchmark --batch 1 x", "--batch: cannot read '1', 'x'; write --batch N ... (see mcvd benchmark --help)"),
         ("predict a.mp4 --frames x", "--frames: 'x' is not a whole number; write --frames N (see mcvd predict --help)"),
+        (
+            "generate --guidance inf",
+            "--guidance: inf is not a finite number; write --guidance X (see mcvd generate --help)",
+        ),
+        (
+            "generate --fps 1001",
+            "--fps: 1001 must be at most 1000; write --fps FPS (see mcvd generate --help)",
+        ),
         ("predict a.mp4 --frames", "--frames takes a value (see mcvd predict --help)"),
         ("predict", "Missing from mcvd predict: CLIP (see mcvd predict --help)"),
         (
