@@ -9,6 +9,7 @@ from mcvd.errors import McvdError
 from mcvd.evaluation.presets import METRICS, PRESETS, choose_metrics, find_protocol
 from mcvd.evaluation.protocol import Protocol
 from mcvd.training.recipe import read_recipe, recipe_names
+from mcvd.text import listed
 
 # Evaluated experiments of the published scripts: data, past, block, future, predicted frames (num_frames_pred).
 EXPERIMENTS = [
@@ -105,6 +106,10 @@ def test_words_name_everything_a_value_depends_on():
     assert len(set(sentences)) == len(sentences)  # two protocols never read the same
     sentences.append(Protocol("before", "any videos", "backward", past=0, frames=5, future=5).words)
     assert not any(re.search(r"\bmade\b", sentence) for sentence in sentences)  # "generated", as everywhere
+
+
+def test_names_in_a_sentence():
+    assert [listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 
 def test_an_edit_renames():
