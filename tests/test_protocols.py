@@ -8,8 +8,8 @@ import pytest
 from mcvd.errors import McvdError
 from mcvd.evaluation.presets import METRICS, PRESETS, choose_metrics, find_protocol
 from mcvd.evaluation.protocol import Protocol
-from mcvd.training.recipe import read_recipe, recipe_names
 from mcvd.text import listed
+from mcvd.training.recipe import read_recipe, recipe_names
 
 # Evaluated experiments of the published scripts: data, past, block, future, predicted frames (num_frames_pred).
 EXPERIMENTS = [
