@@ -1210,6 +1210,18 @@ def test_real_sequences_are_split_by_person(assets_dir: Path, tmp_path: Path) ->
     assert not {g for s, g in splits if s == "train"} & {g for s, g in splits if s == "test"}
 
 
+def test_a_changed_byte_in_a_tar_file_is_found_by_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / "plain.bin").write_bytes(bytes(range(256)) * 100)
+    with tarfile.open(tmp_path / "all.tar.gz", "w:gz", compresslevel=0) as tar:
+        tar.add(tmp_path / "plain.bin", "plain.bin")
+    data = (tmp_path / "all.tar.gz").read_bytes()
+    at = data.index(bytes(range(256)))
+    (tmp_path / "all.tar.gz").write_bytes(data[:at] + b"\x01" + data[at + 1 :])
+    with pytest.raises(McvdError, match="cannot unpack .*all.tar.gz .*CRC"):
+        hub.unpack(tmp_path / "all.tar.gz")
+    assert not (tmp_path / "all").exists()
+
+
 @pytest.mark.parametrize("filters", [True, False])
 def test_mirrors_are_fetched_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool) -> None:
     import huggingface_hub

@@ -59,6 +59,8 @@ def unpack(archive: Path) -> Path:
         else:
             with tarfile.open(archive) as tar:
                 _extract(tar, partial)
+                while tar.fileobj and tar.fileobj.read(1 << 20):
+                    pass  # to the end, where the checksum of all is; tarfile stops before it
         partial.rename(folder)
     except _DAMAGE as error:
         shutil.rmtree(partial, ignore_errors=True)
