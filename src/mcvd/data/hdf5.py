@@ -174,7 +174,7 @@ def open_shard(file: Path) -> Any:
     try:
         return h5py.File(file, "r")
     except OSError as error:
-        raise McvdError(f"{file} is damaged, or not an HDF5 file ({str(error).splitlines()[0][:100]})") from error
+        raise McvdError(f"{file} is damaged, or not an HDF5 file ({first_line(error)[:100]})") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, features
@@ -113,12 +113,6 @@ def natural(text: str) -> list[tuple[int, str]]:
     if number:
         parts.append((int(number), ""))
     return [*parts, (-2, text)]
-
-
-def sample_name(name: str) -> str:
-    """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0]))
 
 
 def sample_of(name: str) -> str:

@@ -23,16 +23,7 @@ from PIL import Image
 from mcvd.data.arrays import ARRAY_ERRORS
 from mcvd.data.hdf5 import SUFFIXES, read_shard, shard_videos
 from mcvd.data.prepare.tar import File, Part, members, pieces
-from mcvd.data.stills import (
-    IMAGE_ERRORS,
-    IMAGE_SUFFIXES,
-    MAYBE_ANIMATED,
-    VIDEO_SUFFIXES,
-    natural,
-    pages,
-    sample_name,
-    sample_of,
-)
+from mcvd.data.stills import IMAGE_ERRORS, IMAGE_SUFFIXES, MAYBE_ANIMATED, VIDEO_SUFFIXES, natural, pages, sample_of
 from mcvd.errors import McvdError, Unwritable
 from mcvd.files import own_folders
 
@@ -189,11 +180,11 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
         else:
             others[suffix or "(none)"] += 1
         if len(items) > found:
-            videos.add(sample_name(file.name))
+            videos.add(_sample(file.name))
     videos |= images.keys()
     videos |= {sample_of(name) for name in videos}
     for folder, pictures in images.items():
-        previews = [sample_name(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
+        previews = [_sample(picture.name) in videos for picture in pictures]  # clip.jpg beside clip.mp4
         others.update(PurePosixPath(file.name).suffix.lower() for file, preview in zip(pictures, previews) if preview)
         pictures = [file for file, preview in zip(pictures, previews) if not preview]
         if not pictures:
@@ -203,6 +194,12 @@ def _sort(files: Iterable[File]) -> tuple[list[Item], Counter[str]]:
             # pictures beside a folder that is called as theirs
             items.append(_item("images", f"./{name}" if folder == "." and name in images else name, sequence))
     return items, others
+
+
+def _sample(name: str) -> str:
+    """What the names of files that belong together begin with: the path up to the first dot in the file's name."""
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0]))
 
 
 def _item(kind: Kind, name: str, files: list[File], key: str = "", problem: str = "") -> Item:
@@ -216,7 +213,7 @@ def _sequences(folder: str, pictures: list[File]) -> Iterator[tuple[str, list[Fi
     of several pictures, as WebDataset names them (KEY.0.jpg, KEY.1.jpg, ...)."""
     samples: dict[str, list[File]] = {}
     for picture in pictures:
-        samples.setdefault(sample_name(picture.name), []).append(picture)
+        samples.setdefault(_sample(picture.name), []).append(picture)
     if pictures[0].archive and 1 < len(samples) < len(pictures):
         yield from samples.items()
     else:
