@@ -406,6 +406,17 @@ def test_weights_are_not_stored_as_whole_numbers(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_too_large_for_a_type_are_not_stored_as_infinite(dtype, tmp_path):
+    model = tiny.model()
+    name, weight = next(iter(model.named_parameters()))
+    weight.data.view(-1)[3] = -7e4
+    with pytest.raises(McvdError, match=rf"{name.removeprefix('network.')} has a weight too large for {dtype}"):
+        model.save(tmp_path / "model", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+    model.save(tmp_path / "model", dtype=torch.bfloat16)
+
+
 def test_a_bf16_folder_has_half_the_size_and_is_close(tmp_path):
     model = tiny.model(width=32)
     full, half = model.save(tmp_path / "full"), model.save(tmp_path / "half", dtype=torch.bfloat16)

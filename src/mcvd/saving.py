@@ -26,15 +26,19 @@ def write_model(
 ) -> Path:
     """Writes a model's configuration and weights (as `dtype`) into a folder; returns it.
 
-    Raises McvdError if `dtype` is not a floating-point type, OSError if writing fails.
+    Raises McvdError if `dtype` is not a floating-point type or cannot hold a weight, OSError if writing fails.
     """
     from safetensors.torch import save_file
 
     folder = expanded(folder)
     if not dtype.is_floating_point:
         raise McvdError(f"weights cannot be stored as {dtype}; choose a floating-point type")
-    folder.mkdir(parents=True, exist_ok=True)
+    limit = torch.finfo(dtype).max
+    for name, value in weights.items():
+        if ((value.abs() > limit) & value.isfinite()).any():
+            raise McvdError(f"{name} has a weight too large for {dtype}; store the model in a wider type")
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, **config} | ({"notes": notes} if notes else {}), indent=2)
     for name, write in (
         (WEIGHTS, lambda path: save_file(weights, path, {"format": "pt"})),
