@@ -507,6 +507,7 @@ def test_help_of_every_command(name, capsys):
     assert f"usage: mcvd {name}" in said
     units = {"train": "minutes", "import": "bytes each", "fetch": "MB", "info": "pixels"}
     units |= {"evaluate": "pixels", "score": "pixels", "report": "MB", "compare": "95 %", "serve": "address"}
+    units["guide"] = "standard deviation"
     assert units.get(name, "frames per second") in said
     assert "default" in said or name in ("info", "report")
     if name in ("predict", "interpolate", "generate", "fill"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mcvd.text import colours, plain
 
 if TYPE_CHECKING:
+    from mcvd.guide import GuideConfig
     from mcvd.model import ModelConfig, VideoDiffusion
 
 
@@ -25,8 +26,14 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
         ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
         ("solver", f"{config.solver}, unless --solver names another"),
         ("trained with", _hidden(config)),
+        *([("guide", _guide(config.guide))] if config.guide else []),
         *((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in model.notes.items()),
     ]
+
+
+def _guide(guide: GuideConfig) -> str:
+    network = guide.network
+    return f"width {network.width} x {network.multipliers}, scale {guide.scale:g}, at noise from {guide.noise:g}"
 
 
 def _hidden(config: ModelConfig) -> str:

@@ -32,7 +32,7 @@ def differences(config: Any, usual: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         value, other = getattr(config, field.name), getattr(usual, field.name)
         if value != other:
-            out[field.name] = differences(value, other) if dataclasses.is_dataclass(value) else to_dict(value)
+            out[field.name] = differences(value, other) if dataclasses.is_dataclass(other) else to_dict(value)
     return out
 
 

@@ -23,6 +23,7 @@ from mcvd.diffusion.solvers import PUBLISHED, SOLVERS, published_table, solver_t
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
+from mcvd.guide import GuideConfig, guide_call
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.config import UNetConfig
 from mcvd.networks.engine import calls_by, network_call
@@ -57,6 +58,8 @@ class ModelConfig:
     """The solver that is used unless another of `mcvd.diffusion.solvers.SOLVERS` is named."""
     fps: float = 10.0
     """Frame rate of written videos, frames per second."""
+    guide: GuideConfig | None = None
+    """A weaker network that guides what is generated from nothing; see `mcvd.guide.guided`."""
 
     def __post_init__(self) -> None:
         if self.prediction not in gaussian.PREDICTIONS:
@@ -73,6 +76,8 @@ class ModelConfig:
             raise McvdError("context_noise is for past and future frames, and this layout has none; leave it at 0")
         if self.context_noise and self.noisy_condition:
             raise McvdError("noisy_condition adds noise of its own to past and future; leave context_noise at 0")
+        if self.guide is not None:
+            self.guide.check(self.network)
 
 
 @contextlib.contextmanager
@@ -130,7 +135,8 @@ class VideoDiffusion(nn.Module):
         self.config = config
         self.notes: dict[str, Any] = {}  # what is known of the training: steps, stride, ...; see `save`
         self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default dtype
-        for weight in self.network.parameters():
+        self.guide = None if config.guide is None else UNet(config.guide.network).float()
+        for weight in self.parameters():
             if weight.dim() == 4:  # the memory format with the fastest convolutions, on CPUs and GPUs
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
@@ -257,6 +263,7 @@ class VideoDiffusion(nn.Module):
         guidance: float = 1.0,
         condition_noise: Callable[[], Tensor] | None = None,
         sigma: float = 0.0,
+        guided: bool = False,
     ) -> Denoiser:
         """(x_t, t, alpha_bar) -> x0_hat for trajectories that share conditions.
 
@@ -268,6 +275,7 @@ class VideoDiffusion(nn.Module):
         condition_noise: returns fresh N(0, I) noise ``(B, p + f, C, H, W)`` for each call; used only by a model with
             `noisy_condition` (None: drawn from torch's global generator).
         sigma: standard deviation of the noise already in past and future; a model with `context_noise` is told it.
+        guided: the model's guide, if it has one, acts: for trajectories that see nothing.
         """
         told = past.new_full((len(past),), sigma) if self.config.context_noise else None
         shared = len(past) == 1 and not self.config.noisy_condition
@@ -279,6 +287,8 @@ class VideoDiffusion(nn.Module):
         conditions = [self.network.encode(v.past, v.future, v.past_seen, v.sigma, keep).take(v.rows) for v in views]
         prediction = self.config.prediction
         calls = [network_call(self.network, slot) for slot in range(len(conditions))]
+        guide = self.config.guide
+        weaker = guide_call(self.guide) if guided and self.guide else None
 
         def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             time = self._network_time(torch.full((1,), t, device=x.device))
@@ -291,6 +301,8 @@ class VideoDiffusion(nn.Module):
                 here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
             outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
             output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
+            if guide and weaker and guide.acts(alpha_bar):
+                output = torch.lerp(weaker(x, time).float(), output, guide.scale)
             # infinite frames would be clipped to black or white, but what is not a number is found in the end
             output = output.nan_to_num(math.nan, math.nan, math.nan)
             # torch.tensor(...) would wait for the GPU
@@ -364,7 +376,9 @@ class VideoDiffusion(nn.Module):
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:
             table = solver_table(solver, schedule, steps)
-        with half, calls_by(self.network, engine), _evaluating(self):
+        # a guide is small and seldom acts: not worth compiling
+        guide = contextlib.nullcontext() if self.guide is None else calls_by(self.guide)
+        with half, calls_by(self.network, engine), guide, _evaluating(self):
             return rollout(
                 self,
                 given,
@@ -377,6 +391,7 @@ class VideoDiffusion(nn.Module):
                 batch_size=batch_size,
                 first_clip=first_clip,
                 clip_made=not reference,
+                guided=not reference,
                 tell_hidden=not reference,
                 context_noise=context_noise,
                 progress=progress,

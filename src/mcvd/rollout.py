@@ -57,6 +57,7 @@ def rollout(
     batch_size: int = 32,
     first_clip: int = 0,
     clip_made: bool = True,
+    guided: bool = True,
     tell_hidden: bool = True,
     context_noise: float = 0.0,
     noise: Noise | None = None,
@@ -68,6 +69,7 @@ def rollout(
     first_clip: number of the first clip; each trajectory (clip number, sample) has its own noise.
     clip_made: clamp generated frames to the range of a video before later blocks read them (the published code does
     not).
+    guided: the model's guide acts in blocks that see nothing.
     tell_hidden: tell a network with `mask_embedding` when the past is hidden (the published samplers do not).
     context_noise: standard deviation of the noise added to a block's past and future if any of these frames were
     generated. The given ones among them get it too: the network is told one level for all, as in training.
@@ -89,7 +91,8 @@ def rollout(
                 if progress is not None:
                     progress(before + row + 1, total)
 
-            shared = all(known[i] for i in (*block.past, *block.future) if i is not None)
+            seen = [i for i in (*block.past, *block.future) if i is not None]
+            shared = all(known[i] for i in seen)
             made = _run_block(
                 model,
                 frames,
@@ -101,6 +104,7 @@ def rollout(
                 past_seen=block.past_seen or not tell_hidden,
                 guidance=guidance,
                 sigma=0.0 if shared else context_noise,
+                guided=guided and not seen,
                 on_step=step,
             )
             keep = [i for i, makes in enumerate(block.made) if makes]
@@ -127,6 +131,7 @@ def _run_block(
     past_seen: bool,
     guidance: float,
     sigma: float,
+    guided: bool,
     on_step: Callable[[int, Tensor], None],
 ) -> Tensor:
     """Samples the current frames of one block -> ``(B, k, C, H, W)`` in [-1, 1].
@@ -134,7 +139,7 @@ def _run_block(
     chunk: the trajectories, as `noise` takes them.
     clips: which clip each trajectory belongs to, if the block sees only given frames: then the condition is encoded
     once per clip. None: every trajectory has its own condition. past_seen: what the network is told about the past.
-    sigma: standard deviation of the noise added to the condition.
+    sigma: standard deviation of the noise added to the condition. guided: the model's guide acts.
     """
     if clips is None:
         rows = torch.arange(len(frames), device=frames.device)
@@ -151,7 +156,7 @@ def _run_block(
         kept = torch.tensor(1 - sigma**2, device=frames.device, dtype=frames.dtype)
         noisy = add_noise(torch.cat([past, future], 1), noise(chunk, condition_shape), kept)
         past, future = (noisy * seen.view(-1, 1, 1, 1)).split([past.shape[1], future.shape[1]], 1)
-    denoise = model.denoiser(past, future, told, rows, guidance, lambda: noise(chunk, condition_shape), sigma)
+    denoise = model.denoiser(past, future, told, rows, guidance, lambda: noise(chunk, condition_shape), sigma, guided)
 
     imposed = [i for i, known in enumerate(block.imposed) if known]
     if imposed:

@@ -143,6 +143,8 @@ class Recipe:
                 "weighting min-snr gives pure noise, from which sampling starts with a zero-terminal schedule, the "
                 "weight 0: it would never be trained; use weighting uniform"
             )
+        if self.model.guide is not None:
+            raise McvdError("model.guide is for sampling: it is given to a model after training (mcvd.guide.guided)")
         if self.data.stride < 1:
             raise McvdError(f"data.stride is {self.data.stride}; it must be at least 1")
         if self.seed < 0:
