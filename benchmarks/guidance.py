@@ -46,7 +46,7 @@ class Options:
     """What to run."""
 
     clips: int = 128
-    rows: tuple[str, ...] = ("none/1/0", "guide/2/0.95", "guide/3/0.95", "attention/3/0.95", "attention/2/0")
+    rows: tuple[str, ...] = ("none/1/0", "guide/2/0.95", "guide/1.5/0.95", "attention/3/0.95")
     """Kind / scale / least standard deviation of the noise."""
     model: str = "digits"
     batch_size: int = 32

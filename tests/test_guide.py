@@ -1,7 +1,9 @@
 """A guide: a weaker network that sampling moves away from where nothing is seen."""
 
 import dataclasses
+import sys
 from math import nan
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from mcvd.guide import GuideConfig, guided
 from mcvd.layout import BlockLayout, Masking
 from mcvd.networks.config import UNetConfig
 from mcvd.training.recipe import Recipe
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import guidance
 
 FAST = {"solver": "ddim", "steps": 3, "seed": 1}
 ALONE = {"layout": BlockLayout(0, 3, 0), "width": 4}
@@ -165,3 +170,22 @@ def test_a_guided_model_can_start_a_training(weaker, model):
     new = tiny.model(seed=5)
     assert initialise_from(new, guided(model, weaker)) == []
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in new.state_dict().items())
+
+
+def test_what_two_digits_explain_leaves_nothing():
+    """benchmarks/guidance.py: two drawn digits leave nothing, also where they touch the edge; three, or noise, do."""
+    digits = torch.zeros(3, 16, 16)
+    digits[0, 2:14, 7:9] = 1  # a 1
+    digits[1, 3:6, 3:13] = digits[1, 6:14, 10:13] = 0.8  # a 7
+    digits[2, 4:12, 4:12] = 0.5
+    frames = torch.zeros(4, 64, 64)
+    for frame, placed in enumerate([[(0, 0, 0), (1, 16, 16)], [(2, 3, 9)], [(0, 0, 0), (1, 16, 16), (2, 0, 16)]]):
+        for digit, y, x in placed:
+            large = digits[digit].repeat_interleave(2, 0).repeat_interleave(2, 1)
+            frames[frame, 2 * y : 2 * y + 32, 2 * x : 2 * x + 32] += large
+    frames[3] = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    left = guidance.no_digit(frames, digits)
+    assert left[0] < 1e-4
+    assert left[1] < 1e-4
+    assert 0.1 < left[2] < 0.9
+    assert left[3] > 0.5
