@@ -2,12 +2,12 @@
 
     python benchmarks/guidance.py                 # the same command continues an interrupted run
 
-A row is kind/scale/noise: weaker + scale (output - weaker) at noise levels sqrt(1 - alpha_bar) of at least
-`noise`, in blocks that see nothing. Kinds: `guide`, the bundled guide (autoguidance, arXiv 2406.02507; or the one of
-another model, --model); `attention`, the same network with every attention map replaced by the identity (arXiv
-2403.17377). FVD and KVD are those of `smmnist-generate-15`, one sample per clip. "no digit" is the share of a frame's
-energy that remains after the best fit by two of 1,500 training digits, at half the resolution: strokes that form no
-digit leave more. It is of the first and the last frame of `clips` blocks, and of as many real test clips.
+A row is kind/scale/noise: weaker + scale (output - weaker) at noise levels sqrt(1 - alpha_bar) of at least `noise`, in
+blocks that see nothing. Kinds: `none`; `guide`, the model's guide (autoguidance, arXiv 2406.02507); `attention`, the
+same network with every attention map replaced by the identity (arXiv 2403.17377). FVD and KVD are those of
+`smmnist-generate-15`, one sample per clip. "no digit" is the share of a frame's energy that remains after the best fit
+by two of 1,500 training digits, at half the resolution: strokes that form no digit leave more. It is of the first and
+the last frame of `clips` blocks, and of as many real test clips.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from mcvd.evaluation.evaluate import Sampling
 from mcvd.evaluation.presets import find_protocol
 from mcvd.guide import GuideConfig
 from mcvd.interop.load import load
-from mcvd.layout import BlockLayout
 from mcvd.model import VideoDiffusion
 from mcvd.networks.blocks import Condition
 from mcvd.networks.engine import ENGINES
@@ -38,7 +37,6 @@ from mcvd.networks.unet import UNet
 from reuse import evaluated
 
 METRICS = "fvd", "kvd"
-ALONE = BlockLayout(0, 5, 0)
 
 
 @dataclass
@@ -121,6 +119,8 @@ def with_rule(model: VideoDiffusion, rule: GuideConfig | None) -> VideoDiffusion
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     base = load(options.model, device="cpu")
+    if base.config.guide is None:
+        raise SystemExit(f"{options.model} has no guide; mcvd guide makes a model that has one")
     print(f"{machine(base.device)['name']}, torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d}; {options}\n")
     digits = load_digits(find_mnist(), "train", 1500).float()[:, None] / 255
     share = partial(no_digit, digits=F.avg_pool2d(digits, 2)[:, 0])
@@ -134,19 +134,16 @@ def main(options: Options) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for row in options.rows:
         kind, scale, noise = row.split("/")
-        if kind == "guide" and base.config.guide is None:
-            raise SystemExit(f"{options.model} has no guide")
-        network = base.config.guide.network if base.config.guide else replace(base.config.network, layout=ALONE)
-        rule = GuideConfig(network, float(scale), float(noise))
+        rule = replace(base.config.guide, scale=float(scale), noise=float(noise))
         model = with_rule(base, rule if kind == "guide" else None)
-        engine = partial(ByAttention, schedule=base.config.schedule, rule=rule)
-        engines = {"torch": engine} if kind == "attention" else {}
-        with patch.dict(ENGINES, engines):
+        by_attention = partial(ByAttention, schedule=base.config.schedule, rule=rule)
+        engine = by_attention if kind == "attention" else ENGINES["torch"]
+        with patch.dict(ENGINES, torch=engine):
             made = model.generate(
                 base.layout.current,
                 samples=options.clips,
-                solver="sde-dpm++",
-                steps=20,
+                solver=sampling.solver,
+                steps=sampling.steps,
                 batch_size=options.batch_size,
                 precision=options.precision,
             )
@@ -154,8 +151,7 @@ def main(options: Options) -> None:
         contact_sheet(rows, scale=1).save(options.output / f"{row.replace('/', '-')}.png")
         numbers = " | "
         if options.fvd:
-            run = ENGINES["torch"] if kind != "attention" else engine
-            numbers = evaluated(model, protocol, run, options.output, row, sampling, METRICS)
+            numbers = evaluated(model, protocol, engine, options.output, row, sampling, METRICS)
         print(f"{_cells(f'{kind} | {scale} | {noise}', made, share)} | {numbers} |", flush=True)
 
 

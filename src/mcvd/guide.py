@@ -51,11 +51,11 @@ class GuideConfig:
     def check(self, network: UNetConfig) -> None:
         """Raises McvdError unless it makes the same frames as this network."""
         for name in ("size", "channels"):
-            if getattr(self.network, name) != getattr(network, name):
-                mine, theirs = getattr(self.network, name), getattr(network, name)
+            mine, theirs = getattr(self.network, name), getattr(network, name)
+            if mine != theirs:
                 raise McvdError(f"the guide's {name} is {mine}, the model's {theirs}; they must be equal")
-        if self.network.layout.current != network.layout.current:
-            mine, theirs = self.network.layout.current, network.layout.current
+        mine, theirs = self.network.layout.current, network.layout.current
+        if mine != theirs:
             raise McvdError(f"the guide makes {mine} frames at once, the model {theirs}; they must be equal")
 
 
@@ -66,7 +66,9 @@ def guide_call(network: UNet) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, time: call(x, time, condition)
 
 
-def guided(model: VideoDiffusion, weaker: VideoDiffusion, scale: float = 2.0, noise: float = 0.95) -> VideoDiffusion:
+def guided(
+    model: VideoDiffusion, weaker: VideoDiffusion, scale: float = GuideConfig.scale, noise: float = GuideConfig.noise
+) -> VideoDiffusion:
     """The model with a guide for all that it generates from nothing, in evaluation mode; `save` stores both.
 
     weaker: a smaller or less trained model of the same data, with past 0 and future 0 in its layout.
