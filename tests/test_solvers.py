@@ -28,6 +28,7 @@ from mcvd.diffusion.solvers import (
     solver_table,
     spaced,
     spaced_as_published,
+    spaced_in_log_snr,
     unipc,
 )
 from mcvd.errors import McvdError
@@ -282,21 +283,21 @@ def moments(table):
         # noisiest state, which the start noise lacks, leaves over. With even spacing the spread falls short, because a
         # last call at level T / steps returns the mean of all data that it could be, without their spread: half of the
         # noise there was. It is of order 1 / steps for one-step solvers, and DDPM's other steps lose as much again.
-        # Quadratic spacing leaves the multistep solvers their own error. The bounds are 1.1 times what is measured.
+        # Distances in log-SNR leave the multistep solvers their own error. The bounds are 1.1 times what is measured.
         ("ddpm", 100, 1e-5, 0.145),
         ("ddpm", 1000, 1e-5, 0.022),
         ("ddim", 100, 5e-4, 0.079),
         ("ddim", 1000, 5e-4, 0.0088),
-        ("f-pndm", 20, 5e-4, 0.0060),
-        ("f-pndm", 100, 5e-4, 0.0010),
-        ("dpm++", 10, 5e-4, 0.0040),
-        ("dpm++", 20, 5e-4, 0.037),
-        ("dpm++", 100, 5e-4, 0.0015),
+        ("f-pndm", 20, 5e-4, 0.0105),
+        ("f-pndm", 100, 5e-4, 0.0006),
+        ("dpm++", 10, 5e-4, 0.0121),
+        ("dpm++", 20, 5e-4, 0.0102),
+        ("dpm++", 100, 5e-4, 0.0008),
         ("dpm++", 1000, 5e-4, 0.0008),
-        ("unipc", 10, 5e-4, 0.0155),
-        ("unipc", 20, 5e-4, 0.031),
-        ("sde-dpm++", 20, 1e-5, 0.096),
-        ("sde-dpm++", 100, 1e-5, 0.0040),
+        ("unipc", 10, 5e-4, 0.0243),
+        ("unipc", 20, 5e-4, 0.0074),
+        ("sde-dpm++", 20, 1e-5, 0.0264),
+        ("sde-dpm++", 100, 1e-5, 0.0012),
     ],
 )
 def test_gaussian_data_keeps_its_mean_and_spread(solver, steps, mean_off, spread_off):
@@ -401,6 +402,41 @@ def test_spacings():
     assert len(spaced_as_published(THOUSAND, 300)) == 334
     assert len(spaced_as_published(THOUSAND, 334)) == 500
     assert spaced_as_published(THOUSAND, 100)[-1] == 9
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_calls_at_even_distances_in_log_snr(kind, zero_terminal):
+    schedule = NoiseSchedule(kind, zero_terminal=zero_terminal)
+    lambdas = [0.5 * math.log(a / (1 - a)) if a else -math.inf for a in schedule.alpha_bar.tolist()]
+    # from pure noise, wherever that is, to the clean video, where the last step ends
+    first, last = max(lambdas[999], math.log(0.005)), min(lambdas[0], math.log(100))
+    for steps in (2, 6, 10, 20):
+        times = spaced_in_log_snr(schedule, steps)
+        assert times[0] == 999
+        for i, t in enumerate(times[1:], 1):
+            assert lambdas[t + 1] < first + (last - first) * i / steps < lambdas[t - 1]  # t is the nearest
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        THOUSAND,
+        NoiseSchedule("cosine", zero_terminal=True),
+        NoiseSchedule(steps=8),
+        NoiseSchedule(steps=2, zero_terminal=True),
+        NoiseSchedule(steps=1),
+        NoiseSchedule(steps=50, beta_first=1e-9, beta_last=1e-8),  # hardly any noise at all
+        NoiseSchedule(steps=50, beta_first=0.9, beta_last=0.99),  # hardly anything else
+    ],
+)
+def test_every_number_of_calls_is_at_so_many_levels(schedule):
+    for steps in range(1, schedule.steps + 1):
+        times = spaced_in_log_snr(schedule, steps)
+        assert len(times) == steps
+        assert times[0] == schedule.steps - 1
+        assert times[-1] >= 0
+        assert all(a > b for a, b in itertools.pairwise(times))
 
 
 def test_bad_requests_are_refused():

@@ -16,11 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
+
+LEAST_SIGNAL, LEAST_NOISE = 0.005, 0.01
+"""Standard deviations, of [-1, 1], between which multistep solvers place their calls."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,23 @@ def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
     return [schedule.steps - 1 - i * schedule.steps // steps for i in range(steps)]
 
 
-def spaced_quadratically(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` time numbers from T - 1 down, closer together near the clean end: T (1 - i / steps)^2 - 1, all different.
+def spaced_in_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """`steps` time numbers from T - 1 down, at even distances in lambda, the half log signal-to-noise ratio.
 
-    With even spacing, the last of 20 steps goes from t = 49 to the end at once, and results vary too little: Gaussian
-    data of standard deviation 0.19 comes out of DPM-Solver++ at 0.14, with this spacing at 0.196
-    (tests/test_solvers.py).
+    lambda goes from its value at T - 1 to that at time 0, where the step of the last call ends, but at most from
+    `LEAST_SIGNAL` to `LEAST_NOISE`: what lies beyond is pure noise or a clean video to any network. The formulas of the
+    DPM-Solver papers (arXiv 2206.00927, section 3.4) are in lambda, and so are their errors: even distances in time
+    are long at both ends, of which the noisy one decides what the video shows (docs/results.md), and the clean one how
+    much results vary (tests/test_solvers.py).
     """
     _check_steps(schedule, steps)
-    return [max(round(schedule.steps * (1 - i / steps) ** 2) - 1, steps - 1 - i) for i in range(steps)]
+    lambdas = (schedule.alpha_bar / (1 - schedule.alpha_bar)).log().numpy()[::-1] / 2
+    lambdas = lambdas.clip(math.log(LEAST_SIGNAL), -math.log(LEAST_NOISE))
+    wanted = np.linspace(lambdas[0], lambdas[-1], steps, endpoint=False)
+    times = [schedule.steps - 1]
+    for i, time in enumerate(np.interp(wanted[1:], lambdas, np.arange(schedule.steps)[::-1]), 1):
+        times.append(max(min(round(time), times[-1] - 1), steps - 1 - i))  # all different
+    return times
 
 
 def spaced_as_published(schedule: NoiseSchedule, steps: int) -> list[int]:
@@ -246,12 +258,12 @@ class Solver:
 SOLVERS = {
     "ddpm": Solver(ddpm, spaced, 100, "ancestral sampling, as in the paper's tables"),
     "ddim": Solver(ddim, spaced, 50, "deterministic for a given start noise"),
-    "f-pndm": Solver(f_pndm, spaced_quadratically, 20, "fourth-order multistep, 9 more calls than steps"),
-    "dpm++": Solver(dpm_solver_pp, spaced_quadratically, 20, "DPM-Solver++(2M), second order"),
+    "f-pndm": Solver(f_pndm, spaced_in_log_snr, 20, "fourth-order multistep, 9 more calls than steps"),
+    "dpm++": Solver(dpm_solver_pp, spaced_in_log_snr, 20, "DPM-Solver++(2M), second order"),
     "sde-dpm++": Solver(
-        partial(dpm_solver_pp, noisy=True), spaced_quadratically, 20, "SDE-DPM-Solver++(2M): adds noise, as DDPM does"
+        partial(dpm_solver_pp, noisy=True), spaced_in_log_snr, 20, "SDE-DPM-Solver++(2M): adds noise, as DDPM does"
     ),
-    "unipc": Solver(unipc, spaced_quadratically, 10, "UniPC of order 2, a corrected DPM-Solver++"),
+    "unipc": Solver(unipc, spaced_in_log_snr, 10, "UniPC of order 2, a corrected DPM-Solver++"),
 }
 
 PUBLISHED = ("ddpm", "ddim")
