@@ -1,22 +1,21 @@
-"""Whether guidance improves unconditional generation with `digits`: by a weaker model, or by its own attention.
+"""What guidance changes with `digits`: by its guide, or by the same network with everything hidden.
 
-    python benchmarks/guidance.py                 # the same command continues an interrupted run
+    python benchmarks/guidance.py                                    # the same command continues an interrupted run
+    python benchmarks/guidance.py --protocol smmnist-generate-15 --rows none/1/0 guide/1.5/0.95 guide/2/0.95
 
-A row is kind/scale/noise: weaker + scale (output - weaker) at noise levels sqrt(1 - alpha_bar) of at least `noise`, in
-blocks that see nothing. Kinds: `none`; `guide`, the model's guide (autoguidance, arXiv 2406.02507); `attention`, the
-same network with every attention map replaced by the identity (arXiv 2403.17377). FVD and KVD are those of
-`smmnist-generate-15`, one sample per clip. "no digit" is the share of a frame's energy that remains after the best fit
-by two of 1,500 training digits, at half the resolution: strokes that form no digit leave more. It is of the first and
-the last frame of `clips` blocks, and of as many real test clips.
+A row is kind/scale/noise: weaker + scale (x0 - weaker) at noise levels sqrt(1 - alpha_bar) of at least `noise`. Kinds:
+`none`; `guide`, the model's guide (autoguidance, arXiv 2406.02507); `hidden`, the same network that sees nothing
+(classifier-free guidance, in an interval: arXiv 2404.07724). The metrics are those of `protocol`, with one sample per
+clip. Of what is generated from nothing, "no digit" is measured, too: the share of a frame's energy that remains after
+the best fit by two of 1,500 training digits, at half the resolution, in the first and the last frame of `clips` blocks;
+strokes that form no digit leave more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +24,14 @@ from torch import Tensor
 from mcvd.benchmark.run import machine
 from mcvd.data.moving_mnist import MovingMNIST, find_mnist, load_digits
 from mcvd.data.sheet import contact_sheet
-from mcvd.diffusion.schedule import NoiseSchedule
+from mcvd.diffusion.sampling import Denoiser
 from mcvd.evaluation.evaluate import Sampling
 from mcvd.evaluation.presets import find_protocol
 from mcvd.guide import GuideConfig
 from mcvd.interop.load import load
 from mcvd.model import VideoDiffusion
-from mcvd.networks.blocks import Condition
 from mcvd.networks.engine import ENGINES
-from mcvd.networks.unet import UNet
 from reuse import evaluated
-
-METRICS = "fvd", "kvd"
 
 
 @dataclass
@@ -44,34 +39,46 @@ class Options:
     """What to run."""
 
     clips: int = 128
-    rows: tuple[str, ...] = ("none/1/0", "guide/2/0.95", "guide/1.5/0.95", "attention/3/0.95")
+    rows: tuple[str, ...] = ("none/1/0", "guide/1.5/0.95", "hidden/1.5/0.95")
     """Kind / scale / least standard deviation of the noise."""
+    protocol: str = "smmnist-5to10"
     model: str = "digits"
     batch_size: int = 32
     threads: int = 2
     precision: str = "bf16"
-    fvd: bool = True
-    """Evaluate too: some minutes a row."""
+    evaluate: bool = True
+    """Measure the metrics: some minutes a row."""
     output: Path = Path("runs/guidance")
 
 
-@dataclass
-class ByAttention:
-    """A network's calls, guided by itself without attention; an engine (:mod:`mcvd.networks.engine`)."""
+class Hidden(VideoDiffusion):
+    """A model guided by itself with everything hidden."""
 
-    network: UNet
-    schedule: NoiseSchedule
     rule: GuideConfig
 
-    def __call__(self, slot: int, x: Tensor, time_number: Tensor, condition: Condition) -> Tensor:
-        """The output, guided where the row says so."""
-        out = self.network(x, time_number, condition)
-        sees = condition.share is not None and bool(condition.share.any())
-        if sees or not self.rule.acts(float(self.schedule.at(time_number, x).flatten()[0])):
-            return out
-        with patch.object(F, "scaled_dot_product_attention", lambda q, k, v: v):
-            perturbed = self.network(x, time_number, condition)
-        return torch.lerp(perturbed, out, self.rule.scale)
+    def denoiser(self, past: Tensor, future: Tensor, past_seen: Tensor, rows: Tensor, *_: object) -> Denoiser:
+        """As the model's, without its options."""
+        plain = super().denoiser(past, future, past_seen, rows)
+        hidden = super().denoiser(past * 0, future * 0, past_seen & False, rows)
+
+        def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
+            out = plain(x, t, alpha_bar)
+            return torch.lerp(hidden(x, t, alpha_bar), out, self.rule.scale) if self.rule.acts(alpha_bar) else out
+
+        return denoise
+
+
+def with_rule(model: VideoDiffusion, kind: str, rule: GuideConfig) -> VideoDiffusion:
+    """The model with other guidance; the weights are shared."""
+    out = (Hidden if kind == "hidden" else VideoDiffusion)(replace(model.config, guide=None))
+    out.network = model.network
+    if kind == "guide":
+        out.config, out.guide = replace(model.config, guide=rule), model.guide
+    elif isinstance(out, Hidden):
+        out.rule = rule
+    elif kind != "none":
+        raise SystemExit(f"no kind of guidance {kind}; it is none, guide or hidden")
+    return out.eval()
 
 
 def best_digits(frames: Tensor, digits: Tensor) -> Tensor:
@@ -108,13 +115,6 @@ def no_digit(frames: Tensor, digits: Tensor) -> Tensor:
     return rest.square().sum((1, 2)) / frames.square().sum((1, 2)).clamp(min=1)
 
 
-def with_rule(model: VideoDiffusion, rule: GuideConfig | None) -> VideoDiffusion:
-    """The model with its guide at another scale, or without it; the weights are shared."""
-    out = VideoDiffusion(replace(model.config, guide=rule))
-    out.network, out.guide = model.network, model.guide if rule else None
-    return out.eval()
-
-
 @torch.no_grad()
 def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
@@ -122,23 +122,23 @@ def main(options: Options) -> None:
     if base.config.guide is None:
         raise SystemExit(f"{options.model} has no guide; mcvd guide makes a model that has one")
     print(f"{machine(base.device)['name']}, torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d}; {options}\n")
-    digits = load_digits(find_mnist(), "train", 1500).float()[:, None] / 255
-    share = partial(no_digit, digits=F.avg_pool2d(digits, 2)[:, 0])
-    real = MovingMNIST(load_digits(find_mnist(), "test", 2 * options.clips), base.layout.current).batch(
-        range(options.clips)
-    )
-    print("| guidance | scale | noise from | no digit | ink | FVD | KVD |\n|---|---|---|---|---|---|---|", flush=True)
-    print(_cells("real test clips | | ", real.float() / 255, share) + " | |", flush=True)
-    protocol = find_protocol("smmnist-generate-15", ["samples=1", f"clips={options.clips}"])
+    protocol = find_protocol(options.protocol, ["samples=1", f"clips={options.clips}"])
     sampling = Sampling("sde-dpm++", 20, batch_size=options.batch_size, precision=options.precision)
     options.output.mkdir(parents=True, exist_ok=True)
+    blind = protocol.task == "generate"
+    metrics: tuple[str, ...] = ("fvd", "kvd") if blind else ("psnr", "ssim", "fvd", "kvd")
+    metrics = metrics if options.evaluate else ()
+    head = ["guidance", "scale", "noise from", *(["no digit", "ink"] if blind else []), *metrics]
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    if blind:
+        real = MovingMNIST(load_digits(find_mnist(), "test", 2 * options.clips), base.layout.current)
+        shape = _shape(real.batch(range(options.clips)).float() / 255)
+        print(f"| real test clips | | | {shape} |{' |' * len(metrics)}", flush=True)
     for row in options.rows:
         kind, scale, noise = row.split("/")
-        rule = replace(base.config.guide, scale=float(scale), noise=float(noise))
-        model = with_rule(base, rule if kind == "guide" else None)
-        by_attention = partial(ByAttention, schedule=base.config.schedule, rule=rule)
-        engine = by_attention if kind == "attention" else ENGINES["torch"]
-        with patch.dict(ENGINES, torch=engine):
+        model = with_rule(base, kind, replace(base.config.guide, scale=float(scale), noise=float(noise)))
+        cells = [kind, scale, noise]
+        if blind:
             made = model.generate(
                 base.layout.current,
                 samples=options.clips,
@@ -147,18 +147,20 @@ def main(options: Options) -> None:
                 batch_size=options.batch_size,
                 precision=options.precision,
             )
-        rows = [("", clip) for clip in made[:24]]
-        contact_sheet(rows, scale=1).save(options.output / f"{row.replace('/', '-')}.png")
-        numbers = " | "
-        if options.fvd:
-            numbers = evaluated(model, protocol, engine, options.output, row, sampling, METRICS)
-        print(f"{_cells(f'{kind} | {scale} | {noise}', made, share)} | {numbers} |", flush=True)
+            sheet = contact_sheet([("", clip) for clip in made[:24]], scale=1)
+            sheet.save(options.output / f"{row.replace('/', '-')}.png")
+            cells.append(_shape(made))
+        if metrics:
+            folder = options.output / protocol.name
+            cells.append(evaluated(model, protocol, ENGINES["torch"], folder, row, sampling, metrics))
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _cells(name: str, clips: Tensor, share: partial[Tensor]) -> str:
-    """What is measured of clips ``(n, T, 1, 64, 64)`` in [0, 1]: no digit, mean brightness."""
-    left = share(torch.cat([clips[:, 0, 0], clips[:, -1, 0]]))
-    return f"| {name} | {left.mean():.3f} ± {1.96 * left.std() / len(left) ** 0.5:.3f} | {clips.mean():.4f}"
+def _shape(clips: Tensor) -> str:
+    """Cells of what is measured of clips ``(n, T, 1, 64, 64)`` in [0, 1]: no digit, mean brightness."""
+    digits = load_digits(find_mnist(), "train", 1500).float()[:, None] / 255
+    left = no_digit(torch.cat([clips[:, 0, 0], clips[:, -1, 0]]), F.avg_pool2d(digits, 2)[:, 0])
+    return f"{left.mean():.3f} ± {1.96 * left.std() / len(left) ** 0.5:.3f} | {clips.mean():.4f}"
 
 
 if __name__ == "__main__":

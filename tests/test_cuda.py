@@ -13,7 +13,6 @@ from mcvd.benchmark.run import Options, benchmark
 from mcvd.data.moving_mnist import MovingMNIST
 from mcvd.draw import generator_at
 from mcvd.guide import guided
-from mcvd.layout import Masking
 from mcvd.networks.engine import ENGINES, calls_by
 from mcvd.networks.memory import free_memory
 from mcvd.training.processes import Processes
@@ -73,13 +72,13 @@ def test_replayed_calls_give_the_same_bits(network, guidance, precision, monkeyp
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_guide_is_replayed_and_moves_samples_as_on_a_cpu(precision, monkeypatch):
     def made():
-        weaker = tiny.model(seed=7, masking=Masking(), layout=tiny.BlockLayout(0, 3, 0), width=4)
-        return guided(tiny.model(), weaker, noise=0.0)
+        return guided(tiny.model(), tiny.model(seed=7, width=4), noise=0.0)
 
-    model, options = made().cuda(), {"frames": 6, "samples": 3, "batch_size": 2, "steps": 5, "precision": precision}
-    replayed = model.generate(**options)
+    model, clips = made().cuda(), tiny.video(2, 2, 1, 16, 16)
+    options = {"frames": 7, "samples": 2, "batch_size": 3, "steps": 5, "guidance": 2.0, "precision": precision}
+    replayed = model.predict(clips, **options)
     monkeypatch.setitem(ENGINES, "torch", lambda network: None)
-    assert torch.equal(replayed, model.generate(**options))
+    assert torch.equal(replayed, model.predict(clips, **options))
     x, a = torch.randn(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)), 0.3
     nothing = torch.zeros(1, 2, 1, 16, 16), torch.zeros(1, 1, 1, 16, 16), torch.tensor([False]), torch.tensor([0, 0])
     with torch.no_grad(), strict():

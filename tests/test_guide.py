@@ -1,4 +1,4 @@
-"""A guide: a weaker network that sampling moves away from where nothing is seen."""
+"""A guide: a weaker network that sampling moves away from."""
 
 import dataclasses
 import sys
@@ -22,12 +22,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import guidance
 
 FAST = {"solver": "ddim", "steps": 3, "seed": 1}
-ALONE = {"layout": BlockLayout(0, 3, 0), "width": 4}
+SMALL = {"width": 4}
+TASKS = {
+    "predict": (True, False),
+    "backward": (False, True),
+    "interpolate": (True, True),
+    "generate": (False, False),
+}
 
 
 @pytest.fixture(scope="module")
 def weaker():
-    return tiny.model(seed=7, masking=Masking(), **ALONE)
+    return tiny.model(seed=7, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +41,62 @@ def model():
     return tiny.model()
 
 
-def hidden(model, **options):
-    """The denoiser of a block that sees nothing, for two trajectories."""
-    past, future = torch.zeros(1, 2, 1, 16, 16), torch.zeros(1, 1, 1, 16, 16)
-    return model.denoiser(past, future, torch.tensor([False]), torch.zeros(2, dtype=torch.long), **options)
+def denoiser(model, past_seen, future_seen, **options):
+    """The denoiser of a block for three trajectories of two clips, which see past and future or not."""
+    clips = tiny.video(2, 3, 1, 16, 16) / 127.5 - 1
+    past, future = clips[:, :2] * past_seen, clips[:, 2:] * future_seen
+    return model.denoiser(past, future, torch.tensor([past_seen] * 2), torch.tensor([0, 0, 1]), **options)
 
 
 @torch.no_grad()
-def test_the_guide_moves_the_output_away_from_its_own_at_its_noise_levels(weaker, model):
+@pytest.mark.parametrize("seen", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_guide_moves_the_output_away_from_its_own_at_its_noise_levels(weaker, model, seen, guidance):
     """x0 is linear in the output, so that the rule holds for x0 as it does for outputs."""
     made = guided(model, weaker, scale=2.5, noise=0.5)
-    x = torch.randn(2, 3, 1, 16, 16)
-    nothing = torch.zeros(1, 0, 1, 16, 16)
-    alone = weaker.denoiser(nothing, nothing, torch.tensor([False]), torch.zeros(2, dtype=torch.long))
+    x = torch.randn(3, 3, 1, 16, 16)
     acted = 0
     for t in (0, 20, 40, 60, 80, 99):
         alpha_bar = float(model.config.schedule.alpha_bar[t])
-        plain, weak = hidden(model)(x, t, alpha_bar), alone(x, t, alpha_bar)
-        assert torch.equal(hidden(made)(x, t, alpha_bar), plain)  # unless asked for
+        plain = denoiser(model, *seen, guidance=guidance)(x, t, alpha_bar)
+        weak = denoiser(weaker, *seen)(x, t, alpha_bar)
+        assert torch.equal(denoiser(made, *seen, guidance=guidance)(x, t, alpha_bar), plain)  # unless asked for
         acts = (1 - alpha_bar) ** 0.5 >= 0.5
         expected = weak + 2.5 * (plain - weak) if acts else plain
-        torch.testing.assert_close(hidden(made, guided=True)(x, t, alpha_bar), expected, rtol=1e-4, atol=1e-4)
+        out = denoiser(made, *seen, guidance=guidance, guided=True)(x, t, alpha_bar)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
         acted += acts
     assert 0 < acted < 6
 
 
-def test_only_what_is_made_from_nothing_is_guided(weaker, model):
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{"noisy_condition": True}, {"context_noise": 0.5}, {"mask_embedding": True}, {"conditioning": "spatin"}]
+)
+def test_the_guide_is_told_what_the_model_is_told(options):
+    model, weaker = tiny.model(**options), tiny.model(seed=7, **SMALL | options)
+    made = guided(model, weaker, scale=2.5, noise=0.0)
+    x, noise = torch.randn(3, 3, 1, 16, 16), torch.randn(3, 3, 1, 16, 16)
+    told = {"condition_noise": lambda: noise, "sigma": 0.3 if "context_noise" in options else 0.0}
+    for seen in TASKS.values():
+        plain, weak = (denoiser(one, *seen, **told)(x, 70, 0.4) for one in (model, weaker))
+        out = denoiser(made, *seen, guided=True, **told)(x, 70, 0.4)
+        torch.testing.assert_close(out, weak + 2.5 * (plain - weak), rtol=1e-4, atol=1e-4)
+
+
+def test_every_task_is_guided_and_the_reference_is_not(weaker, model):
     made = guided(model, weaker, noise=0.0)
     clip = tiny.video(2, 1, 16, 16)
-    assert torch.equal(made.predict(clip, 6, **FAST), model.predict(clip, 6, **FAST))
-    assert torch.equal(made.predict(clip, 6, backward=True, **FAST), model.predict(clip, 6, backward=True, **FAST))
-    assert torch.equal(made.interpolate(clip, clip[:1], **FAST), model.interpolate(clip, clip[:1], **FAST))
-    plain, guided_ = model.generate(3, samples=2, **FAST), made.generate(3, samples=2, **FAST)
-    assert (guided_ - plain).abs().amax((1, 2, 3, 4)).min() > 1e-3  # every sample
-    assert torch.equal(made.generate(3, reference=True, **FAST), model.generate(3, reference=True, **FAST))
+    calls = {
+        "predict": lambda one, **options: one.predict(clip, 6, **options),
+        "backward": lambda one, **options: one.predict(clip, 6, backward=True, **options),
+        "interpolate": lambda one, **options: one.interpolate(clip, clip[:1], **options),
+        "generate": lambda one, **options: one.generate(3, **options),
+    }
+    for make in calls.values():
+        plain, guided_ = (make(one, samples=2, **FAST) for one in (model, made))
+        assert (guided_ - plain).abs().amax((1, 2, 3, 4)).min() > 1e-3  # every sample
+        assert torch.equal(make(made, reference=True, **FAST), make(model, reference=True, **FAST))
 
 
 def test_scale_1_is_the_model_itself(weaker, model):
@@ -92,7 +120,7 @@ def test_a_guided_model_is_one_folder(weaker, model, tmp_path):
 
 def test_guiding_leaves_both_models_as_they_are_and_a_new_guide_replaces_the_old(weaker, model):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    made = guided(guided(model, tiny.model(seed=3, masking=Masking(), **ALONE)), weaker, noise=0.0)
+    made = guided(guided(model, tiny.model(seed=3, **SMALL)), weaker, noise=0.0)
     assert model.config.guide is None
     assert model.state_dict().keys() == before.keys()
     assert torch.equal(made.generate(3, **FAST), guided(model, weaker, noise=0.0).generate(3, **FAST))
@@ -114,18 +142,22 @@ def test_an_evaluation_with_a_guide_is_another_one(weaker, model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": BlockLayout(2, 3, 0)}, "a guide generates from nothing: its layout must have past 0 and future 0"),
-        ({"layout": BlockLayout(0, 2, 0)}, "the guide makes 2 frames at once, the model 3; they must be equal"),
+        (
+            {"layout": BlockLayout(2, 3, 0)},
+            r"the guide's layout is BlockLayout\(past=2, .*future=1\); they must be equal",
+        ),
         ({"size": (16, 8)}, r"the guide's size is \(16, 8\), the model's \(16, 16\); they must be equal"),
         ({"channels": 3}, "the guide's channels is 3, the model's 1; they must be equal"),
         ({"steps": 50}, "the schedule of the guide and of the model differ"),
         ({"prediction": "v"}, "the prediction of the guide and of the model differ"),
+        ({"noisy_condition": True}, "the noisy_condition of the guide and of the model differ"),
+        ({"context_noise": 0.5}, "the context_noise of the guide and of the model differ"),
+        ({"masking": Masking(0.5, 0.0)}, "the guide was not trained for these tasks of the model: generate, predict"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(options, message, model):
-    other = tiny.model(masking=Masking(), **ALONE | options)
     with pytest.raises(McvdError, match=message):
-        guided(model, other)
+        guided(model, tiny.model(**SMALL | options))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +168,11 @@ def test_scale_and_noise_are_checked(scale, noise, model, weaker):
         guided(model, weaker, scale, noise)
 
 
-def test_a_model_that_always_sees_something_has_nothing_to_guide(weaker):
-    with pytest.raises(McvdError, match="not trained to generate from nothing"):
-        guided(tiny.model(masking=Masking()), weaker)
+def test_a_guide_may_know_more_tasks_than_the_model_and_must_know_hidden_frames(weaker):
+    few = tiny.model(masking=Masking(0.5, 1.0))
+    assert guided(few, weaker).config.masking == few.config.masking
+    with pytest.raises(McvdError, match=r"not trained with single frames hidden \(masking.frames\), as the model was"):
+        guided(tiny.model(masking=Masking(0.5, 0.5, frames=0.2)), weaker)
 
 
 def test_the_command_makes_the_guided_model(weaker, model, tmp_path, capsys, monkeypatch):
@@ -146,12 +180,13 @@ def test_the_command_makes_the_guided_model(weaker, model, tmp_path, capsys, mon
     model.save("strong")
     weaker.save("weak")
     assert main(["guide", "strong", "weak", "--output", "both", "--noise", "0.5", "--scale", "4"]) == 0
-    assert "mcvd generate --model both" in capsys.readouterr().out
+    assert "wrote both; name it as --model" in capsys.readouterr().out
     assert torch.equal(
         mcvd.load("both", device="cpu").generate(3, **FAST), guided(model, weaker, 4.0, 0.5).generate(3, **FAST)
     )
-    assert main(["guide", "strong", "strong", "--output", "other"]) == 1
-    assert "past 0 and future 0" in capsys.readouterr().err
+    tiny.model(channels=3).save("colour")
+    assert main(["guide", "strong", "colour", "--output", "other"]) == 1
+    assert "the guide's channels is 3, the model's 1; they must be equal" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert main(["info", "both"]) == 0
     assert "width 4 x (1, 2), scale 4, at noise from 0.5" in capsys.readouterr().out
@@ -159,7 +194,7 @@ def test_the_command_makes_the_guided_model(weaker, model, tmp_path, capsys, mon
 
 def test_a_recipe_has_no_guide():
     config = tiny.config()
-    guide = GuideConfig(UNetConfig(**{**tiny.NETWORK, **ALONE}))
+    guide = GuideConfig(UNetConfig(**{**tiny.NETWORK, **SMALL}))
     with pytest.raises(McvdError, match=r"model.guide .* after training"):
         Recipe(model=dataclasses.replace(config, guide=guide))
 

@@ -23,7 +23,7 @@ from mcvd.diffusion.solvers import PUBLISHED, SOLVERS, published_table, solver_t
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
-from mcvd.guide import GuideConfig, guide_call
+from mcvd.guide import GuideConfig
 from mcvd.layout import BlockLayout, Masking, hide, split
 from mcvd.networks.config import UNetConfig
 from mcvd.networks.engine import calls_by, network_call
@@ -59,7 +59,7 @@ class ModelConfig:
     fps: float = 10.0
     """Frame rate of written videos, frames per second."""
     guide: GuideConfig | None = None
-    """A weaker network that guides what is generated from nothing; see `mcvd.guide.guided`."""
+    """A weaker network that guides sampling; see `mcvd.guide.guided`."""
 
     def __post_init__(self) -> None:
         if self.prediction not in gaussian.PREDICTIONS:
@@ -134,8 +134,9 @@ class VideoDiffusion(nn.Module):
         super().__init__()
         self.config = config
         self.notes: dict[str, Any] = {}  # what is known of the training: steps, stride, ...; see `save`
-        self.network = UNet(config.network, tell_sigma=config.context_noise > 0).float()  # whatever the default dtype
-        self.guide = None if config.guide is None else UNet(config.guide.network).float()
+        tell_sigma = config.context_noise > 0
+        self.network = UNet(config.network, tell_sigma).float()  # whatever the default dtype
+        self.guide = None if config.guide is None else UNet(config.guide.network, tell_sigma).float()
         for weight in self.parameters():
             if weight.dim() == 4:  # the memory format with the fastest convolutions, on CPUs and GPUs
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -275,20 +276,25 @@ class VideoDiffusion(nn.Module):
         condition_noise: returns fresh N(0, I) noise ``(B, p + f, C, H, W)`` for each call; used only by a model with
             `noisy_condition` (None: drawn from torch's global generator).
         sigma: standard deviation of the noise already in past and future; a model with `context_noise` is told it.
-        guided: the model's guide, if it has one, acts: for trajectories that see nothing.
+        guided: the model's guide, if it has one, acts (arXiv 2406.02507).
         """
         told = past.new_full((len(past),), sigma) if self.config.context_noise else None
         shared = len(past) == 1 and not self.config.noisy_condition
-        keep = self.network.maps_fit(1 if shared else len(rows))
-        views = [_View(past, future, past_seen, told, rows)]
+        seen = _View(past, future, past_seen, told, rows)
+        branches = [(self.network, seen)]
         if guidance != 1.0:
             nothing = torch.zeros_like(past[:1]), torch.zeros_like(future[:1]), past_seen[:1] & False
-            views.append(_View(*nothing, None, torch.zeros_like(rows)))
-        conditions = [self.network.encode(v.past, v.future, v.past_seen, v.sigma, keep).take(v.rows) for v in views]
+            branches.append((self.network, _View(*nothing, None, torch.zeros_like(rows))))
+        guide = self.config.guide if guided else None
+        if guide is not None and self.guide is not None:
+            branches.append((self.guide, seen))
+        keep = [network.maps_fit(1 if shared else len(rows)) for network, _ in branches]
+        conditions = [
+            network.encode(v.past, v.future, v.past_seen, v.sigma, fit).take(v.rows)
+            for (network, v), fit in zip(branches, keep)
+        ]
+        calls = [network_call(network, slot) for slot, (network, _) in enumerate(branches)]
         prediction = self.config.prediction
-        calls = [network_call(self.network, slot) for slot in range(len(conditions))]
-        guide = self.config.guide
-        weaker = guide_call(self.guide) if guided and self.guide else None
 
         def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             time = self._network_time(torch.full((1,), t, device=x.device))
@@ -297,12 +303,20 @@ class VideoDiffusion(nn.Module):
                 # the level that the network is told: in the published last call, it differs from that of x
                 level = x.new_full((), float(self.config.schedule.alpha_bar[t]))
                 fresh = condition_noise and condition_noise()
-                noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for v in views]
-                here = [self.network.encode(*pair, v.past_seen[v.rows], None, keep) for pair, v in zip(noisy, views)]
-            outputs = [call(x, time, condition).float() for call, condition in zip(calls, here)]
-            output = outputs[0] if len(outputs) == 1 else torch.lerp(outputs[1], outputs[0], guidance)
-            if guide and weaker and guide.acts(alpha_bar):
-                output = torch.lerp(weaker(x, time).float(), output, guide.scale)
+                noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for _, v in branches]
+                here = [
+                    network.encode(*pair, v.past_seen[v.rows], None, fit)
+                    for (network, v), pair, fit in zip(branches, noisy, keep)
+                ]
+            acting = guide if guide is not None and guide.acts(alpha_bar) else None
+            outputs = [
+                call(x, time, condition).float()
+                for call, condition, (network, _) in zip(calls, here, branches)
+                if acting or network is self.network
+            ]
+            output = outputs[0] if guidance == 1.0 else torch.lerp(outputs[1], outputs[0], guidance)
+            if acting:
+                output = torch.lerp(outputs[-1], output, acting.scale)
             # infinite frames would be clipped to black or white, but what is not a number is found in the end
             output = output.nan_to_num(math.nan, math.nan, math.nan)
             # torch.tensor(...) would wait for the GPU
@@ -376,7 +390,7 @@ class VideoDiffusion(nn.Module):
             table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
         else:
             table = solver_table(solver, schedule, steps)
-        # a guide is small and seldom acts: not worth compiling
+        # a guide is small and acts in half of the calls: not worth compiling
         guide = contextlib.nullcontext() if self.guide is None else calls_by(self.guide)
         with half, calls_by(self.network, engine), guide, _evaluating(self):
             return rollout(

@@ -69,7 +69,7 @@ def rollout(
     first_clip: number of the first clip; each trajectory (clip number, sample) has its own noise.
     clip_made: clamp generated frames to the range of a video before later blocks read them (the published code does
     not).
-    guided: the model's guide acts in blocks that see nothing.
+    guided: the model's guide acts.
     tell_hidden: tell a network with `mask_embedding` when the past is hidden (the published samplers do not).
     context_noise: standard deviation of the noise added to a block's past and future if any of these frames were
     generated. The given ones among them get it too: the network is told one level for all, as in training.
@@ -104,7 +104,7 @@ def rollout(
                 past_seen=block.past_seen or not tell_hidden,
                 guidance=guidance,
                 sigma=0.0 if shared else context_noise,
-                guided=guided and not seen,
+                guided=guided,
                 on_step=step,
             )
             keep = [i for i, makes in enumerate(block.made) if makes]

@@ -13,10 +13,10 @@ from mcvd.cli.options import Number
 
 @dataclass(kw_only=True)
 class Command:
-    """Makes unconditional generation better: sampling moves away from what a weaker model says (autoguidance).
+    """Makes samples better: sampling moves away from what a weaker model says (autoguidance).
 
-    The weaker model is a small one, trained for minutes on the same data with --set model.network.layout.past=0 --set
-    model.network.layout.future=0.
+    The weaker model is a small one, trained for minutes by the same recipe with fewer weights, such as --set
+    model.network.width=8.
 
     Example: mcvd guide runs/mine runs/weak --output models/mine
     """
@@ -24,10 +24,10 @@ class Command:
     model: Annotated[str, Positional, arg(metavar="MODEL")]
     """The model: a bundled name, a folder, or owner/name."""
     weaker: Annotated[str, Positional, arg(metavar="WEAKER")]
-    """The weaker model, whose layout has past 0 and future 0."""
+    """The weaker model, of the same frames and tasks."""
     output: Annotated[Path, arg(metavar="FOLDER")]
     """Folder for the model with its guide: config.json and model.safetensors."""
-    scale: Number = 2.0
+    scale: Number = 1.5
     """The network's output becomes guide + scale * (output - guide); 1 is the model itself, and larger values give
     clearer but less varied videos."""
     noise: Number = 0.95
@@ -42,4 +42,6 @@ class Command:
 
         made = guided(load(self.model, device="cpu"), load(self.weaker, device="cpu"), self.scale, self.noise)
         folder = made.save(expanded(self.output))
-        print(f"wrote {folder}; look at it with: mcvd generate --model {folder} --samples 8")
+        print(
+            f"wrote {folder}; name it as --model, or see what the guide changes: mcvd evaluate {folder} --protocol ..."
+        )

@@ -42,7 +42,7 @@ COMMANDS = {
     "score": _Entry("score", "generated videos against real", "mcvd score REAL FAKE --protocol bair-1to15"),
     "data": _Entry("data", "prepare videos for training", "mcvd data prepare my_videos my_data"),
     "import": _Entry("import_model", "the authors' checkpoint_N.pt", "mcvd import logs/checkpoint_700000.pt"),
-    "guide": _Entry("guide", "better unconditional generation", "mcvd guide MODEL WEAKER --output FOLDER"),
+    "guide": _Entry("guide", "better samples by a weaker model", "mcvd guide MODEL WEAKER --output FOLDER"),
     "fetch": _Entry("fetch", "data sets and metric weights", "mcvd fetch mnist"),
     "report": _Entry("report", "an evaluation as one page", "mcvd report results/mine"),
     "compare": _Entry("compare", "evaluations side by side", "mcvd compare results/mine results/theirs"),
