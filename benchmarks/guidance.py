@@ -131,8 +131,9 @@ def main(options: Options) -> None:
     head = ["guidance", "scale", "noise from", *(["no digit", "ink"] if blind else []), *metrics]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     if blind:
+        some = F.avg_pool2d(load_digits(find_mnist(), "train", 1500).float()[:, None] / 255, 2)[:, 0]
         real = MovingMNIST(load_digits(find_mnist(), "test", 2 * options.clips), base.layout.current)
-        shape = _shape(real.batch(range(options.clips)).float() / 255)
+        shape = _shape(real.batch(range(options.clips)).float() / 255, some)
         print(f"| real test clips | | | {shape} |{' |' * len(metrics)}", flush=True)
     for row in options.rows:
         kind, scale, noise = row.split("/")
@@ -149,17 +150,16 @@ def main(options: Options) -> None:
             )
             sheet = contact_sheet([("", clip) for clip in made[:24]], scale=1)
             sheet.save(options.output / f"{row.replace('/', '-')}.png")
-            cells.append(_shape(made))
+            cells.append(_shape(made, some))
         if metrics:
             folder = options.output / protocol.name
             cells.append(evaluated(model, protocol, ENGINES["torch"], folder, row, sampling, metrics))
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _shape(clips: Tensor) -> str:
+def _shape(clips: Tensor, digits: Tensor) -> str:
     """Cells of what is measured of clips ``(n, T, 1, 64, 64)`` in [0, 1]: no digit, mean brightness."""
-    digits = load_digits(find_mnist(), "train", 1500).float()[:, None] / 255
-    left = no_digit(torch.cat([clips[:, 0, 0], clips[:, -1, 0]]), F.avg_pool2d(digits, 2)[:, 0])
+    left = no_digit(torch.cat([clips[:, 0, 0], clips[:, -1, 0]]), digits)
     return f"{left.mean():.3f} ± {1.96 * left.std() / len(left) ** 0.5:.3f} | {clips.mean():.4f}"
 
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,8 +83,7 @@ def spaced_in_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
     much results vary (tests/test_solvers.py).
     """
     _check_steps(schedule, steps)
-    lambdas = (schedule.alpha_bar / (1 - schedule.alpha_bar)).log().numpy()[::-1] / 2
-    lambdas = lambdas.clip(math.log(LEAST_SIGNAL), -math.log(LEAST_NOISE))
+    lambdas = _half_log_snr(schedule.alpha_bar.numpy()[::-1]).clip(math.log(LEAST_SIGNAL), -math.log(LEAST_NOISE))
     wanted = np.linspace(lambdas[0], lambdas[-1], steps, endpoint=False)
     times = [schedule.steps - 1]
     for i, time in enumerate(np.interp(wanted[1:], lambdas, np.arange(schedule.steps)[::-1]), 1):
@@ -174,9 +174,10 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     return Table(tuple(rows), clip_eps=True)
 
 
-def _half_log_snr(alpha_bar: float) -> float:
-    """lambda of the DPM-Solver papers; minus infinity at a zero-terminal first level, where formulas have limits."""
-    return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar else -math.inf
+def _half_log_snr(alpha_bar: float | np.ndarray) -> Any:
+    """lambda of the DPM-Solver papers, of a number or an array; infinite where alpha_bar is 0 or 1."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.divide(alpha_bar, np.subtract(1, alpha_bar))) / 2
 
 
 def dpm_solver_pp(schedule: NoiseSchedule, times: list[int], noisy: bool = False) -> Table:
