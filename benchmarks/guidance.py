@@ -46,6 +46,8 @@ class Options:
     batch_size: int = 32
     threads: int = 2
     precision: str = "bf16"
+    steps: int = 20
+    """Network calls per block."""
     evaluate: bool = True
     """Measure the metrics: some minutes a row."""
     output: Path = Path("runs/guidance")
@@ -123,7 +125,7 @@ def main(options: Options) -> None:
         raise SystemExit(f"{options.model} has no guide; mcvd guide makes a model that has one")
     print(f"{machine(base.device)['name']}, torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d}; {options}\n")
     protocol = find_protocol(options.protocol, ["samples=1", f"clips={options.clips}"])
-    sampling = Sampling("sde-dpm++", 20, batch_size=options.batch_size, precision=options.precision)
+    sampling = Sampling("sde-dpm++", options.steps, batch_size=options.batch_size, precision=options.precision)
     options.output.mkdir(parents=True, exist_ok=True)
     blind = protocol.task == "generate"
     metrics: tuple[str, ...] = ("fvd", "kvd") if blind else ("psnr", "ssim", "fvd", "kvd")

@@ -889,7 +889,7 @@ def test_every_option_of_the_command_reaches_the_evaluation(monkeypatch):
 
     folder = "runs/evaluate/digits-smmnist-5to10"
     sampling, output = ask("")
-    assert (sampling, output) == (Sampling(), f"{folder}-{load('digits', device='cpu').solver()}")
+    assert (sampling, output) == (Sampling(), f"{folder}-{load('digits', device='cpu').config.solver}")
     assert (asked["name"], asked["data"], asked["metrics"], asked["videos"]) == ("digits", None, None, True)
     for options, expected, place in (
         ("--solver ddim --steps 7", Sampling("ddim", 7), "ddim7"),

@@ -635,6 +635,26 @@ def test_a_model_says_how_it_is_sampled(tmp_path):
             dataclasses.replace(given, fps=fps)
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, ("sde-dpm++", 20)),
+        ({"steps": 5}, ("sde-dpm++", 5)),
+        ({"solver": "dpm++"}, ("dpm++", 20)),
+        ({"solver": "ddpm"}, ("ddpm", 100)),
+        ({"reference": True}, ("ddpm", 100)),
+        ({"solver": "ddim", "reference": True}, ("ddim", 100)),
+        ({"steps": 7, "reference": True}, ("ddpm", 7)),
+    ],
+)
+def test_the_solver_and_its_steps_where_nothing_is_asked_for(asked, expected):
+    model = VideoDiffusion(dataclasses.replace(tiny.config(steps=120), solver="sde-dpm++"))
+    assert model.sampler(**asked) == expected
+    solver, steps = expected
+    same = model.predict(GOOD, 3, solver=solver, steps=steps, reference=asked.get("reference", False))
+    assert torch.equal(model.predict(GOOD, 3, **asked), same)
+
+
 def test_what_is_no_model_does_not_hide_a_bundled_one(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundled = mcvd.load("digits", device="cpu").config

@@ -453,8 +453,8 @@ def test_one_draw_for_past_and_future_as_published(logs, future, probabilities, 
 def test_a_checkpoint_is_sampled_by_its_own_solver(logs, version, solver, reference):
     edit_config(logs, lambda config: config["model"].update(version=version))
     model = load(logs)
-    assert model.solver() == solver
-    assert model.solver(reference=True) == reference
+    assert model.sampler()[0] == solver
+    assert model.sampler(reference=True) == (reference, 100)
 
 
 @pytest.mark.oracle

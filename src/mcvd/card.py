@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mcvd.text import colours, plain
+from mcvd.text import colours, counted, plain
 
 if TYPE_CHECKING:
     from mcvd.guide import GuideConfig
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
     """What a model is and what it was trained for: (name, value) pairs."""
     config, layout = model.config, model.layout
+    solver, steps = model.sampler()
     height, width = model.size
     parameters = sum(p.numel() for p in model.parameters())
     frames = f"{layout.past} past, {layout.current} generated at once, {layout.future} future"
@@ -24,7 +25,7 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
         ("parameters", f"{parameters / 1e6:.2f} million"),
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
         ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
-        ("solver", f"{config.solver}, unless --solver names another"),
+        ("solver", f"{solver}, {counted(steps, 'step')} per block, unless --solver and --steps say otherwise"),
         ("trained with", _hidden(config)),
         *([("guide", _guide(config.guide))] if config.guide else []),
         *((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in model.notes.items()),

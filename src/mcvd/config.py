@@ -26,14 +26,21 @@ def to_dict(config: Any) -> Any:
 
 
 def differences(config: Any, usual: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from those of `usual`, as dictionaries and lists. Compared with the
-    defaults, the result does not change when fields are added to the class."""
+    """The fields of a dataclass that differ from those of `usual` (None: the defaults), as dictionaries and lists.
+    Compared with the defaults, the result does not change when fields are added to the class."""
     out = {}
     for field in dataclasses.fields(config):
-        value, other = getattr(config, field.name), getattr(usual, field.name)
+        value = getattr(config, field.name)
+        other = _default(field) if usual is None else getattr(usual, field.name)
         if value != other:
-            out[field.name] = differences(value, other) if dataclasses.is_dataclass(other) else to_dict(value)
+            out[field.name] = differences(value, other) if dataclasses.is_dataclass(value) else to_dict(value)
     return out
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """What a field is if it is not given; None if it must be."""
+    made = None if field.default is dataclasses.MISSING else field.default
+    return made if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def from_dict(cls: type[T], data: Any, where: str) -> T:

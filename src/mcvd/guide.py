@@ -58,6 +58,8 @@ def guided(
     for name in _SHARED:
         if getattr(weaker.config, name) != getattr(model.config, name):
             raise McvdError(f"the {name} of the guide and of the model differ; both must be trained with the same")
+    if weaker.stride != model.stride:
+        raise McvdError(f"the guide was trained on one frame in {weaker.stride}, the model on one in {model.stride}")
     config: ModelConfig = replace(model.config, guide=GuideConfig(weaker.config.network, scale, noise))
     mine, theirs = (one.config.masking for one in (model, weaker))
     if missing := mine.tasks(model.layout).keys() - theirs.tasks(model.layout).keys():
@@ -68,7 +70,7 @@ def guided(
     out.network.load_state_dict(model.network.state_dict())
     assert out.guide is not None
     out.guide.load_state_dict(weaker.network.state_dict())
-    out.notes = model.notes
+    out.notes = dict(model.notes)
     return out.eval()
 
 

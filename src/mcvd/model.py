@@ -19,7 +19,7 @@ from mcvd.diffusion import gaussian
 from mcvd.diffusion.loss import squared_error
 from mcvd.diffusion.sampling import Denoiser
 from mcvd.diffusion.schedule import NoiseSchedule
-from mcvd.diffusion.solvers import PUBLISHED, SOLVERS, published_table, solver_table
+from mcvd.diffusion.solvers import PUBLISHED, default_steps, published_table, solver_named, solver_table
 from mcvd.draw import Draw
 from mcvd.errors import McvdError
 from mcvd.given import MOST_FPS, MOST_FRAMES, finite, frame_flags, given_video, whole
@@ -66,8 +66,7 @@ class ModelConfig:
             raise McvdError(f"prediction is {self.prediction!r}; it is one of {', '.join(gaussian.PREDICTIONS)}")
         if self.prediction == "eps" and self.schedule.zero_terminal:
             raise McvdError("a zero-terminal schedule needs prediction v or x0: pure noise says nothing of the video")
-        if self.solver not in SOLVERS:
-            raise McvdError(f"solver is {self.solver!r}; it is one of {', '.join(SOLVERS)}")
+        solver_named(self.solver)
         if not 0.001 <= self.fps <= MOST_FPS:  # what `write_video` takes
             raise McvdError(f"fps is {self.fps}; it must be a number from 0.001 to {MOST_FPS}")
         if not 0.0 <= self.context_noise < 1.0:
@@ -295,25 +294,24 @@ class VideoDiffusion(nn.Module):
         ]
         calls = [network_call(network, slot) for slot, (network, _) in enumerate(branches)]
         prediction = self.config.prediction
+        frames = len(rows), past.shape[1] + future.shape[1], *past.shape[2:]
+        fresh = condition_noise or (lambda: past.new_empty(frames).normal_())
 
         def denoise(x: Tensor, t: int, alpha_bar: float) -> Tensor:
             time = self._network_time(torch.full((1,), t, device=x.device))
+            acting = guide if guide is not None and guide.acts(alpha_bar) else None
+            asked = branches if acting or guide is None else branches[:-1]
             here = conditions
             if self.config.noisy_condition:
                 # the level that the network is told: in the published last call, it differs from that of x
                 level = x.new_full((), float(self.config.schedule.alpha_bar[t]))
-                fresh = condition_noise and condition_noise()
-                noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, fresh) for _, v in branches]
+                noise = fresh()
+                noisy = [self._with_noise(v.past[v.rows], v.future[v.rows], level, noise) for _, v in asked]
                 here = [
                     network.encode(*pair, v.past_seen[v.rows], None, fit)
-                    for (network, v), pair, fit in zip(branches, noisy, keep)
+                    for (network, v), pair, fit in zip(asked, noisy, keep)
                 ]
-            acting = guide if guide is not None and guide.acts(alpha_bar) else None
-            outputs = [
-                call(x, time, condition).float()
-                for call, condition, (network, _) in zip(calls, here, branches)
-                if acting or network is self.network
-            ]
+            outputs = [call(x, time, condition).float() for call, condition, _ in zip(calls, here, asked)]
             output = outputs[0] if guidance == 1.0 else torch.lerp(outputs[1], outputs[0], guidance)
             if acting:
                 output = torch.lerp(outputs[-1], output, acting.scale)
@@ -324,9 +322,16 @@ class VideoDiffusion(nn.Module):
 
         return denoise
 
-    def solver(self, reference: bool = False) -> str:
-        """The solver that is used unless another is named; `reference` knows DDPM and DDIM, so DDPM for others."""
-        return self.config.solver if not reference or self.config.solver in PUBLISHED else ModelConfig.solver
+    def sampler(self, solver: str | None = None, steps: int | None = None, reference: bool = False) -> tuple[str, int]:
+        """Which solver, and in how many steps per block: what is asked for, or the model's and its default.
+
+        `reference` knows DDPM and DDIM, so it takes DDPM for a model with another solver. Raises McvdError for a name
+        that is no solver's.
+        """
+        if solver is None:
+            solver = self.config.solver
+            solver = solver if not reference or solver in PUBLISHED else ModelConfig.solver
+        return solver, default_steps(solver, self.config.schedule, reference) if steps is None else steps
 
     # --- filling in ---------------------------------------------------------------------------------------------
 
@@ -353,7 +358,7 @@ class VideoDiffusion(nn.Module):
         video: all T frames; those where `known` is False are ignored.
         known: ``(T,)`` bool, the frames that are given; they are returned bit-identical (as float in [0, 1]).
         samples: how many different results for each clip.
-        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None: the model's solver, and the solver's default steps.
+        solver, steps: see `mcvd.diffusion.solvers.SOLVERS`; None: those of `sampler`.
         seed: the same seed gives the same result (up to float rounding), however the work is batched. Sample j of the
             clip at position i is always the same trajectory.
         first_clip: position of the first clip, if several calls with the same seed share the clips.
@@ -385,11 +390,8 @@ class VideoDiffusion(nn.Module):
             raise McvdError(f"context_noise is {context_noise}; this model was trained with 0 to {most:g}")
         half = autocast(precision, self.device)
         blocks = plan(known, self.layout, self.config.masking)
-        schedule, solver = self.config.schedule, solver or self.solver(reference)
-        if reference:
-            table = published_table(solver, schedule, min(100, schedule.steps) if steps is None else steps)
-        else:
-            table = solver_table(solver, schedule, steps)
+        solver, steps = self.sampler(solver, steps, reference)
+        table = (published_table if reference else solver_table)(solver, self.config.schedule, steps)
         # a guide is small and acts in half of the calls: not worth compiling
         guide = contextlib.nullcontext() if self.guide is None else calls_by(self.guide)
         with half, calls_by(self.network, engine), guide, _evaluating(self):

@@ -110,7 +110,7 @@ class Command:
         if taken and Worker.of_torchrun().rank == 0:
             edits = ", ".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in taken.items())
             say(f"measuring as {self.model} was trained: {edits}")
-        output = self.output or self._folder(protocol, self.solver or model.solver(self.reference))
+        output = self.output or self._folder(protocol, model.sampler(self.solver, None, self.reference)[0])
         with ProgressBar("evaluating", "videos") as bar:
             result = evaluate(
                 model,

@@ -16,7 +16,7 @@ class Command:
     """Makes samples better: sampling moves away from what a weaker model says (autoguidance).
 
     The weaker model is a small one, trained for minutes by the same recipe with fewer weights, such as --set
-    model.network.width=8.
+    model.network.width=8 --set model.network.head_channels=8.
 
     Example: mcvd guide runs/mine runs/weak --output models/mine
     """
@@ -36,12 +36,20 @@ class Command:
 
     def run(self) -> None:
         """Runs the command."""
-        from mcvd.files import expanded
+        from mcvd.errors import McvdError
+        from mcvd.files import expanded, is_run
         from mcvd.guide import guided
         from mcvd.interop.load import load
 
+        output = expanded(self.output)
+        if any(is_run(folder) for folder in (output, output.parent)):
+            raise McvdError(
+                f"{output} is of a run of mcvd train, whose own model it would hide; choose another --output"
+            )
+        if output.resolve() == expanded(self.weaker).resolve():
+            raise McvdError(f"{output} is the weaker model, which would be lost; choose another --output")
         made = guided(load(self.model, device="cpu"), load(self.weaker, device="cpu"), self.scale, self.noise)
-        folder = made.save(expanded(self.output))
+        folder = made.save(output)
         print(
             f"wrote {folder}; name it as --model, or see what the guide changes: mcvd evaluate {folder} --protocol ..."
         )

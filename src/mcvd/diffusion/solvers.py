@@ -271,12 +271,22 @@ PUBLISHED = ("ddpm", "ddim")
 """Those that `published_table` knows."""
 
 
-def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -> Table:
-    """The table of a solver by name, for `steps` steps (None: the solver's default)."""
+def solver_named(name: str) -> Solver:
+    """The solver of this name; McvdError if there is none."""
     if name not in SOLVERS:
         raise McvdError(f"solver is {name!r}; it is one of {', '.join(SOLVERS)}")
-    solver = SOLVERS[name]
-    steps = min(solver.steps, schedule.steps) if steps is None else steps
+    return SOLVERS[name]
+
+
+def default_steps(name: str, schedule: NoiseSchedule, published: bool = False) -> int:
+    """Steps of a solver unless others are asked for: its own number, or the 100 of the published code; at most all."""
+    return min(100 if published else solver_named(name).steps, schedule.steps)
+
+
+def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -> Table:
+    """The table of a solver by name, for `steps` steps (None: `default_steps`)."""
+    solver = solver_named(name)
+    steps = default_steps(name, schedule) if steps is None else steps
     return solver.build(schedule, solver.spacing(schedule, steps))
 
 

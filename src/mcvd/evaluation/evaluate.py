@@ -13,7 +13,6 @@ from torch import Tensor
 from mcvd import __version__
 from mcvd.cache import tensors_sha256
 from mcvd.config import differences
-from mcvd.diffusion.solvers import SOLVERS
 from mcvd.errors import McvdError
 from mcvd.evaluation.clips import RealClips, content, real_clips, sources
 from mcvd.evaluation.folder import Folder
@@ -73,7 +72,6 @@ def evaluate(
     Raises McvdError if model, data and protocol do not fit together.
     """
     sampling = sampling or Sampling()
-    sampling = replace(sampling, solver=sampling.solver or model.solver(sampling.reference))
     worker = worker or Worker.of_torchrun()
     say = report if worker.rank == 0 else nothing
     check_fit(model, protocol, name)
@@ -130,18 +128,13 @@ def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
 
 
 def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
-    if sampling.solver not in SOLVERS:
-        raise McvdError(f"solver is {sampling.solver!r}; it must be one of {', '.join(SOLVERS)}")
-    most = model.config.schedule.steps
-    default = min(100 if sampling.reference else SOLVERS[sampling.solver].steps, most)
     said = differences(replace(model.config, solver=ModelConfig.solver), ModelConfig())  # the solver has its own field
     config = json.dumps(said, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(
         printable(name),
         tensors_sha256(weights),
-        sampling.solver,
-        sampling.steps or default,
+        *model.sampler(sampling.solver, sampling.steps, sampling.reference),
         sampling.guidance,
         sampling.seed,
         sampling.reference,

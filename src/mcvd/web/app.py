@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mcvd.config import from_dict, to_dict
 from mcvd.data.frames import Fit
-from mcvd.diffusion.solvers import SOLVERS
+from mcvd.diffusion.solvers import SOLVERS, default_steps
 from mcvd.errors import McvdError
 from mcvd.given import whole
 from mcvd.model import VideoDiffusion
@@ -103,9 +103,9 @@ class _Page:
                 "future": layout.future,
                 "tasks": list(model.config.masking.tasks(layout)),
                 "device": str(model.device),
-                "solver": model.solver(),
+                "solver": model.config.solver,
                 "solvers": {
-                    name: {"steps": min(solver.steps, model.config.schedule.steps), "summary": solver.summary}
+                    name: {"steps": default_steps(name, model.config.schedule), "summary": solver.summary}
                     for name, solver in SOLVERS.items()
                 },
                 "columns": COLUMNS,

@@ -148,7 +148,7 @@ class JobQueue:
 
     def _job(self, order: Order) -> tuple[Job, Tensor]:
         """An order as a job, and its video with the given frames."""
-        solver = order.solver or self.model.solver()
+        solver, steps = self.model.sampler(order.solver, order.steps)
         order = replace(order, solver=solver, name=printable(order.name))  # as pages opened later will see it
         whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
         whole("samples", order.samples, 1, MOST_SAMPLES)
@@ -170,7 +170,7 @@ class JobQueue:
             for i, made in zip(block.current, block.made):
                 if made:
                     blocks[i] = number
-        solver_table(solver, self.model.config.schedule, order.steps)
+        solver_table(solver, self.model.config.schedule, steps)
         fps = next((clip.fps for clip in clips.values()), self.model.config.fps)
         return Job(order, known, blocks, fps), video
 
