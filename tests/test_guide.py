@@ -1,6 +1,7 @@
 """A guide: a weaker network that sampling moves away from."""
 
 import dataclasses
+import re
 import sys
 from math import nan
 from pathlib import Path
@@ -11,12 +12,15 @@ import torch
 import mcvd
 import tiny
 from mcvd import McvdError
+from mcvd.cli import guide as guide_command
 from mcvd.cli.main import main
+from mcvd.config import differences, override, parse_assignments
 from mcvd.evaluation.evaluate import Sampling, _system
 from mcvd.guide import GuideConfig, guided
 from mcvd.layout import BlockLayout, Masking
+from mcvd.model import ModelConfig, VideoDiffusion
 from mcvd.networks.config import UNetConfig
-from mcvd.training.recipe import Recipe
+from mcvd.training.recipe import Recipe, read_recipe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import guidance
@@ -84,6 +88,18 @@ def test_the_guide_is_told_what_the_model_is_told(options):
         torch.testing.assert_close(out, weak + 2.5 * (plain - weak), rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_model_and_guide_see_the_same_noise_on_known_frames(model):
+    """With itself as its guide, a model says what it says without one, whoever draws the noise."""
+    noisy = tiny.model(noisy_condition=True)
+    made = guided(noisy, noisy, scale=3.0, noise=0.0)
+    x, outputs = torch.randn(3, 3, 1, 16, 16), []
+    for guided_ in (False, True):
+        torch.manual_seed(0)
+        outputs.append(denoiser(made, True, True, guided=guided_)(x, 50, float(noisy.config.schedule.alpha_bar[50])))
+    torch.testing.assert_close(*outputs)
+
+
 def test_every_task_is_guided_and_the_reference_is_not(weaker, model):
     made = guided(model, weaker, noise=0.0)
     clip = tiny.video(2, 1, 16, 16)
@@ -139,6 +155,15 @@ def test_an_evaluation_with_a_guide_is_another_one(weaker, model):
     assert len({weights(model), weights(two), weights(three)}) == 3
 
 
+def test_what_a_guided_model_is_named_by_leaves_defaults_out(weaker, model):
+    """A field that UNetConfig gets later must not give the models of today another hash."""
+    said = differences(guided(model, weaker, 2.0).config, ModelConfig())["guide"]
+    own = dataclasses.asdict(weaker.config.network)
+    usual = dataclasses.asdict(UNetConfig())
+    assert said.keys() == {"network", "scale"}
+    assert said["network"].keys() == {name for name in own if own[name] != usual[name]}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -158,6 +183,18 @@ def test_an_evaluation_with_a_guide_is_another_one(weaker, model):
 def test_models_that_do_not_fit_are_refused(options, message, model):
     with pytest.raises(McvdError, match=message):
         guided(model, tiny.model(**SMALL | options))
+
+
+def test_a_guide_of_another_stride_is_refused_and_notes_are_a_copy(weaker):
+    every_third = tiny.model()
+    every_third.notes["stride"] = 3
+    with pytest.raises(McvdError, match="the guide was trained on one frame in 1, the model on one in 3"):
+        guided(every_third, weaker)
+    same = tiny.model(seed=7, **SMALL)
+    same.notes["stride"] = 3
+    made = guided(every_third, same)
+    made.notes["stride"] = 5
+    assert every_third.stride == 3
 
 
 @pytest.mark.parametrize(
@@ -189,7 +226,36 @@ def test_the_command_makes_the_guided_model(weaker, model, tmp_path, capsys, mon
     assert "the guide's channels is 3, the model's 1; they must be equal" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert main(["info", "both"]) == 0
-    assert "width 4 x (1, 2), scale 4, at noise from 0.5" in capsys.readouterr().out
+    assert "0.02 million parameters, width 4 x (1, 2); scale 4, at noise from 0.5" in capsys.readouterr().out
+
+
+def test_the_command_overwrites_no_run_and_not_the_weaker_model(weaker, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save("run/model")
+    Path("run/recipe.yaml").write_text("")
+    Path("run/samples").mkdir()
+    weaker.save("weak")
+    before = Path("weak/model.safetensors").read_bytes()
+    for output in ("run", "run/model"):
+        assert main(["guide", "run/model", "weak", "--output", output]) == 1
+        assert f"{output} is of a run of mcvd train, whose own model it would hide" in capsys.readouterr().err
+    for output in ("weak", "../" + tmp_path.name + "/weak"):
+        assert main(["guide", "run/model", "weak", "--output", output]) == 1
+        assert "is the weaker model, which would be lost; choose another --output" in capsys.readouterr().err
+    assert not Path("run/config.json").exists()
+    assert Path("weak/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("recipe", ["digits", "digits-small", "videos-small", "modern"])
+def test_the_weaker_recipe_of_the_help_is_one(recipe):
+    said = " ".join(guide_command.Command.__doc__.split())
+    assignments = re.findall(r"--set (\S+=\d+)", said)
+    assert len(assignments) == 2
+    strong = read_recipe(recipe)
+    weak = override(strong, parse_assignments(assignments, "--set"), "the recipe")
+    with torch.device("meta"):
+        sizes = [sum(p.numel() for p in VideoDiffusion(one.model).parameters()) for one in (strong, weak)]
+    assert sizes[1] < sizes[0] / 5
 
 
 def test_a_recipe_has_no_guide():

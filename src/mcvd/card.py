@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from mcvd.text import colours, counted, plain
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mcvd.guide import GuideConfig
     from mcvd.model import ModelConfig, VideoDiffusion
 
@@ -16,25 +18,29 @@ def model_rows(model: VideoDiffusion) -> list[tuple[str, str]]:
     config, layout = model.config, model.layout
     solver, steps = model.sampler()
     height, width = model.size
-    parameters = sum(p.numel() for p in model.parameters())
     frames = f"{layout.past} past, {layout.current} generated at once, {layout.future} future"
     return [
         ("size", f"{width}x{height} pixels, {colours(model.channels)}"),
         ("frames", f"{frames}; videos are written at {config.fps:.4g} per second"),
         ("tasks", ", ".join(commands(model)) or "none"),
-        ("parameters", f"{parameters / 1e6:.2f} million"),
+        ("parameters", f"{_weights(model.network) / 1e6:.2f} million"),
         ("network", f"width {config.network.width} x {config.network.multipliers}, {config.network.conditioning}"),
         ("noise", f"{config.schedule.kind} schedule, {config.schedule.steps} levels; predicts {config.prediction}"),
         ("solver", f"{solver}, {counted(steps, 'step')} per block, unless --solver and --steps say otherwise"),
         ("trained with", _hidden(config)),
-        *([("guide", _guide(config.guide))] if config.guide else []),
+        *([("guide", _guide(config.guide, _weights(model.guide)))] if config.guide and model.guide else []),
         *((name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in model.notes.items()),
     ]
 
 
-def _guide(guide: GuideConfig) -> str:
+def _weights(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _guide(guide: GuideConfig, weights: int) -> str:
     network = guide.network
-    return f"width {network.width} x {network.multipliers}, scale {guide.scale:g}, at noise from {guide.noise:g}"
+    size = f"{weights / 1e6:.2f} million parameters, width {network.width} x {network.multipliers}"
+    return f"{size}; scale {guide.scale:g}, at noise from {guide.noise:g}"
 
 
 def _hidden(config: ModelConfig) -> str:

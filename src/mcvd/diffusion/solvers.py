@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from mcvd.diffusion.schedule import NoiseSchedule
 from mcvd.errors import McvdError
 
 LEAST_SIGNAL, LEAST_NOISE = 0.005, 0.01
-"""Standard deviations, of [-1, 1], between which multistep solvers place their calls."""
+"""Least ratios of signal to noise, and of noise to signal, that matter to where multistep solvers place their calls."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,15 @@ def spaced(schedule: NoiseSchedule, steps: int) -> list[int]:
 def spaced_in_log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
     """`steps` time numbers from T - 1 down, at even distances in lambda, the half log signal-to-noise ratio.
 
-    lambda goes from its value at T - 1 to that at time 0, where the step of the last call ends, but at most from
-    `LEAST_SIGNAL` to `LEAST_NOISE`: what lies beyond is pure noise or a clean video to any network. The formulas of the
-    DPM-Solver papers (arXiv 2206.00927, section 3.4) are in lambda, and so are their errors: even distances in time
-    are long at both ends, of which the noisy one decides what the video shows (docs/results.md), and the clean one how
-    much results vary (tests/test_solvers.py).
+    The first call is at T - 1, and the step of the last ends at the clean video. In between, the range of lambda from
+    T - 1 to time 0 is cut evenly, without what lies beyond `LEAST_SIGNAL` and `LEAST_NOISE`: pure noise, or a clean
+    video, to any network. The formulas of DPM-Solver++ and UniPC are in lambda (arXiv 2206.00927, section 3.4), and so
+    are their errors: even distances in time are long at both ends, of which the noisy one decides what the video shows
+    (docs/results.md), and the clean one how much results vary (tests/test_solvers.py).
     """
     _check_steps(schedule, steps)
-    lambdas = _half_log_snr(schedule.alpha_bar.numpy()[::-1]).clip(math.log(LEAST_SIGNAL), -math.log(LEAST_NOISE))
+    lambdas = np.array([_half_log_snr(alpha_bar) for alpha_bar in reversed(schedule.alpha_bar.tolist())])
+    lambdas = lambdas.clip(math.log(LEAST_SIGNAL), -math.log(LEAST_NOISE))
     wanted = np.linspace(lambdas[0], lambdas[-1], steps, endpoint=False)
     times = [schedule.steps - 1]
     for i, time in enumerate(np.interp(wanted[1:], lambdas, np.arange(schedule.steps)[::-1]), 1):
@@ -174,10 +174,11 @@ def f_pndm(schedule: NoiseSchedule, times: list[int]) -> Table:
     return Table(tuple(rows), clip_eps=True)
 
 
-def _half_log_snr(alpha_bar: float | np.ndarray) -> Any:
-    """lambda of the DPM-Solver papers, of a number or an array; infinite where alpha_bar is 0 or 1."""
-    with np.errstate(divide="ignore"):
-        return np.log(np.divide(alpha_bar, np.subtract(1, alpha_bar))) / 2
+def _half_log_snr(alpha_bar: float) -> float:
+    """lambda of the DPM-Solver papers; infinite where alpha_bar is 0 or 1."""
+    if alpha_bar in (0.0, 1.0):
+        return math.inf if alpha_bar else -math.inf
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
 
 
 def dpm_solver_pp(schedule: NoiseSchedule, times: list[int], noisy: bool = False) -> Table:
