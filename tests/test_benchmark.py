@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -19,12 +21,14 @@ from mcvd.benchmark.calibrate import calibrate
 from mcvd.benchmark.cases import CASES, Setting, forward_flops, random_weights, setting_model
 from mcvd.benchmark.figures import figures, peaks
 from mcvd.benchmark.i3d import i3d_row
-from mcvd.benchmark.measure import Laps, Sample, interleave, summarise
+from mcvd.benchmark.measure import Laps, Sample, interleave, summarise, timed
 from mcvd.benchmark.peer import load_peer
 from mcvd.benchmark.run import FORMAT, Options, benchmark
 from mcvd.benchmark.table import table
 from mcvd.cli.main import main
 from mcvd.errors import McvdError
+from mcvd.networks.precision import PRECISIONS
+from mcvd.networks.unet import UNet
 
 CPU = torch.device("cpu")
 PLAIN = Path(__file__).parent.parent / "benchmarks" / "peers" / "plain.py"
@@ -75,6 +79,19 @@ def test_more_untimed_rounds_count_as_one():
     assert (len(rounds), len(called), reported) == (1, 5, [4, 5])
 
 
+def test_wall_time_and_processor_time_are_told_apart(monkeypatch):
+    for clock, step in (("perf_counter", 5.0), ("process_time", 2.0)):
+        ticks = itertools.count(1.0, step)
+        monkeypatch.setattr(f"mcvd.benchmark.measure.time.{clock}", lambda ticks=ticks: next(ticks))
+    assert timed(lambda: None, CPU) == (5.0, 2.0)
+
+
+def test_a_lap_is_the_median_of_all_steps_but_the_first():
+    laps = Laps(lambda done: None, CPU)
+    laps.marks = [Sample(wall, wall / 2) for wall in (50.0, 51.0, 53.0, 63.0)]
+    assert laps.lap() == (2.0, 1.0)
+
+
 def test_laps_leave_the_first_step_out():
     def steps(done):
         for seconds in (0.2, 0.01, 0.01):
@@ -97,6 +114,13 @@ def test_the_interval_of_the_median():
     assert summarise(values) == (9.5, 5.0, 14.0)  # the 6th and 15th: the textbook's 95 % interval for 20
     n, cut = 20, 5
     assert 2 * sum(math.comb(n, j) for j in range(cut + 1)) / 2**n <= 0.05
+
+
+@pytest.mark.parametrize("n", range(6, 41))
+def test_the_interval_of_the_median_is_the_shortest_of_at_least_95_percent(n):
+    outside = [2 * sum(math.comb(n, j) for j in range(cut + 1)) / 2**n for cut in range(n // 2)]
+    cut = max(cut for cut, share in enumerate(outside) if share <= 0.05)
+    assert summarise(range(n))[1:] == (cut, n - 1 - cut)
 
 
 def test_ceilings_are_work_per_second(monkeypatch):
@@ -126,6 +150,8 @@ def test_ratios_are_a_peers_over_ours_and_costs_those_of_the_first_row():
     assert beside["ratio"] == {"median": 3.0, "low": 2.0, "high": 4.0}
     assert beside["processor_ratio"]["median"] == 3.0
     assert (beside["difference"], beside["largest_output"], beside["equal"]) == (0.5, 1.5, False)
+    times = [Sample(1.0, 1.0)]
+    assert [run._beside(times, times, out, out + error)["equal"] for error in (5e-5, 2e-4)] == [True, False]
     assert run._least([{"a": Sample(2.0, 1.0)}, {"a": Sample(1.0, 3.0)}]) == {"a": Sample(1.0, 1.0)}
     entry = {"mcvd": {"memory_bytes": 10}, "peer": {"memory_bytes": 40}, "unmeasured": {"memory_bytes": None}}
     run._add_memory_ratios({"implementations": entry})
@@ -136,6 +162,80 @@ def test_ratios_are_a_peers_over_ours_and_costs_those_of_the_first_row():
     ]
     run._add_growth(rows)
     assert [row["frame_cost"] for row in rows] == [1.0, 0.5, 1.0]
+
+
+def test_the_figures_of_a_row_are_those_of_its_rounds(tmp_path, monkeypatch):
+    walls = {"/matmul": (1.0, 1.0), "/convolution": (1.0, 1.0), "mcvd/call": (3.0, 2.0), "same/call": (6.0, 8.0)}
+    asked = []
+
+    def interleaved(functions, *_):
+        assert functions.keys() == walls.keys()
+        return [{name: Sample(walls[name][i], i + 1.0) for name in functions} for i in range(2)]
+
+    def peak_bytes(request):
+        asked.append((request.case, request.setting.batch, request.precision, request.engine, request.peer))
+        return 400 if request.peer else 100
+
+    monkeypatch.setattr("mcvd.networks.precision.fast_on", lambda device: tuple(PRECISIONS))
+    monkeypatch.setattr(run, "interleave", interleaved)
+    monkeypatch.setattr(run, "peak_bytes", peak_bytes)
+    monkeypatch.setattr(run, "peaks", lambda ceilings, rounds: [1e6, 1e6])
+    path = toy(tmp_path, "same", 0.0)
+    [row] = benchmark(options(peers=(path,), cases=("network",), batches=(2,), memory=True, precision="bf16"))["rows"]
+    mine, theirs = (row["implementations"][name] for name in ("mcvd", "same"))
+    assert (mine["least_seconds"], theirs["least_seconds"], theirs["least_ratio"]) == (2.0, 6.0, 3.0)
+    assert theirs["ratio"] == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert mine["processor_seconds"] == {"median": 1.5, "low": 1.0, "high": 2.0}
+    assert mine["frames_per_second"] == 2 * 3 / 2.5
+    assert mine["mfu"]["high"] == row["flops"] / 2.0 / 1e6
+    assert theirs["memory_ratio"] == 0.25
+    assert asked == [("network", 2, "bf16", "torch", peer) for peer in (None, str(path))]
+
+
+def test_a_row_for_every_size_and_for_i3d_and_startup(monkeypatch):
+    def row(rounds, tick, /, **about):
+        for _ in range(rounds + 1):  # one of them untimed
+            tick()
+        return about
+
+    monkeypatch.setattr(run, "i3d_row", lambda batch, *more: row(*more[-2:], case="i3d", batch=batch))
+    monkeypatch.setattr(run, "startup_rows", lambda rounds, tick: [row(rounds, tick, case="startup", rounds=rounds)])
+    seen = []
+    asked = options(cases=("network", "i3d", "startup"), sizes=(8, 16), batches=(1, 2))
+    rows = benchmark(asked, lambda done, total: seen.append((done, total)))["rows"]
+    assert seen == [(done, len(rows) * 3) for done in range(1, len(rows) * 3 + 1)]
+    assert [(row["size"], row["batch"]) for row in rows[:4]] == [([n, n], b) for n in (8, 16) for b in (1, 2)]
+    assert [row["batch"] for row in rows[4:6]] == [1, 2]
+    assert rows[6:] == [{"case": "startup", "rounds": 2}]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_ceilings_and_all_calls_are_in_the_precision_asked_for(precision, monkeypatch):
+    half, ceilings = [], []
+
+    def spied(method):
+        def call(self, x, *more):
+            if x.device == CPU:  # not when operations are counted
+                half.append(torch.is_autocast_enabled("cpu"))
+            return method(self, x, *more)
+
+        return call
+
+    for method in (UNet.encode, UNet.forward):
+        monkeypatch.setattr(UNet, method.__name__, spied(method))
+    monkeypatch.setattr("mcvd.networks.precision.fast_on", lambda device: tuple(PRECISIONS))
+    monkeypatch.setattr(run, "calibrate", lambda *given: ceilings.append(given[1]) or calibrate(*given))
+    benchmark(options(cases=("network", "sampling"), precision=precision))
+    assert set(half) == {precision == "bf16"}
+    assert ceilings == [PRECISIONS[precision]]
+
+
+def test_the_engine_asked_for_runs_every_network_call(monkeypatch):
+    engines = []
+    monkeypatch.setattr(ours, "calls_by", lambda _, name: contextlib.nullcontext(engines.append(name)))
+    benchmark(options(cases=("network", "sampling"), engine="openvino", rounds=1))
+    assert len(engines) > 2
+    assert set(engines) == {"openvino"}
 
 
 def test_the_document(tmp_path):
@@ -190,6 +290,7 @@ def test_the_plain_peer_computes_the_same(name, conditioning):
     assert outputs[0].isfinite().all()
     assert (outputs[0] - outputs[1]).abs().max() <= 1e-5
     assert all(torch.equal(a, b) for a, b in zip(weights.values(), random_weights(model, CPU).values()))
+    assert min(float(weight.abs().max()) for weight in weights.values()) > 1e-3  # one near zero hides differences
 
 
 def test_every_row_of_a_network_call_has_its_own_time_number():
@@ -237,6 +338,9 @@ def test_work_is_that_of_all_clips_and_samples():
     assert {name: case.frames(three) for name, case in CASES.items()} == {"network": 9, "sampling": 18, "training": 18}
     for case in CASES.values():
         assert case.flops(three) == 3 * case.flops(one) > 0
+    call, encode = forward_flops(one.model, 6, 3)
+    assert CASES["sampling"].flops(three) == 100 * call + encode  # of all steps, timed or not
+    assert CASES["network"].flops(three) == call / 2
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="resident memory is read from Linux")

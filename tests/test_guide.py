@@ -12,6 +12,7 @@ import torch
 import mcvd
 import tiny
 from mcvd import McvdError
+from mcvd.card import model_rows
 from mcvd.cli import guide as guide_command
 from mcvd.cli.main import main
 from mcvd.config import differences, override, parse_assignments
@@ -153,6 +154,7 @@ def test_an_evaluation_with_a_guide_is_another_one(weaker, model):
 
     two, three = guided(model, weaker, 2.0), guided(model, weaker, 3.0)
     assert len({weights(model), weights(two), weights(three)}) == 3
+    assert weights(guided(model, weaker, 2)) == weights(two)
 
 
 def test_what_a_guided_model_is_named_by_leaves_defaults_out(weaker, model):
@@ -162,6 +164,7 @@ def test_what_a_guided_model_is_named_by_leaves_defaults_out(weaker, model):
     usual = dataclasses.asdict(UNetConfig())
     assert said.keys() == {"network", "scale"}
     assert said["network"].keys() == {name for name in own if own[name] != usual[name]}
+    assert differences(GuideConfig(UNetConfig()), None) == {"network": {}}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,7 @@ def test_a_guide_of_another_stride_is_refused_and_notes_are_a_copy(weaker):
     same = tiny.model(seed=7, **SMALL)
     same.notes["stride"] = 3
     made = guided(every_third, same)
+    assert (made.notes, made.training) == (every_third.notes, False)
     made.notes["stride"] = 5
     assert every_third.stride == 3
 
@@ -203,6 +207,26 @@ def test_a_guide_of_another_stride_is_refused_and_notes_are_a_copy(weaker):
 def test_scale_and_noise_are_checked(scale, noise, model, weaker):
     with pytest.raises(McvdError, match=r"the guide's (scale|noise) is .*; it must be"):
         guided(model, weaker, scale, noise)
+
+
+def test_a_guide_that_counts_time_from_the_other_end_is_refused(model):
+    weaker = VideoDiffusion(dataclasses.replace(tiny.config(**SMALL), time_from_noise=True))
+    with pytest.raises(McvdError, match="the time_from_noise of the guide and of the model differ"):
+        guided(model, weaker)
+
+
+def test_the_guide_acts_from_its_noise_level_upwards(weaker):
+    config = GuideConfig(weaker.config.network, noise=0.5)
+    assert [config.acts(alpha_bar) for alpha_bar in (0.76, 0.75, 0.0)] == [False, True, True]
+    assert GuideConfig(weaker.config.network, noise=1.0).acts(0.0)  # of a zero-terminal schedule
+
+
+def test_what_a_guided_model_says_counts_model_and_guide_apart(weaker, model):
+    plain, made = (dict(model_rows(one)) for one in (model, guided(model, weaker)))
+    assert "guide" not in plain
+    assert made["parameters"] == plain["parameters"]
+    small = dict(model_rows(weaker))["parameters"]
+    assert made["guide"] == f"{small} parameters, width 4 x (1, 2); scale 1.5, at noise from 0.95"
 
 
 def test_a_guide_may_know_more_tasks_than_the_model_and_must_know_hidden_frames(weaker):
@@ -227,6 +251,11 @@ def test_the_command_makes_the_guided_model(weaker, model, tmp_path, capsys, mon
     assert not (tmp_path / "other").exists()
     assert main(["info", "both"]) == 0
     assert "0.02 million parameters, width 4 x (1, 2); scale 4, at noise from 0.5" in capsys.readouterr().out
+
+
+def test_the_defaults_of_the_command_are_those_of_the_library():
+    for name in ("scale", "noise"):
+        assert getattr(guide_command.Command, name) == getattr(GuideConfig, name)
 
 
 def test_the_command_overwrites_no_run_and_not_the_weaker_model(weaker, model, tmp_path, capsys, monkeypatch):

@@ -549,7 +549,7 @@ def test_what_is_noted_of_the_training_stays_with_a_model(tmp_path):
     [
         ({}, "predict, predict --backward, interpolate, generate", "past hidden 50%.*, future hidden 50% of the time$"),
         ({"masking": Masking(0.5, 0.5, together=True)}, "interpolate, generate", "both together"),
-        ({"masking": Masking(1.0, 0.5)}, "predict --backward, generate", "past hidden 100%"),
+        ({"masking": Masking(1.0, 0.5)}, "predict --backward, generate", "past hidden 100%.*, future hidden 50%"),
         ({"masking": Masking(), "layout": BlockLayout(2, 3)}, "predict", "^past hidden 0% of the time$"),
         ({"masking": Masking(), "layout": BlockLayout(0, 3)}, "generate", "^no past and no future$"),
         ({"masking": Masking(0.5, 0.5, frames=0.1), "context_noise": 0.3}, "predict, .*", "10% of single.*up to 0.3"),
@@ -559,6 +559,15 @@ def test_a_model_says_what_it_was_trained_for(options, tasks, trained):
     rows = dict(model_rows(tiny.model(**options)))
     assert re.fullmatch(tasks, rows["tasks"])
     assert re.search(trained, rows["trained with"])
+
+
+def test_a_model_says_how_it_was_made_and_how_it_samples():
+    config = dataclasses.replace(tiny.config(prediction="v", steps=120), solver="sde-dpm++")
+    rows = dict(model_rows(made := VideoDiffusion(config)))
+    assert rows["noise"] == "linear schedule, 120 levels; predicts v"
+    assert rows["solver"] == "sde-dpm++, 20 steps per block, unless --solver and --steps say otherwise"
+    assert rows["network"] == "width 8 x (1, 2), concat"
+    assert rows["parameters"] == f"{sum(p.numel() for p in made.parameters()) / 1e6:.2f} million"
 
 
 def test_a_model_says_its_size_as_width_by_height():
@@ -591,7 +600,7 @@ def test_push_to_hub_uploads_a_folder_that_loads(model, monkeypatch):
     assert yaml.safe_load(front)["library_name"] == "mcvd"
     assert 'mcvd.load("me/mine")' in page
     for command in ("predict", "predict --backward", "interpolate", "generate"):
-        assert f"\nmcvd {command} " in page
+        assert re.search(f"^mcvd {command} .*--model me/mine$", page, re.MULTILINE)
     with monkeypatch.context() as offline:
         offline.setattr(Api, "create_repo", lambda *_, **__: (_ for _ in ()).throw(Exception("no route to host\n...")))
         with pytest.raises(McvdError, match=r"cannot upload to me/mine \(no route to host\); log in with"):
@@ -655,6 +664,12 @@ def test_the_solver_and_its_steps_where_nothing_is_asked_for(asked, expected):
     assert torch.equal(model.predict(GOOD, 3, **asked), same)
 
 
+@pytest.mark.parametrize("more", [{}, {"steps": 5}, {"reference": True}])
+def test_a_solver_that_there_is_not_is_refused(more):
+    with pytest.raises(McvdError, match="solver is 'euler'; it is one of ddpm"):
+        tiny.model().sampler("euler", **more)
+
+
 def test_what_is_no_model_does_not_hide_a_bundled_one(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundled = mcvd.load("digits", device="cpu").config
@@ -665,6 +680,7 @@ def test_what_is_no_model_does_not_hide_a_bundled_one(model, tmp_path, monkeypat
     assert mcvd.load("digits", device="cpu").config == model.config
     (folder / "model").rename(tmp_path / "model")
     model.save(folder)
+    tiny.model(width=4).save(folder / "model")  # which the folder's own hides
     assert mcvd.load("digits", device="cpu").config == model.config
 
 
@@ -677,6 +693,9 @@ def test_a_file_that_is_no_model_is_not_asked_of_the_hub(tmp_path, monkeypatch):
         mcvd.load("in/plain.mp4", device="cpu")
     with pytest.raises(McvdError, match=r"https://hub.example/me/m is an address, not a file: download it first"):
         mcvd.load("https://hub.example/me/m", device="cpu")
+    for name in ("a/b/c", "./nothing", "../nothing", "/nothing"):  # no owner/name
+        with pytest.raises(McvdError, match=rf"^no model {re.escape(name)}: it is not a folder"):
+            mcvd.load(name, device="cpu")
     for recipe in ("videos-small", "kth-concat"):
         with pytest.raises(McvdError, match=rf"{recipe} is a recipe, not a model: mcvd train {recipe} makes one"):
             mcvd.load(recipe, device="cpu")

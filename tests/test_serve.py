@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from mcvd.cli.main import main
 from mcvd.data.video import contact_sheet, read_video, write_video
 from mcvd.errors import McvdError
 from mcvd.layout import Masking
+from mcvd.model import VideoDiffusion
 from mcvd.web import jobs
 from mcvd.web.app import application
 from mcvd.web.clips import COLUMNS, Clip, ClipStore, file_name
@@ -178,6 +180,7 @@ def test_what_is_made_can_be_gone_on_from_and_taken_home(server, tmp_path):
     [made] = server.finished(server.order([None] * 4, steps=2))["clips"]
     again = server.finished(server.order([*cells(made, range(4)), None], steps=2))
     assert torch.equal(server.frames(again["clips"][0], tmp_path)[:4], server.frames(made, tmp_path))
+    assert again["clips"][0]["was"] == "1 frame generated from 4 given frames"
     for suffix, start in (("mp4", b"ftyp"), ("gif", b"GIF89a"), ("webm", b"\x1aE\xdf\xa3"), ("png", b"\x89PNG")):
         status, body = server.ask(f"clips/{made['id']}/file.{suffix}")
         assert status == 200
@@ -208,9 +211,9 @@ def test_a_model_of_another_kind_has_its_own_defaults(tmp_path, monkeypatch):
             return video[None].repeat(2, 1, 1, 1, 1)
 
         monkeypatch.setattr(model, "fill", fill)
-        now = server.finished(
-            server.order([*cells(server.send(tmp_path / "b.mkv"), [0, 1]), None], samples=2, guidance=1.5)
-        )
+        refused = server.refused("orders", b'{"timeline": [null], "guidance": 1.5}')
+        assert "guidance needs a model that saw blocks with everything hidden" in refused
+        now = server.finished(server.order([*cells(server.send(tmp_path / "b.mkv"), [0, 1]), None], samples=2))
         assert now["fps"] == 10.0  # the clip's, of every second frame
         del asked["progress"]
         assert asked == {
@@ -218,12 +221,20 @@ def test_a_model_of_another_kind_has_its_own_defaults(tmp_path, monkeypatch):
             "solver": "ddim",
             "steps": None,
             "seed": 0,
-            "guidance": 1.5,
+            "guidance": 1.0,
             "precision": "bf16",
             "engine": "openvino",
         }
     finally:
         server.stop()
+
+
+def test_what_is_made_has_the_rate_of_the_first_clip(server, tmp_path):
+    timeline = []
+    for fps in (20, 5):
+        write_video(path := tmp_path / f"{fps}.mkv", tiny.video(3, 1, 16, 16), fps=fps, scale=1)
+        timeline += cells(server.send(path), [0])
+    assert server.finished(server.order([*timeline, None], steps=1))["fps"] == 20
 
 
 def test_finished_orders_are_forgotten_from_the_oldest_on(server, monkeypatch):
@@ -268,12 +279,31 @@ def test_an_order_is_told_to_other_pages_as_it_was_carried_out(server):
     assert order == {**asked, "samples": 1, "solver": "ddpm", "seed": 0, "guidance": 1.0, "name": "half a letter: ?"}
 
 
+def test_the_guidance_that_is_asked_for_reaches_the_model(server, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        VideoDiffusion, "fill", lambda self, video, known, **options: asked.update(options) or video[None]
+    )
+    server.finished(server.order([None], guidance=1.5))
+    assert asked["guidance"] == 1.5
+
+
 def test_an_order_outlives_what_it_made(server, monkeypatch):
     key = server.order([None], steps=1)
     server.finished(key)
     monkeypatch.setattr(ClipStore, "get", lambda self, key: None)
     now = server.json(f"orders/{key}")
     assert (now["state"], now["clips"]) == ("done", [])
+
+
+def test_the_page_is_told_how_long_it_takes(server, monkeypatch):
+    key = server.order([None], steps=1)
+    assert server.finished(key)["seconds"] > 0
+    job = jobs.Job(jobs.Order([None]), [False], [1], 10.0, "running", done=2, total=8, began=100.0)
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: 110.0))
+    assert (job.status()["seconds"], job.status()["left"]) == (10.0, 30.0)
+    job.done = 0
+    assert job.status()["left"] is None
 
 
 def test_orders_wait_for_each_other_and_can_be_stopped(server, monkeypatch):
@@ -323,6 +353,7 @@ def test_an_order_that_fails_says_why_and_the_next_one_works(server, monkeypatch
         (b"{}", "timeline is missing"),
         (b'{"timeline": [null], "sampels": 2}', "did you mean samples?"),
         (b'{"timeline": []}', "frames in the timeline is 0"),
+        (b'{"timeline": [' + b"null, " * 600 + b"null]}", "frames in the timeline is 601; it must be at most 600"),
         (b'{"timeline": [null], "samples": 1000}', "samples is 1000; it must be at most"),
         (b'{"timeline": [null], "solver": "dpm"}', "solver is 'dpm'; it is one of"),
         (b'{"timeline": [null], "steps": 0}', "steps"),

@@ -331,7 +331,15 @@ class VideoDiffusion(nn.Module):
         if solver is None:
             solver = self.config.solver
             solver = solver if not reference or solver in PUBLISHED else ModelConfig.solver
+        solver_named(solver)
         return solver, default_steps(solver, self.config.schedule, reference) if steps is None else steps
+
+    def check_guidance(self, guidance: float) -> float:
+        """The guidance scale; McvdError if it is no finite number, or the model cannot be guided by itself."""
+        guidance = finite("guidance", guidance)
+        if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
+            raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
+        return guidance
 
     # --- filling in ---------------------------------------------------------------------------------------------
 
@@ -382,9 +390,7 @@ class VideoDiffusion(nn.Module):
         samples, batch_size = whole("samples", samples, 1), whole("batch_size", batch_size, 1)
         first_clip, seed = whole("first_clip", first_clip, 0), whole("seed", seed, 0)
         steps = None if steps is None else whole("steps", steps, 1)
-        guidance, context_noise = finite("guidance", guidance), finite("context_noise", context_noise)
-        if guidance != 1.0 and (False, False) not in self.config.masking.combinations(self.layout):
-            raise McvdError("guidance needs a model that saw blocks with everything hidden in training; leave it at 1")
+        guidance, context_noise = self.check_guidance(guidance), finite("context_noise", context_noise)
         if not 0.0 <= context_noise <= self.config.context_noise:
             most = self.config.context_noise
             raise McvdError(f"context_noise is {context_noise}; this model was trained with 0 to {most:g}")

@@ -72,7 +72,8 @@ def benchmark(options: Options, progress: Progress | None = None) -> dict[str, A
     device = torch.device(usable_device(options.device))
     settings = [(CASES[name], setting) for name in options.cases if name in CASES for setting in _settings(options)]
     extra = [name for name in options.cases if name not in CASES]
-    ticks = _Ticks((len(settings) + len(extra)) * (options.rounds + 1), progress)
+    more = {"i3d": len(options.batches), "startup": 1}  # rows
+    ticks = _Ticks((len(settings) + sum(more[name] for name in extra)) * (options.rounds + 1), progress)
 
     peers = [load_peer(path) for path in options.peers]
     names = [ours.NAME, *(peer.name for peer in peers)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from mcvd.data.sheet import as_uint8, contact_sheet
 from mcvd.diffusion.solvers import solver_table
 from mcvd.errors import McvdError
-from mcvd.given import finite, whole
+from mcvd.given import whole
 from mcvd.model import VideoDiffusion
 from mcvd.planner import plan
 from mcvd.text import counted, described, printable
@@ -153,7 +153,7 @@ class JobQueue:
         whole("frames in the timeline", len(order.timeline), 1, MOST_FRAMES)
         whole("samples", order.samples, 1, MOST_SAMPLES)
         whole("seed", order.seed, 0)
-        finite("guidance", order.guidance)
+        self.model.check_guidance(order.guidance)
         clips = {cell.clip: self.store[cell.clip] for cell in order.timeline if cell is not None}
         known = [cell is not None and cell.given for cell in order.timeline]
         if all(known):
