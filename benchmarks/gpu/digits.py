@@ -99,7 +99,9 @@ def packed_clips(recipe: Recipe, split: str, device: torch.device) -> MovingMNIS
 
 
 def packed_recipe() -> Recipe:
-    return from_dict(Recipe, json.loads((PACKED / "recipe.json").read_text()), str(PACKED / "recipe.json"))
+    if not (file := PACKED / "recipe.json").is_file():
+        raise SystemExit(f"{PACKED} is missing; make it first: python benchmarks/gpu/digits.py prepare")
+    return from_dict(Recipe, json.loads(file.read_text()), str(file))
 
 
 def prepare(options: Prepare) -> None:
