@@ -155,6 +155,8 @@ def test_an_evaluation_with_a_guide_is_another_one(weaker, model):
     two, three = guided(model, weaker, 2.0), guided(model, weaker, 3.0)
     assert len({weights(model), weights(two), weights(three)}) == 3
     assert weights(guided(model, weaker, 2)) == weights(two)
+    whole, real = tiny.model(masking=Masking(0, 1)), tiny.model(masking=Masking(0.0, 1.0))
+    assert weights(whole) == weights(real)
 
 
 def test_what_a_guided_model_is_named_by_leaves_defaults_out(weaker, model):

@@ -589,6 +589,15 @@ def test_imports_of_two_experiments_have_two_names(logs, tmp_path, monkeypatch, 
     assert f"wrote models/two (0.1 M parameters, {size / 1e6:.1f} MB)" in capsys.readouterr().out
 
 
+def test_an_import_hides_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "samples").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").touch()
+    for output in ("run", "run/model"):
+        assert main(["import", "checkpoint.pt", "--output", output]) == 1
+        assert f"{output} is of a run of mcvd train, whose own model it would hide" in capsys.readouterr().err
+
+
 def test_names_of_published_checkpoints(tmp_path, monkeypatch):
     (tmp_path / "kth" / "logs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "kth")

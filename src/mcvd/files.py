@@ -29,6 +29,14 @@ def is_run(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() and (folder / "samples").is_dir()
 
 
+def model_output(path: Path | str) -> Path:
+    """The folder into which a command writes a model, expanded; McvdError if the model of a run would be hidden."""
+    folder = expanded(path)
+    if is_run(folder) or is_run(folder.parent):
+        raise McvdError(f"{folder} is of a run of mcvd train, whose own model it would hide; choose another --output")
+    return folder
+
+
 def expanded(path: Path | str) -> Path:
     """The path with `~` or `~user` replaced by that home folder; as it is if there is none: names may begin with ~.
 

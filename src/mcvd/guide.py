@@ -60,7 +60,7 @@ def guided(
             raise McvdError(f"the {name} of the guide and of the model differ; both must be trained with the same")
     if weaker.stride != model.stride:
         raise McvdError(f"the guide was trained on one frame in {weaker.stride}, the model on one in {model.stride}")
-    config: ModelConfig = replace(model.config, guide=GuideConfig(weaker.config.network, float(scale), float(noise)))
+    config: ModelConfig = replace(model.config, guide=GuideConfig(weaker.config.network, scale, noise))
     mine, theirs = (one.config.masking for one in (model, weaker))
     if missing := mine.tasks(model.layout).keys() - theirs.tasks(model.layout).keys():
         raise McvdError(f"the guide was not trained for these tasks of the model: {', '.join(sorted(missing))}")

@@ -328,11 +328,10 @@ class VideoDiffusion(nn.Module):
         `reference` knows DDPM and DDIM, so it takes DDPM for a model with another solver. Raises McvdError for a name
         that is no solver's.
         """
-        if solver is None:
-            solver = self.config.solver
-            solver = solver if not reference or solver in PUBLISHED else ModelConfig.solver
-        solver_named(solver)
-        return solver, default_steps(solver, self.config.schedule, reference) if steps is None else steps
+        own = self.config.solver if not reference or self.config.solver in PUBLISHED else ModelConfig.solver
+        solver = own if solver is None else solver
+        usual = default_steps(solver, self.config.schedule, reference)
+        return solver, usual if steps is None else steps
 
     def check_guidance(self, guidance: float) -> float:
         """The guidance scale; McvdError if it is no finite number, or the model cannot be guided by itself."""

@@ -37,15 +37,11 @@ class Command:
     def run(self) -> None:
         """Runs the command."""
         from mcvd.errors import McvdError
-        from mcvd.files import expanded, is_run
+        from mcvd.files import expanded, model_output
         from mcvd.guide import guided
         from mcvd.interop.load import load
 
-        output = expanded(self.output)
-        if any(is_run(folder) for folder in (output, output.parent)):
-            raise McvdError(
-                f"{output} is of a run of mcvd train, whose own model it would hide; choose another --output"
-            )
+        output = model_output(self.output)
         if output.resolve() == expanded(self.weaker).resolve():
             raise McvdError(f"{output} is the weaker model, which would be lost; choose another --output")
         made = guided(load(self.model, device="cpu"), load(self.weaker, device="cpu"), self.scale, self.noise)

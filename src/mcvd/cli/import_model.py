@@ -31,11 +31,11 @@ class Command:
         """Runs the command."""
         import torch
 
-        from mcvd.files import expanded, model_name
+        from mcvd.files import model_name, model_output
         from mcvd.interop.official import import_checkpoint
         from mcvd.saving import CONFIG, WEIGHTS
 
-        folder = expanded(self.output or Path("models") / model_name(self.checkpoint))
+        folder = model_output(self.output or Path("models") / model_name(self.checkpoint))
         model = import_checkpoint(self.checkpoint, folder, ema=not self.raw, dtype=getattr(torch, self.dtype))
         size = sum((folder / name).stat().st_size for name in (CONFIG, WEIGHTS)) / 1e6
         parameters = sum(p.numel() for p in model.parameters()) / 1e6

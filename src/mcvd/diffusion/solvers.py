@@ -281,7 +281,8 @@ def solver_named(name: str) -> Solver:
 
 def default_steps(name: str, schedule: NoiseSchedule, published: bool = False) -> int:
     """Steps of a solver unless others are asked for: its own number, or the 100 of the published code; at most all."""
-    return min(100 if published else solver_named(name).steps, schedule.steps)
+    own = solver_named(name).steps
+    return min(100 if published else own, schedule.steps)
 
 
 def solver_table(name: str, schedule: NoiseSchedule, steps: int | None = None) -> Table:

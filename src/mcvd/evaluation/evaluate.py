@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mcvd import __version__
 from mcvd.cache import tensors_sha256
-from mcvd.config import differences
+from mcvd.config import differences, from_dict, to_dict
 from mcvd.errors import McvdError
 from mcvd.evaluation.clips import RealClips, content, real_clips, sources
 from mcvd.evaluation.folder import Folder
@@ -128,7 +128,8 @@ def check_fit(model: VideoDiffusion, protocol: Protocol, name: str) -> None:
 
 
 def _system(model: VideoDiffusion, name: str, sampling: Sampling) -> System:
-    said = differences(replace(model.config, solver=ModelConfig.solver), ModelConfig())  # the solver has its own field
+    saved = from_dict(ModelConfig, to_dict(model.config), "the model")  # as loaded: 1 given for 1.0 is 1.0
+    said = differences(replace(saved, solver=ModelConfig.solver), ModelConfig())  # the solver has its own field
     config = json.dumps(said, sort_keys=True)
     weights = {**model.state_dict(), "config": torch.frombuffer(bytearray(config.encode()), dtype=torch.uint8)}
     return System(
